@@ -1,0 +1,179 @@
+"""The error tree of the node.
+
+::
+
+    MarrowNodeError                1
+    ├── InputError                20  the slide cannot be analysed as it is
+    │   ├── SeriesNotFound        21
+    │   ├── NotWholeSlideImage    22  not SM, or no VOLUME level
+    │   ├── SlideGeometryInvalid  23  no pixel spacing, contradicting levels
+    │   ├── PixelsUnsupported     24  16 bit, monochrome, unknown transfer syntax
+    │   ├── FrameInvalid          25  truncated, empty, wrongly sized or missing frame
+    │   └── ConfigurationInvalid  26  settings file or command line
+    ├── PacsError                 30
+    │   ├── PacsUnreachable       31  transient
+    │   ├── PacsTimeout           32  transient
+    │   ├── PacsUnauthorized      33  401, 403
+    │   ├── PacsNotFound          34  404
+    │   ├── PacsRefused           35  406, 409, other 4xx; a refused STOW
+    │   ├── PacsBusy              36  429, 5xx; transient
+    │   ├── PacsAnswerInvalid     37  HTML, malformed JSON or multipart
+    │   └── PacsReadBackDiffers   38  what came back is not what was stored
+    ├── ModelError                40
+    │   ├── ModelNotFound         41
+    │   ├── ManifestInvalid       42
+    │   ├── DigestMismatch        43
+    │   └── InferenceFailed       44
+    ├── EhrError                  50
+    │   ├── EhrUnreachable        51  transient (also time-outs and 5xx)
+    │   ├── EhrUnauthorized       52
+    │   ├── EhrRefused            53
+    │   ├── EhrAnswerInvalid      54
+    │   └── EhrReadBackDiffers    55
+    └── ResourceError             60
+        ├── SlideTooLarge         61
+        ├── DiskFull              62  transient
+        └── ResultsDisagree       63  ANN, SR and FHIR do not say the same
+
+Every foreign exception (requests, dicomweb-client, pydicom, decoders, OS) is mapped to one of
+these where it crosses into the node.
+"""
+
+from __future__ import annotations
+
+from models.errors import MarrowNodeError
+
+
+class InputError(MarrowNodeError):
+    exit_code = 20
+    meaning = "input: the slide cannot be analysed as it is"
+
+
+class SeriesNotFound(InputError):
+    exit_code = 21
+    meaning = "input: the PACS knows no such study or series"
+
+
+class NotWholeSlideImage(InputError):
+    exit_code = 22
+    meaning = "input: not a VL Whole Slide Microscopy series with a VOLUME level"
+
+
+class SlideGeometryInvalid(InputError):
+    exit_code = 23
+    meaning = "input: pixel spacing, matrix or tile geometry is missing or contradicts itself"
+
+
+class PixelsUnsupported(InputError):
+    exit_code = 24
+    meaning = "input: pixels are not 8-bit colour, or their transfer syntax is not supported"
+
+
+class FrameInvalid(InputError):
+    exit_code = 25
+    meaning = "input: a frame is missing, empty, truncated or of the wrong size"
+
+
+class ConfigurationInvalid(InputError):
+    exit_code = 26
+    meaning = "input: the settings or the command line contradict themselves"
+
+
+class PacsError(MarrowNodeError):
+    exit_code = 30
+    meaning = "PACS: the archive could not be used"
+
+
+class PacsUnreachable(PacsError):
+    exit_code = 31
+    meaning = "PACS: no connection"
+    transient = True
+
+
+class PacsTimeout(PacsError):
+    exit_code = 32
+    meaning = "PACS: no answer in time"
+    transient = True
+
+
+class PacsUnauthorized(PacsError):
+    exit_code = 33
+    meaning = "PACS: credentials are missing or not accepted (401, 403)"
+
+
+class PacsNotFound(PacsError):
+    exit_code = 34
+    meaning = "PACS: the address answers 404"
+
+
+class PacsRefused(PacsError):
+    exit_code = 35
+    meaning = "PACS: the request was refused (406, 409, other 4xx, or a failed STOW)"
+
+
+class PacsBusy(PacsError):
+    exit_code = 36
+    meaning = "PACS: the archive is overloaded or failing (429, 5xx)"
+    transient = True
+
+
+class PacsAnswerInvalid(PacsError):
+    exit_code = 37
+    meaning = "PACS: the answer is not what DICOMweb prescribes (HTML, malformed JSON or multipart)"
+
+
+class PacsReadBackDiffers(PacsError):
+    exit_code = 38
+    meaning = "PACS: what was read back is not what was stored"
+
+
+class EhrError(MarrowNodeError):
+    exit_code = 50
+    meaning = "EHR: the FHIR server could not be used"
+
+
+class EhrUnreachable(EhrError):
+    exit_code = 51
+    meaning = "EHR: no connection, no answer in time, or a failing server (5xx)"
+    transient = True
+
+
+class EhrUnauthorized(EhrError):
+    exit_code = 52
+    meaning = "EHR: credentials are missing or not accepted (401, 403)"
+
+
+class EhrRefused(EhrError):
+    exit_code = 53
+    meaning = "EHR: the report was refused"
+
+
+class EhrAnswerInvalid(EhrError):
+    exit_code = 54
+    meaning = "EHR: the answer is not FHIR"
+
+
+class EhrReadBackDiffers(EhrError):
+    exit_code = 55
+    meaning = "EHR: what was read back is not what was sent"
+
+
+class ResourceError(MarrowNodeError):
+    exit_code = 60
+    meaning = "resources: the machine or its budget does not suffice"
+
+
+class SlideTooLarge(ResourceError):
+    exit_code = 61
+    meaning = "resources: the slide's matrix is larger than the configured budget"
+
+
+class DiskFull(ResourceError):
+    exit_code = 62
+    meaning = "resources: the work folder cannot be written"
+    transient = True
+
+
+class ResultsDisagree(ResourceError):
+    exit_code = 63
+    meaning = "results: ANN, SR and FHIR as read back do not agree"
