@@ -1,0 +1,52 @@
+# Every target makes the virtual environment .venv at the root when it is missing.
+# ONNX Runtime for the GPU is taken where nvidia-smi answers, else for the CPU.
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DATA    ?=
+
+.PHONY: install demo test test-slow lint bench train serve faults clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[$(RUNTIME)]"
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.installed
+	$(PIP) --editable ".[$(RUNTIME),train,dev]"
+	@touch $@
+
+demo: install  ## compose the demonstration slide, analyse it, print the differential beside the truth
+	$(BIN)/marrow-node demo
+
+test: $(VENV)/.developer lint  ## lint, types and tests, with a real PACS and a real FHIR server
+	./tests/install_servers
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.developer  ## tests that train or measure for minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.developer  ## time the stages of the demonstration analysis
+	$(BIN)/python -m conformance.bench
+
+train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
+	$(BIN)/python -m models.training $(DATA)
+
+serve: install
+	@echo "marrow-node serve is not there yet: analyse slides with 'marrow-node analyse'." >&2; exit 1
+
+faults:  ## nothing yet: fault injection beyond the test suite comes with the service
+
+clean:
+	rm -rf $(VENV) demo work build *.egg-info .mypy_cache .ruff_cache .pytest_cache .cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

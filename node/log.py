@@ -1,0 +1,16 @@
+"""Plain log lines on standard error: time, level, logger, sentence. Never patient data."""
+
+from __future__ import annotations
+
+import logging
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log warnings, or with `verbose` everything the node itself says, to standard error."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for name in ("node", "dicom_io", "models", "conformance"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+    # DBOS prints tracebacks of failed workflows; the job layer reports those in one sentence.
+    logging.getLogger("dbos").setLevel(logging.CRITICAL)

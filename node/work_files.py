@@ -1,0 +1,117 @@
+"""Work files: what stages hand to each other, kept on disk under the digest of its content.
+
+A step of a durable job returns only a digest; the arrays lie here. Writing is atomic, and the same
+content is stored once. Names are digests and fixed words, never values that came with a slide.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicom_io.errors import DiskFull
+from models.records import Cells, Differential, Regions
+
+RECORDS: dict[str, type] = {"Cells": Cells, "Differential": Differential, "Regions": Regions}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
+
+
+class WorkFiles:
+    """A folder of content-addressed files.
+
+    Parameters
+    ----------
+    folder
+        Made when it does not exist.
+
+    Raises
+    ------
+    DiskFull
+        From every method, when the folder cannot be made, written or read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with self._disk_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest
+
+    def put(self, content: bytes) -> str:
+        """Store bytes, return their SHA-256 (hex)."""
+        digest = hashlib.sha256(content).hexdigest()
+        target = self.path(digest)
+        with self._disk_errors():
+            if not target.exists():
+                write_atomically(target, content)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        with self._disk_errors():
+            return self.path(digest).read_bytes()
+
+    def put_json(self, value: Any) -> str:
+        return self.put(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+    def get_json(self, digest: str) -> Any:
+        return json.loads(self.get(digest))
+
+    def put_record(self, record: Regions | Cells | Differential) -> str:
+        """Store a record of :mod:`models.records` as an .npz archive without pickle."""
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        plain = {name: value for name, value in values.items() if name not in arrays}
+        header = json.dumps({"record": type(record).__name__, "fields": plain}, sort_keys=True)
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, __header__=np.array(header), **arrays)
+        return self.put(stream.getvalue())
+
+    def get_record(self, digest: str) -> Any:
+        """Read a record back; the type is the one that was stored."""
+        with np.load(io.BytesIO(self.get(digest)), allow_pickle=False) as archive:
+            header = json.loads(str(archive["__header__"]))
+            arrays = {name: archive[name] for name in archive.files if name != "__header__"}
+        plain = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in header["fields"].items()
+        }
+        return RECORDS[header["record"]](**arrays, **plain)
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            raise DiskFull(
+                f"The work folder {self.folder} cannot be used ({os.strerror(error.errno or 0)}): "
+                "free space there or set another folder with work_folder."
+            ) from error
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, target)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
