@@ -1,0 +1,310 @@
+"""The command line: ``marrow-node``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from models.cell_types import CELL_TYPES
+from models.errors import MarrowNodeError
+from models.package import installed_packages
+from node import __version__
+from node.config import Settings, load_settings, settings_rows
+from node.exit_codes import exit_code_table
+from node.jobs import Job, open_job_list, open_worker
+from node.log import set_up_logging
+from node.pipeline import SlideReference
+from node.progress import Progress
+from node.stages import Workplace, write_results_to
+
+OUT = Console()
+ERR = Console(stderr=True)
+
+
+def _epilog() -> str:
+    rows = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exit_code_table())
+    return f"\b\nExit codes:\n{rows}"
+
+
+class _Command(click.Group):
+    """Turns an error of the tree into one sentence and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MarrowNodeError as error:
+            click.echo(f"marrow-node: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Command, epilog=_epilog(), context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name="marrow-node")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="MARROW_NODE_CONFIG",
+    help="TOML file with the settings; 'marrow-node config' lists them all.",
+)
+@click.option("--work", type=click.Path(path_type=Path), help="Work folder (setting work_folder).")
+@click.option("--verbose", is_flag=True, help="Log what the node does to standard error.")
+@click.pass_context
+def main(ctx: click.Context, config: Path | None, work: Path | None, verbose: bool) -> None:
+    """Analyse bone marrow smears: whole slide images in, annotations and reports out.
+
+    \b
+    Try it without any server:
+      marrow-node demo
+    Analyse a slide of your PACS:
+      marrow-node analyse --pacs https://pacs.example/dicom-web --ehr https://ehr.example/fhir \\
+          STUDY_UID SERIES_UID
+    See what was done:
+      marrow-node jobs
+      marrow-node show JOB
+
+    The shipped model demo-smear is a demonstration, not for clinical use.
+    """
+    set_up_logging(verbose)
+    settings = load_settings(config)
+    ctx.obj = replace(settings, work_folder=work) if work else settings
+
+
+@main.command()
+@click.option(
+    "--pacs", "pacs_url", help="Where the slide is: https://…/dicom-web or file:///folder."
+)
+@click.option("--ehr", "ehr_url", help="Where the report goes: https://…/fhir or file:///folder.")
+@click.option("--model", help="Model package, see 'marrow-node models'.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Also copy all results to this folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.argument("study_uid")
+@click.argument("series_uid")
+@click.pass_obj
+def analyse(
+    settings: Settings,
+    pacs_url: str | None,
+    ehr_url: str | None,
+    model: str | None,
+    out: Path | None,
+    as_json: bool,
+    study_uid: str,
+    series_uid: str,
+) -> None:
+    """Analyse one slide and deliver its results.
+
+    Waits for the job; exits 0 only when all is delivered, read back and reconciled. The same slide,
+    model and settings give the same objects, and nothing is stored twice. A job that was killed goes
+    on where it stopped when the same command is given again.
+    """
+    settings = replace(
+        settings,
+        pacs_url=pacs_url or settings.pacs_url,
+        ehr_url=ehr_url or settings.ehr_url,
+        model=replace(settings.model, name=model or settings.model.name),
+    )
+    job = run_job(settings, SlideReference(study_uid, series_uid, "command line"))
+    if job.result is not None and out is not None:
+        write_results_to(settings, job.result, out)
+    _print_job(job, as_json)
+    sys.exit(job.exit_code)
+
+
+@main.command()
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Where slide, results and pictures go.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_obj
+def demo(settings: Settings, folder: Path, as_json: bool) -> None:
+    """Compose a slide from real cells, analyse it, compare with the truth.
+
+    Needs no server: the PACS and the EHR are folders. The cells are ones that the model was not
+    trained on.
+    """
+    from node.demo import run_demo  # noqa: PLC0415  the composer is not needed by a running node
+
+    sys.exit(run_demo(settings, folder, as_json))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def jobs(settings: Settings, as_json: bool) -> None:
+    """List all jobs of the work folder, newest first."""
+    with open_job_list(settings) as known:
+        listed = known.list()
+    if as_json:
+        click.echo(json.dumps([asdict(job) for job in listed], indent=2))
+        return
+    table = Table("job", "status", "stage", "%", "cells", "series", "model", box=None)
+    for job in listed:
+        progress = job.progress or Progress("", 0.0, 0)
+        table.add_row(
+            job.job,
+            job.status,
+            progress.stage,
+            f"{progress.percent:.0f}",
+            str(progress.cells),
+            job.series_uid,
+            job.model,
+        )
+    OUT.print(table)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.argument("job")
+@click.pass_obj
+def show(settings: Settings, as_json: bool, job: str) -> None:
+    """Show one job: its result, or why it failed."""
+    with open_job_list(settings) as known:
+        found = known.get(job)
+    _print_job(found, as_json)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def models(settings: Settings, as_json: bool) -> None:
+    """List the model packages that are installed."""
+    packages = installed_packages(settings.model.folders)
+    rows = [
+        {
+            "name": package.manifest.name,
+            "version": package.manifest.version,
+            "digest": package.digest,
+            "demonstration": package.manifest.demonstration,
+            "intended_use": package.manifest.intended_use,
+            "classes": list(package.manifest.classes),
+            "folder": str(package.folder),
+        }
+        for package in packages
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "version", "digest", "intended use", "types", box=None)
+    for row in rows:
+        table.add_row(
+            str(row["name"]),
+            str(row["version"]),
+            str(row["digest"])[:12],
+            str(row["intended_use"]),
+            str(len(row["classes"])),  # type: ignore[arg-type]
+        )
+    OUT.print(table)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def config(settings: Settings, as_json: bool) -> None:
+    """Print every setting with its value as it is in force, and its reason."""
+    rows = list(settings_rows(settings))
+    if as_json:
+        click.echo(json.dumps({name: value for name, value, _ in rows}, indent=2, default=str))
+        return
+    table = Table("setting", "value", "what for", box=None)
+    for name, value, reason in rows:
+        table.add_row(name, repr(str(value) if isinstance(value, Path) else value), reason)
+    OUT.print(table)
+
+
+def run_job(settings: Settings, slide: SlideReference) -> Job:
+    """Submit a slide, show its progress, return the ended job."""
+    place = Workplace.open(settings, lambda progress: None)
+    with open_worker(settings) as worker, _progress_shown() as watch:
+        return worker.wait(worker.submit(slide, place), watch)
+
+
+@contextmanager
+def _progress_shown() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, a line per stage in a log; always on standard error."""
+    if not ERR.is_terminal:
+        seen: set[str] = set()
+
+        def line(progress: Progress) -> None:
+            if progress.stage not in seen:
+                seen.add(progress.stage)
+                click.echo(f"{progress.percent:5.1f} % {progress.stage}", err=True)
+
+        yield line
+        return
+    bar = ProgressBar(
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[cells]} cells"),
+        TimeElapsedColumn(),
+        console=ERR,
+    )
+    with bar:
+        task = bar.add_task("waiting", total=100.0, cells=0)
+        yield lambda progress: bar.update(
+            task, completed=progress.percent, description=progress.stage, cells=progress.cells
+        )
+
+
+def _print_job(job: Job, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(job_as_json(job), indent=2))
+    elif job.result is None:
+        click.echo(
+            f"marrow-node: job {job.job} {job.status}: {job.error or 'not ended yet'}", err=True
+        )
+    else:
+        print_result(job.result)
+
+
+def job_as_json(job: Job) -> dict[str, Any]:
+    """What ``--json`` prints: the result of a completed job, the reason of a failed one."""
+    head = {
+        "status": job.status,
+        "job": job.job,
+        "study_uid": job.study_uid,
+        "series_uid": job.series_uid,
+    }
+    if job.result is not None:
+        return head | dict(job.result)
+    return head | {"error": job.error, "exit_code": job.exit_code}
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The differential as a table, and where each object lies."""
+    table = Table("type", "count", "% of NDC", "95 % interval", box=None)
+    for key, row in result["differential"].items():
+        percent = f"{row['percent']:.1f}" if row["percent"] is not None else "–"
+        interval = f"{row['low']:.1f} – {row['high']:.1f}" if row["low"] is not None else ""
+        table.add_row(CELL_TYPES[key].name, str(row["count"]), percent, interval)
+    OUT.print(table)
+    ratio = (
+        "none (no erythroid cell)" if result["me_ratio"] is None else f"{result['me_ratio']:.2f}"
+    )
+    OUT.print(f"cells {result['cells']}, M:E {ratio}, {result['sufficiency']}")
+    model = result["model"]
+    OUT.print(
+        f"model {model['name']} {model['version']} ({model['digest'][:12]}): {model['intended_use']}"
+    )
+    for kind in ("ann", "seg", "sr"):
+        for uids in result[kind]:
+            OUT.print(f"{kind.upper():<4} {uids[2]}", highlight=False)
+    OUT.print(f"report {result['report']}", highlight=False)
+    OUT.print(
+        f"{result['bytes_read'] / 1e6:.1f} of {result['bytes_slide'] / 1e6:.1f} MB read, "
+        f"{result['seconds']:.1f} s, peak memory {result['peak_rss_mb']:.0f} MB"
+    )

@@ -1,0 +1,166 @@
+"""The settings of a node: one frozen tree, from one TOML file and the environment.
+
+Every field has a default, a unit in its name and its reason in ``help``. An unknown key is an
+error. ``MARROW_NODE__MODEL__NAME=…`` in the environment overrides ``name`` in ``[model]``. Secrets
+are never written in the file: settings name the environment variable or file that holds them.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from dicom_io.frames import ReadSettings
+from dicom_io.pacs import PacsSettings
+from pydantic import TypeAdapter, ValidationError
+
+from dicom_io.errors import ConfigurationInvalid
+from node.ehr import EhrSettings
+
+ENVIRONMENT_PREFIX = "MARROW_NODE__"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which model package runs, and on what."""
+
+    name: str = field(default="demo-smear", metadata={"help": "package to use"})
+    folders: tuple[Path, ...] = field(
+        default=(), metadata={"help": "where to look for packages beside the shipped ones"}
+    )
+    device: Literal["auto", "cuda", "cpu"] = field(
+        default="auto",
+        metadata={"help": "auto takes a GPU when there is one; cuda refuses to run without"},
+    )
+    threads: int = field(
+        default=0, metadata={"help": "CPU threads of the runtime, 0 for one per core"}
+    )
+    batch_tiles: int = field(
+        default=2, metadata={"help": "tiles per run of the network; more only helps a GPU"}
+    )
+    tile_seed: int = field(
+        default=2021,
+        metadata={"help": "tiles are counted in a seeded random order, as convergence asks"},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSettings:
+    """How results are written."""
+
+    graphic_type: Literal["RECTANGLE", "POLYGON", "POINT"] = field(
+        default="RECTANGLE",
+        metadata={"help": "POLYGON or POINT for viewers that know no RECTANGLE"},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a node."""
+
+    pacs: PacsSettings = field(default_factory=PacsSettings)
+    ehr: EhrSettings = field(default_factory=EhrSettings)
+    read: ReadSettings = field(default_factory=ReadSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    pacs_url: str = field(
+        default="", metadata={"help": "https://…/dicom-web or file:///folder; where slides are"}
+    )
+    ehr_url: str = field(
+        default="", metadata={"help": "https://…/fhir or file:///folder; where reports go"}
+    )
+    work_folder: Path = field(
+        default=Path("work"), metadata={"help": "jobs, work files and results; needs free space"}
+    )
+    database_url: str = field(
+        default="",
+        metadata={
+            "help": "of the job queue; empty for SQLite in the work folder, or postgresql://…"
+        },
+    )
+    max_matrix_px: int = field(
+        default=40_000_000_000,
+        metadata={"help": "largest total pixel matrix (columns × rows) that is accepted"},
+    )
+
+
+def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read settings from a TOML file, then from the environment.
+
+    Parameters
+    ----------
+    path
+        None for defaults and environment alone.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        When the file cannot be read, holds an unknown key or a value of the wrong kind.
+    """
+    values = _read_toml(path) if path is not None else {}
+    _apply_environment(values, environment)
+    source = str(path) if path is not None else "the environment"
+    _refuse_unknown(Settings, values, source, "")
+    try:
+        return TypeAdapter(Settings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationInvalid(
+            f"Setting {where} in {source} is not usable: {first['msg']}. Correct it; "
+            "'marrow-node config' lists every setting with its default."
+        ) from error
+
+
+def settings_rows(settings: Settings) -> Iterator[tuple[str, Any, str]]:
+    """(dotted name, value, reason) of every setting, in order."""
+    yield from _rows(settings, "")
+
+
+def _rows(tree: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    for entry in fields(tree):
+        value = getattr(tree, entry.name)
+        if is_dataclass(value):
+            yield from _rows(value, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", value, entry.metadata.get("help", "")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationInvalid(
+            f"The settings file {path} cannot be read ({error.strerror}): "
+            "name another with --config."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationInvalid(f"The settings file {path} is not TOML: {error}.") from error
+
+
+def _apply_environment(values: dict[str, Any], environment: Mapping[str, str]) -> None:
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        target = values
+        for table in tables:
+            target = target.setdefault(table, {})
+        target[key] = text
+
+
+def _refuse_unknown(tree: type, values: Mapping[str, Any], source: str, prefix: str) -> None:
+    hints = get_type_hints(tree)
+    known = {entry.name for entry in fields(tree)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigurationInvalid(
+                f"Setting {prefix}{key} in {source} is not known: remove it or correct its name; "
+                "'marrow-node config' lists every setting."
+            )
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _refuse_unknown(hints[key], value, source, f"{prefix}{key}.")

@@ -1,0 +1,128 @@
+"""Results into the archive and the EHR: ask first, send, read back, reconcile.
+
+Some archives delete, refuse or duplicate on a second STOW, so an object that is there is never sent
+again. A job is done only when what was read back says the same in ANN, SR and FHIR as was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from conformance.agreement import check_agreement
+from dicom_io.annotation import decode_annotation
+from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
+from dicom_io.pacs import Pacs
+from dicom_io.segmentation import decode_segmentation
+from node.outputs import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one artifact at one target.
+
+    Attributes
+    ----------
+    target
+        ``PACS`` or ``EHR``.
+    kind, uid
+        Of the artifact.
+    status
+        ``stored``, or ``already there`` when asking showed that nothing had to be sent.
+    at
+        UTC, ISO 8601.
+    """
+
+    target: Literal["PACS", "EHR"]
+    kind: str
+    uid: str
+    status: str
+    at: str
+
+
+def now_utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def deliver_to_pacs(pacs: Pacs, artifact: Artifact, document: Dataset) -> Receipt:
+    """Store one object unless the archive already has it.
+
+    Raises
+    ------
+    PacsError
+        When the archive cannot be asked, or refuses the object.
+    """
+    there = pacs.has_instance(artifact.study_uid, artifact.series_uid, artifact.uid)
+    if not there:
+        pacs.store([document])
+    status = "already there" if there else "stored"
+    return Receipt("PACS", artifact.kind, artifact.uid, status, now_utc())
+
+
+def read_back(pacs: Pacs, artifacts: Mapping[str, Artifact]) -> dict[str, Dataset]:
+    """Retrieve every DICOM artifact from the archive, by kind."""
+    return {
+        kind: pacs.retrieve_instance(artifact.study_uid, artifact.series_uid, artifact.uid)
+        for kind, artifact in artifacts.items()
+        if artifact.uid
+    }
+
+
+def reconcile(
+    sent: Mapping[str, Dataset],
+    returned: Mapping[str, Dataset],
+    fhir: Sequence[Mapping[str, Any]],
+) -> None:
+    """Compare what came back with what was sent, then ANN, SR and FHIR with each other.
+
+    Parameters
+    ----------
+    sent, returned
+        ``ANN``, ``SEG`` and ``SR`` as they were made and as the archive returned them.
+    fhir
+        The report's resources as the EHR returned them.
+
+    Raises
+    ------
+    PacsReadBackDiffers
+        When an object came back with other content.
+    ResultsDisagree
+        When counts, percentages or references differ between the documents.
+    """
+    if "ANN" in sent:
+        _same_cells(sent["ANN"], returned["ANN"])
+    if "SEG" in sent:
+        _same_mask(sent["SEG"], returned["SEG"])
+    bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
+    findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
+    if findings:
+        first = findings[0]
+        raise ResultsDisagree(
+            f"The documents as read back do not agree ({len(findings)} findings); the first: "
+            f"{first.sentence} Withdraw the report of SR {returned['SR'].SOPInstanceUID} and "
+            "look for what changed an object on its way."
+        )
+
+
+def _same_cells(sent: Dataset, returned: Dataset) -> None:
+    ours, theirs = decode_annotation(sent), decode_annotation(returned)
+    if not (
+        np.array_equal(ours.box_px, theirs.box_px) and np.array_equal(ours.label, theirs.label)
+    ):
+        raise PacsReadBackDiffers(
+            f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates or types: "
+            "do not use it, and check whether the archive alters bulk annotations."
+        )
+
+
+def _same_mask(sent: Dataset, returned: Dataset) -> None:
+    if not np.array_equal(decode_segmentation(sent).mask, decode_segmentation(returned).mask):
+        raise PacsReadBackDiffers(
+            f"SEG {sent.SOPInstanceUID} came back from the PACS with other pixels: "
+            "do not use it, and check whether the archive transcodes segmentations."
+        )

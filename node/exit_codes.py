@@ -1,0 +1,24 @@
+"""Exit codes of the command line, read off the error tree."""
+
+from __future__ import annotations
+
+import dicom_io.errors  # noqa: F401  its classes are found as subclasses of the root
+from models.errors import MarrowNodeError
+
+
+def error_classes() -> dict[str, type[MarrowNodeError]]:
+    """Every class of the error tree by its name."""
+    found: dict[str, type[MarrowNodeError]] = {}
+    waiting: list[type[MarrowNodeError]] = [MarrowNodeError]
+    while waiting:
+        error_class = waiting.pop()
+        found[error_class.__name__] = error_class
+        waiting.extend(error_class.__subclasses__())
+    return found
+
+
+def exit_code_table() -> list[tuple[int, str]]:
+    """(code, meaning) of every way a command can end, in order."""
+    own = {(error.exit_code, error.meaning) for error in error_classes().values()}
+    usage = (2, "the command line could not be understood")
+    return sorted({(0, "done: everything asked for is delivered and reconciled"), usage} | own)

@@ -1,0 +1,57 @@
+"""Progress of jobs, readable by any process while they run."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from node.work_files import write_atomically
+
+WRITE_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is.
+
+    Attributes
+    ----------
+    stage
+        Name of the step at work.
+    percent
+        Of the whole job, 0 to 100.
+    cells
+        Cells found so far.
+    """
+
+    stage: str
+    percent: float
+    cells: int
+
+
+class ProgressFile:
+    """One small file per job, replaced at most four times a second.
+
+    The file is a convenience for people who watch: jobs go on without it.
+    """
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self._path = folder / f"{job}.json"
+        self._written_at = 0.0
+        self._stage = ""
+
+    def report(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.stage == self._stage and now - self._written_at < WRITE_EVERY_S:
+            return
+        self._stage, self._written_at = progress.stage, now
+        write_atomically(self._path, json.dumps(asdict(progress)).encode())
+
+    def read(self) -> Progress | None:
+        """The last report, None when there is none yet."""
+        try:
+            return Progress(**json.loads(self._path.read_bytes()))
+        except FileNotFoundError:
+            return None
