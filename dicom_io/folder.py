@@ -1,0 +1,152 @@
+"""A folder of DICOM files behind the calls of a DICOMweb client.
+
+``dicomweb_client.DICOMfileClient`` does the reading. What it does not do is done here: its SQLite
+index belongs to one thread, so every call runs on that thread; it sees files that came later only
+in a new client, so a miss is answered by indexing again; and it writes in place, so files are put
+there under a passing name and renamed when they are whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import unquote, urlparse
+
+from dicomweb_client import DICOMfileClient
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import PacsRefused, PacsUnreachable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PARTIAL = ".partial"
+# A UID as PS3.5 §9.1 spells it: the only thing from a dataset that may become part of a path.
+UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+
+
+def folder_of(url: str) -> Path:
+    """Folder that a ``file:///…`` URL names; raises PacsUnreachable if there is none."""
+    folder = Path(unquote(urlparse(url).path))
+    if not folder.is_dir():
+        raise PacsUnreachable(f"The folder {folder} does not exist: create it or correct the URL.")
+    return folder
+
+
+class FolderClient:
+    """The part of the DICOMweb client's interface that the node uses, over a folder."""
+
+    def __init__(self, url: str) -> None:
+        self.folder = folder_of(url)
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="dicom-folder")
+        self._client: DICOMfileClient = self._owned(self._index)
+
+    def close(self) -> None:
+        self._owner.shutdown()
+
+    def search_for_instances(
+        self, study_instance_uid: str, series_instance_uid: str, **filters: Any
+    ) -> list[dict[str, Any]]:
+        def search() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = self._client.search_for_instances(
+                study_instance_uid, series_instance_uid, **filters
+            )
+            return found
+
+        return self._owned(search) or self._owned(self._after_indexing, search)
+
+    def retrieve_series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
+        def read() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = self._client.retrieve_series_metadata(
+                study_uid, series_uid
+            )
+            return found
+
+        return self._owned(read) or self._owned(self._after_indexing, read)
+
+    def retrieve_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> Dataset:
+        def read() -> Dataset:
+            return self._client.retrieve_instance(study_uid, series_uid, sop_uid)
+
+        return self._owned(read)
+
+    def retrieve_instance_frames(
+        self, study_uid: str, series_uid: str, sop_uid: str, frame_numbers: Sequence[int]
+    ) -> list[bytes]:
+        def read() -> list[bytes]:
+            return list(
+                self._client.iter_instance_frames(
+                    study_uid, series_uid, sop_uid, list(frame_numbers)
+                )
+            )
+
+        return self._owned(read)
+
+    def store_instances(self, datasets: Sequence[Dataset]) -> Dataset:
+        """Write each dataset to ``studies/…/series/…/instances/…``; an answer as STOW gives it."""
+        stored = []
+        for dataset in datasets:
+            _write_whole(dataset, self._path(dataset))
+            item = Dataset()
+            item.ReferencedSOPClassUID = dataset.SOPClassUID
+            item.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+            stored.append(item)
+        self._owned(self._renew)
+        answer = Dataset()
+        answer.ReferencedSOPSequence = stored
+        return answer
+
+    def _path(self, dataset: Dataset) -> Path:
+        uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+        for uid in uids:
+            if not UID.fullmatch(uid) or len(uid) > 64:
+                raise PacsRefused(
+                    f"The folder {self.folder} cannot take an instance with the malformed UID"
+                    f" {uid!r}: correct the UID."
+                )
+        study, series, sop = uids
+        # The layout in which DICOMfileClient itself stores.
+        return self.folder / "studies" / study / "series" / series / "instances" / sop
+
+    def _owned(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._owner.submit(call, *args, **kwargs).result()
+
+    def _index(self) -> DICOMfileClient:
+        _remove_abandoned(self.folder)
+        return DICOMfileClient(f"file://{self.folder}", in_memory=True)
+
+    def _renew(self) -> None:
+        self._client = self._index()
+
+    def _after_indexing(self, call: Callable[[], T]) -> T:
+        self._renew()
+        return call()
+
+
+def _write_whole(dataset: Dataset, path: Path) -> None:
+    """Write a file that is either whole or not there, whenever the process ends."""
+    buffer = io.BytesIO()
+    dcmwrite(buffer, dataset, enforce_file_format=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a killed writer left; one at work holds a lock and is waited for."""
+    for partial in folder.glob(f"studies/*/series/*/instances/*{PARTIAL}"):
+        with partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            partial.unlink(missing_ok=True)
