@@ -104,7 +104,8 @@ class FolderClient:
         return answer
 
     def _path(self, dataset: Dataset) -> Path:
-        uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+        keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        uids = [str(dataset[keyword].value) for keyword in keywords]
         for uid in uids:
             if not UID.fullmatch(uid) or len(uid) > 64:
                 raise PacsRefused(

@@ -52,11 +52,58 @@ FAILURE_REASONS = {
     0x0124: "not authorized",
     0x0131: "SOP class and instance do not belong together",
     0x0117: "invalid SOP instance UID",
-    0xA700: "out of resources",
-    0xA900: "dataset does not match SOP class",
-    0xC000: "cannot understand",
     0xC122: "transfer syntax not supported",
 }
+# Of those given as A7xx, A9xx, Cxxx: by their first two digits.
+FAILURE_CLASSES = {
+    0xA7: "out of resources",
+    0xA9: "dataset does not match SOP class",
+    **dict.fromkeys(range(0xC0, 0xD0), "cannot understand"),
+}
+
+# Read from the top: a later line is for what the lines before it left.
+SENTENCES: tuple[tuple[type[Exception], type[PacsError], str], ...] = (
+    (
+        requests.Timeout,
+        PacsTimeout,
+        "{name} did not answer {what} in time: try again later or raise the PACS timeout.",
+    ),
+    (
+        requests.exceptions.SSLError,
+        PacsError,
+        "{name} could not prove who it is when asked for {what}: give the certificate of its"
+        " authority in the settings (ca_bundle).",
+    ),
+    (
+        json.JSONDecodeError,  # that of requests is one too
+        PacsAnswerInvalid,
+        "{name} answered {what} with something that is not JSON: check that the URL is that of a"
+        " DICOMweb service.",
+    ),
+    (
+        requests.RequestException,
+        PacsUnreachable,
+        "{name} could not be reached or cut the connection during {what}: check that it runs and"
+        " that the URL is right.",
+    ),
+    (
+        urllib3.exceptions.HTTPError,
+        PacsUnreachable,
+        "{name} cut the connection during {what}: check that it runs.",
+    ),
+    (
+        OSError,
+        PacsUnreachable,
+        "{name} could not be read or written during {what} ({kind}): check its path, space and"
+        " access rights.",
+    ),
+    (
+        Exception,
+        PacsAnswerInvalid,
+        "{name} answered {what} with something that is not DICOMweb ({kind}): check that the URL"
+        " is that of a DICOMweb service and that its files are whole.",
+    ),
+)
 
 # DICOMfileClient looks a transfer syntax up in a dict and reports the KeyError as a status 500.
 UNKNOWN_TRANSFER_SYNTAX = re.compile(r"'(1\.2\.840\.10008\.1\.2[0-9.]*)'")
@@ -66,34 +113,10 @@ def pacs_error(name: str, what: str, error: Exception) -> PacsError | InputError
     """Say in one sentence what happened when `what` was asked of the archive `name`."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _by_status(name, what, error.response)
-    if isinstance(error, requests.Timeout):
-        return PacsTimeout(
-            f"{name} did not answer {what} in time: try again later or raise the PACS timeout."
-        )
-    if isinstance(error, requests.exceptions.SSLError):
-        return PacsError(
-            f"{name} could not prove who it is when asked for {what}: give the certificate of its"
-            " authority in the settings (ca_bundle)."
-        )
-    if isinstance(error, requests.JSONDecodeError | json.JSONDecodeError):
-        return PacsAnswerInvalid(
-            f"{name} answered {what} with something that is not JSON:"
-            " check that the URL is that of a DICOMweb service."
-        )
-    if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        return PacsUnreachable(
-            f"{name} could not be reached or cut the connection during {what}:"
-            " check that it runs and that the URL is right."
-        )
-    if isinstance(error, requests.RequestException | OSError):
-        return PacsUnreachable(
-            f"{name} could not be read during {what} ({type(error).__name__}): check the URL and"
-            " the access rights."
-        )
-    return PacsAnswerInvalid(
-        f"{name} answered {what} with something that is not DICOMweb ({type(error).__name__}):"
-        " check that the URL is that of a DICOMweb service and that its files are whole."
-    )
+    for foreign, ours, sentence in SENTENCES:
+        if isinstance(error, foreign):
+            return ours(sentence.format(name=name, what=what, kind=type(error).__name__))
+    raise error
 
 
 def _by_status(name: str, what: str, response: requests.Response) -> PacsError | InputError:
@@ -137,8 +160,7 @@ def refusal_in(name: str, answer: Dataset) -> PacsRefused | None:
     """First failed instance of a STOW answer, if any."""
     for item in answer.get("FailedSOPSequence", None) or []:
         code = int(item.get("FailureReason", 0))
-        meaning = FAILURE_REASONS.get(code & 0xFF00 if code >= 0xA900 else code)
-        meaning = meaning or FAILURE_REASONS.get(code, "reason not given by the standard")
+        meaning = FAILURE_REASONS.get(code) or FAILURE_CLASSES.get(code >> 8, "reason not known")
         return PacsRefused(
             f"{name} did not store instance {item.get('ReferencedSOPInstanceUID', 'unknown')}:"
             f" {meaning} (0x{code:04X}); check what the archive accepts."
