@@ -1,0 +1,143 @@
+"""Tiles at the detector's scale → :class:`Detections`; and where those tiles lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from models.boxes import overlapping, suppressed
+from models.errors import InferenceFailed
+from models.manifest import UNCLASSIFIED, DetectorStage, Manifest
+from models.package import ModelPackage
+from models.records import Bool, Detections, Float32, Float64, Int32, Int64, Regions, Tiles, UInt8
+
+
+def detection_grid(
+    regions: Regions,
+    size_px: tuple[int, int],
+    um_per_px_base: float,
+    stage: DetectorStage,
+    seed: int,
+) -> tuple[Float64, Float64]:
+    """Lay out the detection tiles that `regions` need.
+
+    Tile cores lie side by side on a grid that starts at the slide's corner, so that a place
+    belongs to the same core whatever the regions are. Tayebi 2021 §2.4 accumulates the histogram
+    of cell types over tiles; their order is random so that its convergence means something.
+
+    Parameters
+    ----------
+    regions
+    size_px : (width, height)
+        Of the base level.
+    um_per_px_base
+    stage
+    seed
+        Of the order.
+
+    Returns
+    -------
+    box_px : (T, 4) float64
+        Tiles to read: cores with the halo around them, which may reach beyond the slide.
+    core_px : (T, 4) float64
+        The cores that touch a region, in the same order.
+    """
+    scale = stage.um_per_px / um_per_px_base
+    step = (stage.tile_px - 2 * stage.halo_px) * scale
+    columns, rows = (math.ceil(length / step) for length in size_px)
+    needed = np.zeros((rows, columns), dtype=np.bool_)
+    limit = np.array([columns, rows, columns, rows])
+    first = np.clip(np.floor(regions.box_px / step), 0, limit).astype(np.int64)
+    end = np.clip(np.ceil(regions.box_px / step), 0, limit).astype(np.int64)
+    for (x0, y0), (x1, y1) in zip(first[:, :2], end[:, 2:], strict=True):
+        needed[y0:y1, x0:x1] = True
+    row, column = np.nonzero(needed)
+    position = np.stack([column, row], axis=1)
+    position = np.random.default_rng(seed).permutation(position, axis=0)
+    core = np.concatenate([position * step, (position + 1) * step], axis=1)
+    halo = stage.halo_px * scale
+    return core + np.array([-halo, -halo, halo, halo]), core
+
+
+def detect(
+    tiles: Tiles, session: Callable[[UInt8], Mapping[str, Float32]], package: ModelPackage
+) -> Detections:
+    """Find and classify the cells of a batch of tiles.
+
+    Parameters
+    ----------
+    tiles
+    session
+        The detector of `package`.
+    package
+
+    Returns
+    -------
+    detections
+        By tile, the highest score first. Probabilities are those of the network; where the most
+        probable type has less than ``unclassified_below``, the label is ``"unclassified"`` and
+        that class's probability is 1 − the highest one, elsewhere it is 0. So a row of an
+        unclassified cell sums to more than 1: it is not a distribution over all columns.
+
+    Raises
+    ------
+    InferenceFailed
+        The network failed or its outputs do not have the declared shapes.
+    """
+    manifest = package.manifest
+    box, score, probability = _outputs(session(tiles.rgb), len(tiles.rgb), manifest)
+    side = box[..., 2:] - box[..., :2]
+    tile, peak = np.nonzero(
+        (score >= manifest.detector.score_threshold) & (score > 0) & (side > 0).all(axis=2)
+    )
+    box, score, probability = box[tile, peak], score[tile, peak], probability[tile, peak]
+    kept = _without_rivals(tile, box, score, manifest.detector.nms_iou)
+    probability, label = _labelled(probability[kept], manifest)
+    return Detections(
+        tile=tile[kept].astype(np.int32),
+        box_tile_px=box[kept],
+        score=score[kept],
+        probability=probability,
+        label=label,
+        classes=manifest.classes,
+    )
+
+
+def _outputs(
+    outputs: Mapping[str, Float32], tiles: int, manifest: Manifest
+) -> tuple[Float32, Float32, Float32]:
+    box, score = outputs["box_px"], outputs["score"]
+    probability = outputs["type_probability"]
+    anchors = score.shape[1]
+    want = ((tiles, anchors, 4), (tiles, anchors), (tiles, anchors, len(manifest.types)))
+    if (box.shape, score.shape, probability.shape) != want:
+        raise InferenceFailed(
+            f"Model network {manifest.detector.file}: outputs have shapes {box.shape},"
+            f" {score.shape}, {probability.shape}, expected {want}; the package is defective."
+        )
+    return box, score, probability
+
+
+def _without_rivals(tile: Int64, box: Float32, score: Float32, nms_iou: float) -> Int64:
+    """Return the rows that survive non-maximum suppression, by tile and falling score."""
+    order = np.lexsort((*box.T[::-1], -score, tile))
+    tile, box = tile[order], box[order]
+    # Tiles are laid out apart, so that one search finds the rivals of all.
+    apart = box.astype(np.float64)
+    extent = 1.0 + float(box.max(initial=0.0)) - float(box.min(initial=0.0))
+    apart[:, [0, 2]] += tile[:, None] * extent
+    yields = suppressed(*overlapping(apart, nms_iou), len(order))
+    return np.asarray(order[~yields], dtype=np.int64)
+
+
+def _labelled(probability: Float32, manifest: Manifest) -> tuple[Float32, Int32]:
+    """Return probability (N, K) over all classes and the reported label (N,)."""
+    if UNCLASSIFIED not in manifest.classes:
+        return probability, probability.argmax(axis=1).astype(np.int32)
+    highest = probability.max(axis=1)
+    doubtful: Bool = highest < manifest.detector.unclassified_below
+    doubt = np.where(doubtful, 1 - highest, 0).astype(np.float32)
+    label = np.where(doubtful, len(manifest.types), probability.argmax(axis=1))
+    return np.concatenate([probability, doubt[:, None]], axis=1), label.astype(np.int32)
