@@ -1,4 +1,4 @@
-"""Geometry of many axis-parallel boxes at once: (N, 4) arrays of x0, y0, x1, y1 in any one frame."""
+"""Geometry of many axis-parallel boxes at once: (N, 4) arrays of x0, y0, x1, y1 in any frame."""
 
 from __future__ import annotations
 

@@ -1,0 +1,206 @@
+"""Cells found against cells known: the same measurement in training and in the demonstration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.boxes import Boxes, overlapping_between
+from models.cell_types import CELL_TYPES
+from models.records import Int32, Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Which found cell is which true one, one to one.
+
+    Attributes
+    ----------
+    found, truth : (P,) int64
+        Rows that belong together.
+    """
+
+    found: Int64
+    truth: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRow:
+    """One line of the per-type table.
+
+    Attributes
+    ----------
+    key
+        Cell type.
+    truth
+        True cells of the type.
+    matched
+        Those of them that were found, whatever type was reported.
+    called
+        Found and matched cells that were reported as the type.
+    right
+        Those that are found and reported as what they are.
+    recall
+        ``right / matched``: of found cells of the type, how many are called it; None for none.
+    precision
+        ``right / called``; None for none.
+    """
+
+    key: str
+    truth: int
+    matched: int
+    called: int
+    right: int
+    recall: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well cells were found and named.
+
+    Attributes
+    ----------
+    found, truth, matched
+        Numbers of cells.
+    recall, precision, f1
+        Of finding cells, types disregarded; 0 where nothing was there to divide by.
+    type_accuracy
+        Share of matched cells of known type that are reported as it; None without any.
+    neighbour_accuracy
+        The same with an adjacent stage of maturation counted as right.
+    macro_recall
+        Mean of the per-type recalls over the types that occur.
+    confusion : (K, K) int64
+        Matched cells; rows are true types, columns reported ones.
+    classes
+        Keys of rows and columns.
+    types
+        Per-type table, in the order of `classes`.
+    """
+
+    found: int
+    truth: int
+    matched: int
+    recall: float
+    precision: float
+    f1: float
+    type_accuracy: float | None
+    neighbour_accuracy: float | None
+    macro_recall: float | None
+    confusion: Int64
+    classes: tuple[str, ...]
+    types: tuple[TypeRow, ...]
+
+
+def match(found: Boxes, truth: Boxes, iou: float = 0.5) -> Matches:
+    """Pair found boxes with true ones of IoU ≥ `iou`, the best overlap first, one to one.
+
+    Parameters
+    ----------
+    found, truth : (N, 4), (M, 4)
+        In the same frame.
+    iou
+        Greater than 0.
+
+    Notes
+    -----
+    Greedy by overlap, not by score: from 0.5 on, cells that do not cover each other leave at
+    most one candidate, so the order only matters for boxes that overlap among themselves.
+    """
+    i, j, overlap = overlapping_between(found, truth, iou)
+    order = np.lexsort((j, i, -overlap))
+    free_found, free_truth = np.ones(len(found), dtype=bool), np.ones(len(truth), dtype=bool)
+    pairs = []
+    for a, b in zip(i[order].tolist(), j[order].tolist(), strict=True):
+        if free_found[a] and free_truth[b]:
+            free_found[a] = free_truth[b] = False
+            pairs.append((a, b))
+    matched = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return Matches(matched[:, 0], matched[:, 1])
+
+
+def f1(matched: int, found: int, truth: int) -> float:
+    """Return the harmonic mean of recall and precision; 0 where there is nothing at all."""
+    return 2 * matched / (found + truth) if found + truth else 0.0
+
+
+def confusion(truth_label: Int32, found_label: Int32, classes: int) -> Int64:
+    """Count label pairs of matched cells, (K, K): rows true, columns reported."""
+    pairs = truth_label.astype(np.int64) * classes + found_label
+    return np.bincount(pairs, minlength=classes * classes).astype(np.int64).reshape(classes, -1)
+
+
+def evaluate(
+    found_box: Boxes,
+    found_label: Int32,
+    truth_box: Boxes,
+    truth_label: Int32,
+    classes: tuple[str, ...],
+    *,
+    iou: float = 0.5,
+) -> Evaluation:
+    """Compare the cells found with the true ones.
+
+    Parameters
+    ----------
+    found_box, truth_box : (N, 4), (M, 4)
+    found_label, truth_label : (N,), (M,)
+        Indices into `classes`; −1 in `truth_label` is a cell whose type nobody knows: it counts
+        for finding, not for types.
+    classes
+    iou
+        From which overlap two boxes can be the same cell.
+    """
+    pairs = match(found_box, truth_box, iou)
+    typed = truth_label[pairs.truth] >= 0
+    table = confusion(
+        truth_label[pairs.truth[typed]], found_label[pairs.found[typed]], len(classes)
+    )
+    rows = _type_rows(table, truth_label, classes)
+    recalls = [row.recall for row in rows if row.recall is not None]
+    matched, found, truth = len(pairs.found), len(found_box), len(truth_box)
+    return Evaluation(
+        found=found,
+        truth=truth,
+        matched=matched,
+        recall=matched / truth if truth else 0.0,
+        precision=matched / found if found else 0.0,
+        f1=f1(matched, found, truth),
+        type_accuracy=_share(int(np.trace(table)), int(table.sum())),
+        neighbour_accuracy=_share(int(table[_adjacent(classes)].sum()), int(table.sum())),
+        macro_recall=sum(recalls) / len(recalls) if recalls else None,
+        confusion=table,
+        classes=classes,
+        types=rows,
+    )
+
+
+def _type_rows(table: Int64, truth_label: Int32, classes: tuple[str, ...]) -> tuple[TypeRow, ...]:
+    rows = []
+    for k, key in enumerate(classes):
+        matched, called, right = int(table[k].sum()), int(table[:, k].sum()), int(table[k, k])
+        rows.append(
+            TypeRow(
+                key=key,
+                truth=int((truth_label == k).sum()),
+                matched=matched,
+                called=called,
+                right=right,
+                recall=_share(right, matched),
+                precision=_share(right, called),
+            )
+        )
+    return tuple(rows)
+
+
+def _adjacent(classes: tuple[str, ...]) -> np.ndarray:
+    """Return which pairs of types are the same or neighbouring stages, (K, K)."""
+    return np.array(
+        [[a == b or b in CELL_TYPES[a].neighbours for b in classes] for a in classes], dtype=bool
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
