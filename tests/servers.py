@@ -1,0 +1,107 @@
+"""Real servers for tests, started on free loopback ports and stopped afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+ORTHANC = shutil.which("Orthanc")
+DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+MISSING_ORTHANC = "no Orthanc with DICOMweb here: apt-get install orthanc orthanc-dicomweb"
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    """A running archive.
+
+    Attributes
+    ----------
+    rest_url
+        Orthanc's own interface.
+    dicomweb_url
+    """
+
+    rest_url: str
+
+    @property
+    def dicomweb_url(self) -> str:
+        return f"{self.rest_url}/dicom-web"
+
+    def add(self, *paths: Path) -> None:
+        """Put files into the archive, as they are."""
+        for path in paths:
+            answer = requests.post(f"{self.rest_url}/instances", data=path.read_bytes(), timeout=30)
+            answer.raise_for_status()
+
+    def clear(self) -> None:
+        """Delete everything."""
+        for patient in requests.get(f"{self.rest_url}/patients", timeout=30).json():
+            requests.delete(f"{self.rest_url}/patients/{patient}", timeout=30).raise_for_status()
+
+
+def orthanc_missing() -> bool:
+    return ORTHANC is None or not DICOMWEB_PLUGIN.exists()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_orthanc(folder: Path) -> Iterator[Orthanc]:
+    """Start Orthanc with its storage in `folder`; the same folder again is the same archive."""
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = folder / "orthanc.json"
+    configuration.write_text(
+        json.dumps(
+            {
+                "StorageDirectory": str(folder / "storage"),
+                "IndexDirectory": str(folder / "storage"),
+                "HttpPort": port,
+                "DicomServerEnabled": False,
+                "AuthenticationEnabled": False,
+                "OverwriteInstances": True,
+                "Plugins": [str(DICOMWEB_PLUGIN)],
+                "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+            }
+        )
+    )
+    with (folder / "orthanc.log").open("w") as log:
+        process = subprocess.Popen([str(ORTHANC), str(configuration)], stdout=log, stderr=log)
+        try:
+            server = Orthanc(f"http://127.0.0.1:{port}")
+            _wait_for(f"{server.rest_url}/system", process)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        try:
+            if requests.get(url, timeout=2).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the server did not answer at {url} within {seconds} s")
