@@ -12,22 +12,33 @@ import fcntl
 import io
 import os
 import re
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
+import requests
 from dicomweb_client import DICOMfileClient
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 
-from dicom_io.errors import PacsRefused, PacsUnreachable
+from dicom_io.errors import (
+    FrameInvalid,
+    PacsAnswerInvalid,
+    PacsRefused,
+    PacsUnreachable,
+    PixelsUnsupported,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PARTIAL = ".partial"
+UNKNOWN_TRANSFER_SYNTAX = re.compile(r"'(1\.2\.840\.10008\.1\.2[0-9.]*)'")
+INDEX_ERRORS = (OSError, EOFError, struct.error, ValueError, LookupError, NotImplementedError)
 # A UID as PS3.5 §9.1 spells it: the only thing from a dataset that may become part of a path.
 UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
@@ -80,14 +91,24 @@ class FolderClient:
     def retrieve_instance_frames(
         self, study_uid: str, series_uid: str, sop_uid: str, frame_numbers: Sequence[int]
     ) -> list[bytes]:
-        def read() -> list[bytes]:
+        def read(numbers: Sequence[int]) -> list[bytes]:
             return list(
-                self._client.iter_instance_frames(
-                    study_uid, series_uid, sop_uid, list(frame_numbers)
-                )
+                self._client.iter_instance_frames(study_uid, series_uid, sop_uid, list(numbers))
             )
 
-        return self._owned(read)
+        try:
+            return self._owned(read, frame_numbers)
+        except PacsAnswerInvalid:
+            for number in frame_numbers:
+                try:
+                    self._owned(read, [number])
+                except PacsAnswerInvalid as error:
+                    raise FrameInvalid(
+                        f"Frame {number} of instance {sop_uid} in the folder {self.folder} cannot"
+                        " be read, its file is truncated or damaged: store the instance again,"
+                        " complete."
+                    ) from error
+            raise
 
     def store_instances(self, datasets: Sequence[Dataset]) -> Dataset:
         """Write each dataset to ``studies/…/series/…/instances/…``; an answer as STOW gives it."""
@@ -117,11 +138,33 @@ class FolderClient:
         return self.folder / "studies" / study / "series" / series / "instances" / sop
 
     def _owned(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._owner.submit(call, *args, **kwargs).result()
+        try:
+            return self._owner.submit(call, *args, **kwargs).result()
+        except requests.HTTPError as error:
+            # DICOMfileClient reports whatever goes wrong as a status 500; a KeyError in its
+            # table of transfer syntaxes among it.
+            reason = error.response.reason or ""
+            unknown = UNKNOWN_TRANSFER_SYNTAX.fullmatch(reason)
+            if unknown:
+                raise PixelsUnsupported(
+                    f"The folder {self.folder} holds frames in transfer syntax {unknown[1]}, which"
+                    " cannot be read from a folder: transcode them to JPEG baseline or read them"
+                    " from a DICOMweb server."
+                ) from error
+            raise PacsAnswerInvalid(
+                f"The folder {self.folder} cannot give {error.response.url}: its file is missing,"
+                " truncated or damaged; put it there again, complete."
+            ) from error
 
     def _index(self) -> DICOMfileClient:
         _remove_abandoned(self.folder)
-        return DICOMfileClient(f"file://{self.folder}", in_memory=True)
+        try:
+            return _indexed(self.folder)
+        except INDEX_ERRORS as error:
+            raise PacsAnswerInvalid(
+                f"The file {_damaged_file(self.folder)} is a truncated or damaged DICOM file: put"
+                " it there again, complete, or take it out of the folder."
+            ) from error
 
     def _renew(self) -> None:
         self._client = self._index()
@@ -129,6 +172,22 @@ class FolderClient:
     def _after_indexing(self, call: Callable[[], T]) -> T:
         self._renew()
         return call()
+
+
+def _indexed(folder: Path) -> DICOMfileClient:
+    return DICOMfileClient(f"file://{folder}", in_memory=True)
+
+
+def _damaged_file(folder: Path) -> Path:
+    """First file that cannot be indexed alone; the index itself does not say which."""
+    for path in sorted(folder.rglob("*")):
+        with TemporaryDirectory() as alone:
+            (Path(alone) / "file").symlink_to(path.resolve())
+            try:
+                _indexed(Path(alone))
+            except INDEX_ERRORS:
+                return path
+    return folder
 
 
 def _write_whole(dataset: Dataset, path: Path) -> None:

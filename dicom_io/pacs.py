@@ -29,7 +29,6 @@ from dicom_io.errors import (
     PacsAnswerInvalid,
     PacsError,
     PacsNotFound,
-    PacsRefused,
 )
 from dicom_io.folder import FolderClient
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error, refusal_in
@@ -347,9 +346,9 @@ def _web_client(url: str, settings: PacsSettings) -> DICOMwebClient:
     session.headers["Accept"] = "application/dicom+json"
     session.headers.update({name: secret(value) for name, value in settings.headers.items()})
     if settings.bearer_token is not None:
-        session.headers["Authorization"] = f"Bearer {secret(settings.bearer_token)}"
+        session.headers["Authorization"] = f"Bearer {_hidden(settings.bearer_token)}"
     if settings.username is not None and settings.password is not None:
-        session.auth = (settings.username, secret(settings.password))
+        session.auth = (settings.username, _hidden(settings.password))
     if settings.ca_bundle is not None:
         session.verify = str(settings.ca_bundle)
     session.hooks["response"].append(_plain_media_type)
@@ -364,6 +363,16 @@ def _plain_media_type(response: requests.Response, **_: Any) -> requests.Respons
     if media_type.startswith(("application/dicom+json", "application/json")):
         response.headers["Content-Type"] = media_type.split(";")[0].strip()
     return response
+
+
+def _hidden(reference: str) -> str:
+    """Read a secret that must not stand in the settings themselves."""
+    if not reference.startswith(("env:", "file:")):
+        raise ConfigurationInvalid(
+            "A password or bearer token stands in the PACS settings: put it into an environment"
+            " variable or a file and write env:NAME or file:/path."
+        )
+    return secret(reference)
 
 
 def secret(reference: str) -> str:
@@ -381,6 +390,3 @@ def secret(reference: str) -> str:
                 f"The secret file {where} cannot be read ({error.strerror}): check path and rights."
             ) from error
     return reference
-
-
-__all__ = ["InstanceReference", "Pacs", "PacsRefused", "PacsSettings", "open_pacs", "secret"]

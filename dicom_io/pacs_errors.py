@@ -7,7 +7,6 @@ call to it can raise is listed here, once.
 from __future__ import annotations
 
 import json
-import re
 import struct
 from http import HTTPStatus
 
@@ -17,7 +16,6 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicom_io.errors import (
-    InputError,
     PacsAnswerInvalid,
     PacsBusy,
     PacsError,
@@ -26,7 +24,6 @@ from dicom_io.errors import (
     PacsTimeout,
     PacsUnauthorized,
     PacsUnreachable,
-    PixelsUnsupported,
 )
 
 FOREIGN_ERRORS = (
@@ -105,11 +102,8 @@ SENTENCES: tuple[tuple[type[Exception], type[PacsError], str], ...] = (
     ),
 )
 
-# DICOMfileClient looks a transfer syntax up in a dict and reports the KeyError as a status 500.
-UNKNOWN_TRANSFER_SYNTAX = re.compile(r"'(1\.2\.840\.10008\.1\.2[0-9.]*)'")
 
-
-def pacs_error(name: str, what: str, error: Exception) -> PacsError | InputError:
+def pacs_error(name: str, what: str, error: Exception) -> PacsError:
     """Say in one sentence what happened when `what` was asked of the archive `name`."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _by_status(name, what, error.response)
@@ -119,14 +113,8 @@ def pacs_error(name: str, what: str, error: Exception) -> PacsError | InputError
     raise error
 
 
-def _by_status(name: str, what: str, response: requests.Response) -> PacsError | InputError:
+def _by_status(name: str, what: str, response: requests.Response) -> PacsError:
     status = response.status_code
-    unknown = UNKNOWN_TRANSFER_SYNTAX.fullmatch(response.reason or "")
-    if unknown:
-        return PixelsUnsupported(
-            f"{name} holds {what} in transfer syntax {unknown[1]}, which cannot be read from a"
-            " folder: transcode it to JPEG baseline or read it from a DICOMweb server."
-        )
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return PacsUnauthorized(
             f"{name} refused {what} with status {status}: check the credentials and what they"

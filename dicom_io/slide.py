@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from dicom_io.dicom_json import Json, dataset_of, nested, value, values
 from dicom_io.errors import (
@@ -185,6 +186,9 @@ def _metadata(pacs: Pacs, study_uid: str, series_uid: str) -> list[Json]:
         f"{pacs.name} knows no series {series_uid} in study {study_uid}: check the UIDs and that"
         " the slide has arrived."
     )
+    for uid in (study_uid, series_uid):
+        if not UID(uid).is_valid:
+            raise SeriesNotFound(f"{uid!r} is not a DICOM UID: give study and series UID.")
     found = pacs.search_instances(study_uid, series_uid)
     # An archive that ignores the path of a search answers with other series too.
     found = [i for i in found if value(i, "SeriesInstanceUID") in {series_uid, None}]

@@ -178,13 +178,14 @@ def test_fault_is_told_in_one_sentence(
     orthanc.add(*written.paths)
     settings = PacsSettings(timeout_s=0.4, retries=1, retry_wait_s=0.01)
     proxy.fault = Fault(**{**vars(fault), "path": f"{at}$" if at == "/instances" else at})
-    with open_pacs(proxy.url, settings) as pacs, pytest.raises(PacsError) as caught:
-        if at == "/instances":
-            pacs.search_instances(written.study_uid, written.series_uid)
-        elif at == "/metadata":
-            pacs.series_metadata(written.study_uid, written.series_uid)
-        else:
-            list(pacs.frames(reference_to(written.paths[0]), [0]))
+    with open_pacs(proxy.url, settings) as pacs:
+        calls: dict[str, Callable[[], object]] = {
+            "/instances": lambda: pacs.search_instances(written.study_uid, written.series_uid),
+            "/metadata": lambda: pacs.series_metadata(written.study_uid, written.series_uid),
+            "/frames/": lambda: list(pacs.frames(reference_to(written.paths[0]), [0])),
+        }
+        with pytest.raises(PacsError) as caught:
+            calls[at]()
     assert type(caught.value) is error
     assert caught.value.transient is transient
     message = str(caught.value)
@@ -244,9 +245,9 @@ def test_store_is_sent_once_and_its_refusal_named(
 def test_store_that_the_archive_fails(proxy: Proxy, orthanc: Orthanc, tmp_path: Path) -> None:
     result = result_of(write_slide(tmp_path))
     answer = (
-        '{"00081198": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["%s"]},'
-        ' "00081197": {"vr": "US", "Value": [290]}}]}}' % result.SOPInstanceUID
-    )
+        '{"00081198": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["UID"]},'
+        ' "00081197": {"vr": "US", "Value": [290]}}]}}'
+    ).replace("UID", result.SOPInstanceUID)
     proxy.fault = Fault(path="/studies$", body=answer.encode())
     with open_pacs(proxy.url, QUICK) as pacs, pytest.raises(PacsRefused) as caught:
         pacs.store([result])
@@ -292,6 +293,36 @@ def test_basic_authentication(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> 
     with open_pacs(proxy.url, settings) as pacs:
         pacs.search_instances("1.2.3", "1.2.4")
     assert proxy.headers["Authorization"] == "Basic bm9kZTp3b3Jk"
+
+
+def test_secret_in_the_settings_is_refused() -> None:
+    settings = PacsSettings(bearer_token="in-plain-sight")  # noqa: S106
+    with pytest.raises(ConfigurationInvalid) as caught:
+        open_pacs("http://127.0.0.1:1/dicom-web", settings)
+    assert "in-plain-sight" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_truncated_file_of_a_folder_is_named(tmp_path: Path, share: float) -> None:
+    written = write_slide(tmp_path, levels=1)
+    whole = written.paths[0].read_bytes()
+    reference = reference_to(written.paths[0])
+    written.paths[0].write_bytes(whole[: int(len(whole) * share)])
+    with (
+        pytest.raises((FrameInvalid, PacsAnswerInvalid)) as caught,
+        open_pacs(f"file://{tmp_path}", QUICK) as pacs,
+    ):
+        list(pacs.frames(reference, range(48)))
+    assert reference.sop_uid in str(caught.value) or written.paths[0].name in str(caught.value)
+    assert not caught.value.transient
+
+
+def test_files_that_are_not_dicom_do_not_matter(tmp_path: Path) -> None:
+    written = write_slide(tmp_path, levels=1)
+    (tmp_path / "truth.json").write_text('{"cells": []}')
+    (tmp_path / "empty").touch()
+    with open_pacs(f"file://{tmp_path}", QUICK) as pacs:
+        assert len(pacs.search_instances(written.study_uid, written.series_uid)) == 1
 
 
 @pytest.mark.parametrize("where", ["env:MARROW_NOT_SET", "file:/nowhere/key"])

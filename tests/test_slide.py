@@ -202,6 +202,13 @@ def test_unknown_series_is_named(archive: Archive, tmp_path: Path) -> None:
         open_slide(archive(written), unknown, written.series_uid)
 
 
+@pytest.mark.parametrize("uid", ["", "abc", "1.2/../3", "1." * 40])
+def test_malformed_uid_is_named(archive: Archive, tmp_path: Path, uid: str) -> None:
+    written = write_slide(tmp_path, levels=1)
+    with pytest.raises(SeriesNotFound, match="is not a DICOM UID"):
+        open_slide(archive(written), written.study_uid, uid)
+
+
 def test_matrix_above_the_budget(archive: Archive, tmp_path: Path) -> None:
     written = write_slide(tmp_path, size_px=(500, 380), levels=1)
     pacs = archive(written)
