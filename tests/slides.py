@@ -15,16 +15,35 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
+    RLELossless,
     VLWholeSlideMicroscopyImageStorage,
     generate_uid,
 )
 
 UInt8 = NDArray[np.uint8]
+
+
+def _run_lengths(rgb: UInt8) -> bytes:
+    height, width = rgb.shape[:2]
+    return RLELosslessEncoder.encode(
+        rgb,
+        rows=height,
+        columns=width,
+        samples_per_pixel=3,
+        bits_allocated=8,
+        bits_stored=8,
+        pixel_representation=0,
+        number_of_frames=1,
+        photometric_interpretation="RGB",
+        planar_configuration=0,
+    )
+
 
 ENCODERS: dict[str, tuple[str, str, Callable[[UInt8], bytes]]] = {
     "jpeg": (
@@ -40,6 +59,7 @@ ENCODERS: dict[str, tuple[str, str, Callable[[UInt8], bytes]]] = {
         ),
     ),
     "jpegls": (JPEGLSLossless, "RGB", imagecodecs.jpegls_encode),
+    "rle": (RLELossless, "RGB", _run_lengths),
     "raw": (ExplicitVRLittleEndian, "RGB", lambda rgb: rgb.tobytes()),
 }
 

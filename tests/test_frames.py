@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.faulty_proxy import Fault, Proxy
 from tests.servers import Orthanc
 from tests.slides import WrittenSlide, stored_pixels, write_slide
 
+REAL_SLIDE = Path(__file__).parent / "data" / "real_slide_jpeg.dcm"
 Archive = Callable[[WrittenSlide | None], Pacs]
 
 
@@ -81,6 +83,29 @@ def test_pixels_are_those_of_an_independent_reader(
             pixels, valid = expected_tile(batch, index, rgb, stored)
             assert np.array_equal(batch.rgb[index], pixels)
             assert np.array_equal(batch.valid[index], valid)
+
+
+def test_run_lengths_from_a_server(orthanc: Orthanc, tmp_path: Path) -> None:
+    written = write_slide(tmp_path, levels=1, size_px=(200, 150), encoding="rle")
+    orthanc.add(*written.paths)
+    rgb, _ = stored_pixels(*written.paths)
+    with open_pacs(orthanc.dicomweb_url, QUICK) as pacs:
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+        assert slide.base.transfer_syntax_uids == ("1.2.840.10008.1.2.5",)
+        (tiles,) = read_tiles(pacs, slide, boxes((10, 10), side=130), 0.25)
+    assert np.array_equal(tiles.rgb[0], rgb[10:140, 10:140])
+
+
+def test_real_slide_without_specimen_and_origin(archive: Archive, tmp_path: Path) -> None:
+    path = Path(shutil.copy(REAL_SLIDE, tmp_path))
+    ds = dcmread(path)
+    pacs = archive(WrittenSlide(ds.StudyInstanceUID, ds.SeriesInstanceUID, (path,)))
+    slide = open_slide(pacs, ds.StudyInstanceUID, ds.SeriesInstanceUID)
+    rgb, stored = stored_pixels(path)
+    (tiles,) = read_tiles(pacs, slide, boxes((-20, 200), side=600), slide.base.um_per_px)
+    pixels, valid = expected_tile(tiles, 0, rgb, stored)
+    assert np.array_equal(tiles.rgb[0], pixels)
+    assert np.array_equal(tiles.valid[0], valid)
 
 
 def test_whole_factor_is_the_mean_of_the_level(archive: Archive, tmp_path: Path) -> None:
