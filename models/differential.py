@@ -52,6 +52,8 @@ def count_differential(cells: Cells, tiles: int, rules: DifferentialRules) -> Di
     total = int(count[in_ndc].sum())
     unclassified = int(sum(count[k] for k, key in enumerate(classes) if key == UNCLASSIFIED))
     myeloid, erythroid = (_side(classes, side) for side in ("myeloid", "erythroid"))
+    interval = np.zeros((len(classes), 2))
+    interval[in_ndc] = wilson_interval(count[in_ndc], total)
     distance, informative = _convergence(cells, tiles)
     reasons = _insufficiencies(total, unclassified, rules)
     return Differential(
@@ -59,7 +61,7 @@ def count_differential(cells: Cells, tiles: int, rules: DifferentialRules) -> Di
         count=count,
         in_ndc=in_ndc,
         share=np.where(in_ndc, count / max(total, 1), 0.0),
-        interval=np.where(in_ndc[:, None], wilson_interval(count, total), 0.0),
+        interval=interval,
         total=total,
         nucleated=total + unclassified,
         me_ratio=_ratio(int(count[myeloid].sum()), int(count[erythroid].sum())),

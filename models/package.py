@@ -194,7 +194,7 @@ class Session:
         Parameters
         ----------
         image : (N, H, W, 3) uint8
-            RGB; H and W multiples of 32.
+            RGB; N at least 1, H and W multiples of 32.
 
         Returns
         -------
@@ -211,8 +211,8 @@ class Session:
         The CPU runs one image at a time: it is no slower, needs less memory, and the result
         cannot depend on which images share a batch.
         """
-        step = 1 if self.provider == CPU_PROVIDER else max(1, len(image))
-        parts = [self._checked(image[i : i + step]) for i in range(0, max(1, len(image)), step)]
+        step = 1 if self.provider == CPU_PROVIDER else len(image)
+        parts = [self._checked(image[i : i + step]) for i in range(0, len(image), step)]
         return {
             name: np.concatenate([part[k] for part in parts])
             for k, name in enumerate(self._outputs)
