@@ -29,6 +29,8 @@ TILE_PX: Final = 256
 LEVELS: Final = 6
 _QUALITY: Final = 88
 _UNSEEN_FOLD: Final = 0
+# No cell of these types is smaller: such an outline caught a lobe or a neighbour, not the cell.
+_LEAST_RADIUS_UM: Final = 2.2
 # Changes whenever the same seed would give other pixels, so that UIDs stay true.
 _COMPOSER_REVISION: Final = "1"
 
@@ -95,7 +97,11 @@ def compose_demonstration_slide(
     ValueError
         If the slide is too small for so many cells.
     """
-    images = [image for image in load_cells() if image.fold == _UNSEEN_FOLD]
+    images = [
+        image
+        for image in load_cells()
+        if image.fold == _UNSEEN_FOLD and _radius_um(image) >= _LEAST_RADIUS_UM
+    ]
     layout = plan_layout(seed, size_px, cells, _radii_px(images))
     placed = place_cells(seed, layout, images, UM_PER_PX)
     names = tuple(COMPOSITION)
@@ -141,19 +147,16 @@ def read_truth(path: Path) -> Truth:
 
 
 def _radii_px(images: Sequence[CellImage]) -> dict[str, float]:
-    """Mean radius per type, of a disc as large as the outline, in base pixels."""
+    """Mean radius per type in base pixels."""
     return {
-        name: float(
-            np.mean(
-                [
-                    np.sqrt(image.outline.sum() / np.pi) * image.um_per_px / UM_PER_PX
-                    for image in images
-                    if image.type == name
-                ]
-            )
-        )
+        name: float(np.mean([_radius_um(i) for i in images if i.type == name])) / UM_PER_PX
         for name in COMPOSITION
     }
+
+
+def _radius_um(image: CellImage) -> float:
+    """Radius of a disc as large as the outline."""
+    return float(np.sqrt(image.outline.sum() / np.pi)) * image.um_per_px
 
 
 def _assets_digest() -> str:

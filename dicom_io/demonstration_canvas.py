@@ -93,7 +93,7 @@ def _restained(rng: np.random.Generator, rgb: UInt8) -> UInt8:
 
 def paint_strips(seed: int, layout: Layout, cells: PlacedCells) -> Iterator[UInt8]:
     """Paint the slide from top to bottom, (h, width, 3) uint8 at a time."""
-    width, height = layout.size_px
+    height = layout.size_px[1]
     paint = _Paint(seed, layout)
     boxes = cells.box_px
     for top in range(0, height, _STRIP_PX):
@@ -101,7 +101,7 @@ def paint_strips(seed: int, layout: Layout, cells: PlacedCells) -> Iterator[UInt
         strip = paint.background(top, rows)
         for index in np.flatnonzero((boxes[:, 1] < top + rows) & (boxes[:, 3] > top)):
             left, cell_top = cells.left_top_px[index]
-            place(strip, cells.cut_outs[index], int(left), int(cell_top) - top)
+            place(strip, cells.cut_outs[int(index)], int(left), int(cell_top) - top)
         yield strip
 
 
@@ -152,11 +152,11 @@ class _Paint:
         particle = _enlarged(self._layout.particle, window)
         if particle.any():
             film += _steps((particle * self._fibres[:rows, :columns])[..., None] * _GROUND)
-        return film
+        return np.asarray(film, np.int16)
 
 
 def _steps(density: NDArray[np.floating]) -> Density:
-    return np.rint(density * _STEPS).astype(np.int16)
+    return np.asarray(np.rint(density * _STEPS), np.int16)
 
 
 def _enlarged(field: Float32, window: tuple[int, int, int, int]) -> Float32:
@@ -228,8 +228,6 @@ def _fibres(rng: np.random.Generator) -> Float32:
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
     for _ in range(45):
         centre = rng.uniform(0, 1024, 2)
-        away = np.hypot(
-            (x - centre[0] + 512) % 1024 - 512, ((y - centre[1]) + 512) % 1024 - 512
-        )
+        away = np.hypot((x - centre[0] + 512) % 1024 - 512, ((y - centre[1]) + 512) % 1024 - 512)
         fibres *= 1 / (1 + np.exp((rng.uniform(25, 75) - away) / 2.5))
-    return fibres.astype(np.float32)
+    return np.asarray(fibres, np.float32)

@@ -132,9 +132,7 @@ def _add_optical_path(header: Dataset) -> None:
     path = Dataset()
     path.OpticalPathIdentifier = "1"
     path.OpticalPathDescription = "Brightfield"
-    path.IlluminationTypeCodeSequence = [
-        CodedConcept("111744", "DCM", "Brightfield illumination")
-    ]
+    path.IlluminationTypeCodeSequence = [CodedConcept("111744", "DCM", "Brightfield illumination")]
     path.IlluminationColorCodeSequence = [CodedConcept("414298005", "SCT", "Full Spectrum")]
     path.ObjectiveLensPower = 40
     path.ICCProfile = _srgb_profile()

@@ -37,7 +37,7 @@ COMPOSITION: Final[Mapping[str, float]] = {
 }
 
 _TRAIL_PX2_PER_CELL: Final = 18_000.0
-_TRAIL_SHARE: Final = (0.06, 0.13)
+_TRAIL_SHARE: Final = (0.06, 0.12)
 _OVERLAPPING_SHARE: Final = 0.03
 _RED_SPACING_PX: Final = 37.0
 
@@ -101,7 +101,8 @@ def plan_layout(
     radii = np.array([radius_px[name] for name in COMPOSITION])[types]
     cell_px = _scatter_cells(rng, depth * (particle < 0.35), radii)
     density = _smear_density(rng, shape)
-    red_px = _scatter_red(rng, size_px, np.where(trail, 0.55 * density, density))
+    density = np.where(trail, 0.25 + 0.3 * density, density)
+    red_px = _scatter_red(rng, size_px, density)
     red_px = _clear_of(red_px, cell_px, radii + 9.0)
     red_px = red_px[_at(particle, red_px) < rng.uniform(0.2, 0.7, len(red_px))]
     smear = density > 0.05
@@ -152,7 +153,7 @@ def _draw_trails(
         missing = (share - float((depth > 0).mean())) * height * width
         length = width * rng.uniform(0.2, 0.3)
         half_width = min(max(0.017 * width, 2.6), max(missing / (1.7 * length), 2.2))
-        depth = np.maximum(depth, _one_trail(rng, x, y, head, length, half_width))
+        depth = np.maximum(depth, _one_trail(rng, (x, y), head, length, half_width))
         radius = half_width * rng.uniform(0.8, 1.05)
         blob = 1.0 - np.hypot((x - head[0]) / 1.25, y - head[1]) / radius
         particle = np.maximum(particle, np.clip(1.6 * blob, 0, 1))
@@ -176,13 +177,13 @@ def _next_head(
 
 def _one_trail(
     rng: np.random.Generator,
-    x: Float32,
-    y: Float32,
+    grid: tuple[Float32, Float32],
     head: tuple[float, float],
     length: float,
     half_width: float,
 ) -> Float32:
     """Depth inside one trail: a band along a slow curve that narrows towards its end."""
+    x, y = grid
     t = np.linspace(0.0, 1.0, 80)
     swing = rng.uniform(0.5, 1.2) * rng.choice((-1, 1)) * half_width * 2.2
     axis_x = head[0] + length * t
@@ -229,7 +230,9 @@ def _scatter_cells(rng: np.random.Generator, weight: Float32, radii: Float64) ->
                 placed[index] = place
                 break
         else:
-            raise ValueError(f"the trails have no room for {len(radii)} cells: make the slide larger")
+            raise ValueError(
+                f"the trails have no room for {len(radii)} cells: make the slide larger"
+            )
     return placed
 
 

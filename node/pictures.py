@@ -1,0 +1,276 @@
+"""The two pictures of a result: where the cells lie, and the differential against its reference.
+
+They hold no patient data. Figures are made without pyplot, so that threads do not share a state,
+and without a date, so that the same result gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from dicom_io.analysis import Analysis
+from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
+from models.records import Bool, UInt8
+
+_DPI: Final = 100
+_OVERVIEW_PX: Final = 1600
+_LEGEND_PX: Final = 330
+_WARNING: Final = "Demonstration model, not for clinical use"
+_WARNING_COLOUR: Final = "#b3261e"
+_BAND_COLOUR: Final = "#d5dbe1"
+_INK: Final = "#22272e"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A piece of the slide at high magnification.
+
+    Attributes
+    ----------
+    rgb : (H, W, 3) uint8
+    box_px : (x0, y0, x1, y1)
+        What it shows, in base-level pixels.
+    """
+
+    rgb: UInt8
+    box_px: tuple[float, float, float, float]
+
+
+def draw_overview(rgb: UInt8, analysis: Analysis, field: Field | None = None) -> bytes:
+    """Draw the slide with its regions of interest and its cells; PNG.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8
+        The whole base matrix at low resolution.
+    analysis
+    field
+        Drawn below the slide with a box and a name for each cell.
+    """
+    slide_size = analysis.slide.base.size_px
+    slide_px = round(_OVERVIEW_PX * slide_size[1] / slide_size[0])
+    field_px = 0
+    if field is not None:
+        field_px = round(_OVERVIEW_PX * field.rgb.shape[0] / field.rgb.shape[1])
+    head, gap = 64, 56 if field is not None else 0
+    width, height = _OVERVIEW_PX + _LEGEND_PX, head + slide_px + gap + field_px + 16
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    place = _Placement(width, height)
+    top = figure.add_axes(place.box(16, head, _OVERVIEW_PX - 32, slide_px))
+    _draw_slide(top, rgb, analysis, field)
+    figure.text(16 / width, 1 - 34 / height, _overview_title(analysis), fontsize=19, color=_INK)
+    _add_legend(figure, analysis, ((_OVERVIEW_PX + 4) / width, 1 - head / height))
+    if field is not None:
+        bottom = figure.add_axes(place.box(16, head + slide_px + gap, _OVERVIEW_PX - 32, field_px))
+        _draw_field(bottom, field, analysis)
+        figure.text(
+            16 / width,
+            1 - (head + slide_px + gap - 14) / height,
+            "The framed field, at high magnification",
+            fontsize=16,
+            color=_INK,
+        )
+    return _png(figure)
+
+
+def draw_differential(analysis: Analysis) -> bytes:
+    """Draw percent of the NDC per type with 95 % intervals against the reference range; PNG."""
+    differential = analysis.differential
+    rows = np.flatnonzero(differential.in_ndc)
+    figure = Figure(figsize=(12, 2.6 + 0.52 * len(rows)), dpi=_DPI, facecolor="white")
+    height = figure.get_figheight()
+    axes = figure.add_axes((0.235, 0.95 / height, 0.64, 1 - 2.45 / height))
+    for position, row in enumerate(rows):
+        _draw_type(axes, analysis, position, int(row))
+    highest = [differential.interval[rows, 1].max(initial=0.0) * 100]
+    highest += [(CELL_TYPES[differential.classes[r]].reference_percent or (0, 0))[1] for r in rows]
+    axes.set_xlim(0, max(5.0, 1.06 * max(highest)))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    names = [CELL_TYPES[differential.classes[row]].name for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=13, color=_INK)
+    axes.set_xlabel("Percent of the nucleated differential count", fontsize=12, color=_INK)
+    axes.tick_params(axis="x", labelsize=12)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e8e8e8", zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    _head_differential(figure, analysis)
+    handles = [
+        Patch(facecolor=_BAND_COLOUR, label=f"Reference range ({REFERENCE_SOURCE})"),
+        Line2D([], [], color=_INK, lw=1.6, marker="|", ms=9, label="95 % interval (Wilson)"),
+    ]
+    figure.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0.02, 0.0), ncols=2, frameon=False,
+        fontsize=11,
+    )  # fmt: skip
+    return _png(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Pixels from the top left → the figure's fractions from the bottom left."""
+
+    width: int
+    height: int
+
+    def box(
+        self, left: int, top: int, width: int, height: int
+    ) -> tuple[float, float, float, float]:
+        return (
+            left / self.width,
+            1 - (top + height) / self.height,
+            width / self.width,
+            height / self.height,
+        )
+
+
+def _overview_title(analysis: Analysis) -> str:
+    return f"{len(analysis.cells):,} nucleated cells in {len(analysis.regions.box_px)} regions"
+
+
+def _draw_slide(axes: Axes, rgb: UInt8, analysis: Analysis, field: Field | None) -> None:
+    """The slide in base-level pixel coordinates, regions outlined, one dot per cell."""
+    width, height = analysis.slide.base.size_px
+    axes.imshow(rgb, extent=(0, width, height, 0), interpolation="antialiased")
+    axes.add_collection(LineCollection(_outline(analysis), colors="#111111", linewidths=1.1))
+    cells = analysis.cells
+    centres = (cells.box_px[:, :2] + cells.box_px[:, 2:]) / 2
+    colours = [CELL_TYPES[cells.classes[label]].colour for label in cells.label]
+    axes.scatter(centres[:, 0], centres[:, 1], s=11, c=colours, edgecolors="white", linewidths=0.25)
+    if field is not None:
+        x0, y0, x1, y1 = field.box_px
+        frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=_WARNING_COLOUR, lw=2.5)
+        axes.add_patch(frame)
+    _bare(axes, (0.0, 0.0, float(width), float(height)))
+
+
+def _outline(analysis: Analysis) -> list[list[tuple[float, float]]]:
+    """The sides of the regions' boxes that no other box shares: the border of their union."""
+    count: dict[tuple[tuple[float, float], tuple[float, float]], int] = {}
+    for x0, y0, x1, y1 in analysis.regions.box_px.tolist():
+        for side in (
+            ((x0, y0), (x1, y0)),
+            ((x0, y1), (x1, y1)),
+            ((x0, y0), (x0, y1)),
+            ((x1, y0), (x1, y1)),
+        ):
+            count[side] = count.get(side, 0) + 1
+    return [list(side) for side, shared in count.items() if shared == 1]
+
+
+def _draw_field(axes: Axes, field: Field, analysis: Analysis) -> None:
+    """One field with the box and the name of each cell in it."""
+    x0, y0, x1, y1 = field.box_px
+    axes.imshow(field.rgb, extent=(x0, x1, y1, y0), interpolation="antialiased")
+    cells = analysis.cells
+    inside = _inside(analysis, field)
+    boxes, colours = [], []
+    for (left, top, right, bottom), label in zip(
+        cells.box_px[inside], cells.label[inside], strict=True
+    ):
+        kind = CELL_TYPES[cells.classes[label]]
+        boxes.append(Rectangle((left, top), right - left, bottom - top))
+        colours.append(kind.colour)
+        axes.text(
+            min(left, x1 - 0.11 * (x1 - x0)), top - 3, kind.name, fontsize=9.5, color="white",
+            va="bottom", clip_on=True,
+            bbox={"facecolor": kind.colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
+        )  # fmt: skip
+    axes.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=colours, linewidths=2.0))
+    _bare(axes, field.box_px)
+
+
+def _inside(analysis: Analysis, field: Field) -> Bool:
+    centre = (analysis.cells.box_px[:, :2] + analysis.cells.box_px[:, 2:]) / 2
+    x0, y0, x1, y1 = field.box_px
+    return np.asarray(((centre > (x0, y0)) & (centre < (x1, y1))).all(axis=1), np.bool_)
+
+
+def _bare(axes: Axes, box_px: tuple[float, float, float, float]) -> None:
+    """No ticks; y downwards."""
+    axes.set_xlim(box_px[0], box_px[2])
+    axes.set_ylim(box_px[3], box_px[1])
+    axes.set_aspect("auto")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _add_legend(figure: Figure, analysis: Analysis, corner: tuple[float, float]) -> None:
+    """Types with their counts, what an outline is, and the warning."""
+    cells = analysis.cells
+    counts = np.bincount(cells.label, minlength=len(cells.classes))
+    handles: list[Line2D] = []
+    for key, count in zip(cells.classes, counts, strict=True):
+        kind = CELL_TYPES[key]
+        label = f"{kind.name}  {count:,}"
+        handles.append(Line2D([], [], marker="o", ls="", ms=11, color=kind.colour, label=label))
+    handles.append(Line2D([], [], color="#111111", lw=1.1, label="Region that was read"))
+    legend = figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=corner, frameon=False, fontsize=13,
+        borderaxespad=0, labelspacing=0.75,
+    )  # fmt: skip
+    if analysis.model.demonstration:
+        legend.set_title("\n".join(_WARNING.split(", ")) + "\n", prop=FontProperties(size=14))
+        legend.get_title().set_color(_WARNING_COLOUR)
+
+
+def _draw_type(axes: Axes, analysis: Analysis, position: int, row: int) -> None:
+    """One bar with its interval, its reference range behind it and its numbers at the right."""
+    differential = analysis.differential
+    kind = CELL_TYPES[differential.classes[row]]
+    percent = 100 * float(differential.share[row])
+    low, high = (100 * float(end) for end in differential.interval[row])
+    if kind.reference_percent is not None:
+        start, end = kind.reference_percent
+        axes.barh(position, end - start, left=start, height=0.86, color=_BAND_COLOUR, zorder=1)
+    axes.barh(position, percent, height=0.46, color=kind.colour, zorder=2)
+    axes.errorbar(
+        percent, position, xerr=[[percent - low], [high - percent]], color=_INK, lw=1.6,
+        capsize=4, zorder=3,
+    )  # fmt: skip
+    text = f"{percent:.1f} %  ({int(differential.count[row]):,})"
+    axes.text(
+        1.015, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=12,
+        color=_INK,
+    )  # fmt: skip
+
+
+def _head_differential(figure: Figure, analysis: Analysis) -> None:
+    """Title, totals and warnings above the bars."""
+    differential = analysis.differential
+    height = figure.get_figheight()
+    ratio = "not defined" if differential.me_ratio is None else f"{differential.me_ratio:.2f}"
+    outside = differential.nucleated - differential.total
+    facts = (
+        f"{differential.total:,} cells counted   ·   {outside:,} unclassified   ·   "
+        f"M:E {ratio} (reference {ME_REFERENCE[0]:g}–{ME_REFERENCE[1]:g})"
+    )
+    verdict = "; ".join(differential.reasons) if not differential.adequate else "Count sufficient"
+    lines = [
+        ("Bone marrow, nucleated differential count", 19, _INK, 0.45),
+        (facts, 13, _INK, 0.80),
+        (verdict, 13, _INK if differential.adequate else _WARNING_COLOUR, 1.08),
+    ]
+    if analysis.model.demonstration:
+        lines.append((f"{_WARNING} ({analysis.model.name})", 13, _WARNING_COLOUR, 1.36))
+    for text, size, colour, down in lines:
+        figure.text(0.025, 1 - down / height, text, fontsize=size, color=colour)
+
+
+def _png(figure: Figure) -> bytes:
+    """Encode; without matplotlib's version, which is all the metadata it writes."""
+    FigureCanvasAgg(figure)
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        return buffer.getvalue()
