@@ -91,7 +91,7 @@ def _add_series_and_equipment(header: Dataset, series_uid: str) -> None:
 
 
 def _add_specimen(header: Dataset, series_uid: str) -> None:
-    """One smear of an aspirate, May-Grünwald Giemsa."""
+    """One smear of an aspirate, Romanowsky stain."""
     marrow = CodedConcept("119359002", "SCT", "Bone marrow specimen")
     aspirate, smear = "DEMO-MARROW-1-A", "DEMO-MARROW-1-A-1"
     steps = [
@@ -108,7 +108,7 @@ def _add_specimen(header: Dataset, series_uid: str) -> None:
         ),
         SpecimenPreparationStep(
             smear,
-            SpecimenStaining([CodedConcept("255803006", "SCT", "May-Grünwald Giemsa stain")]),
+            SpecimenStaining([CodedConcept("255810000", "SCT", "Romanowsky stain")]),
         ),
     ]
     header.ContainerIdentifier = smear

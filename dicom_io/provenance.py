@@ -1,0 +1,127 @@
+"""Who made a document, with what, and under which UID."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from copy import deepcopy
+from importlib.metadata import version
+
+from highdicom import AlgorithmIdentificationSequence
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from dicom_io.analysis import Analysis
+from dicom_io.codes import ALGORITHM_FAMILY, LOCAL_SCHEME
+from dicom_io.errors import InputError
+
+MANUFACTURER = "marrow-node project"
+MODEL_NAME = "marrow-node"
+SERIAL_NUMBER = "1"
+SOFTWARE_VERSION = version("marrow-node")
+# Root of all derived UIDs: a UUID made once for this project.
+_NAMESPACE = uuid.UUID("5b0cf1d2-3b3e-5d0e-9c1b-6a0b7c5a2d41")
+
+# Type-2 attributes of the Patient and General Study modules that real slides leave out.
+_EMPTY_WHEN_MISSING = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+def derive_uid(*parts: str) -> UID:
+    """The UID of what `parts` name: UUIDv5 under 2.25 (PS3.5 B.2). Same parts, same UID."""
+    return UID(f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(parts)).int}")
+
+
+def result_uid(analysis: Analysis, *what: str) -> UID:
+    """UID of one part of an analysis' results: the same work gives the same objects."""
+    slide = analysis.slide
+    return derive_uid(
+        slide.study_uid,
+        slide.series_uid,
+        *sorted(slide.source_instances),
+        analysis.model.digest,
+        analysis.configuration_digest,
+        str(analysis.revision),
+        *what,
+    )
+
+
+def source_header(analysis: Analysis) -> Dataset:
+    """The slide's header as documents copy it: type-2 attributes are there, if only empty.
+
+    Raises
+    ------
+    InputError
+        When the header lacks what identifies the slide.
+    """
+    header = deepcopy(analysis.slide.header)
+    for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        if not header.get(keyword):
+            raise InputError(
+                f"The metadata of series {analysis.slide.series_uid} lacks {keyword}: "
+                "the archive must return it before results can refer to the slide."
+            )
+    for keyword in _EMPTY_WHEN_MISSING:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if "FrameOfReferenceUID" not in header:
+        header.FrameOfReferenceUID = analysis.slide.frame_of_reference_uid
+    return header
+
+
+def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSequence:
+    """The model package as Algorithm Identification (PS3.3 10.16)."""
+    model = analysis.model
+    return AlgorithmIdentificationSequence(
+        name=model.name,
+        family=ALGORITHM_FAMILY,
+        version=model.version,
+        source=MANUFACTURER,
+        parameters={
+            "package_sha256": model.digest,
+            "configuration_sha256": analysis.configuration_digest,
+        },
+    )
+
+
+def finish(document: Dataset, analysis: Analysis) -> None:
+    """Make a document the same whenever it is made, and readable everywhere.
+
+    All times become that of the analysis; text that is plain ASCII needs no character set, which
+    some readers complain of; the node's own coding scheme is named.
+    """
+    date, time = analysis.finished.strftime("%Y%m%d"), analysis.finished.strftime("%H%M%S.%f")
+    document.InstanceCreationDate = document.ContentDate = document.SeriesDate = date
+    document.InstanceCreationTime = document.ContentTime = document.SeriesTime = time
+    document.TimezoneOffsetFromUTC = "+0000"
+    for equipment in document.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in equipment:
+            equipment.ContributionDateTime = date + time
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator = LOCAL_SCHEME
+    scheme.CodingSchemeName = "marrow-node codes"
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    document.CodingSchemeIdentificationSequence = [scheme]
+    text = document.to_json_dict(bulk_data_threshold=1024, bulk_data_element_handler=_no_text)
+    if json.dumps(text, ensure_ascii=False).isascii():
+        document.pop("SpecificCharacterSet", None)
+
+
+def _no_text(_: DataElement) -> str:
+    return ""
+
+
+def series_description(analysis: Analysis, what: str) -> str:
+    """At most 64 characters (VR LO)."""
+    demonstration = " (demonstration)" if analysis.model.demonstration else ""
+    return f"{what}, {analysis.model.name} {analysis.model.version}{demonstration}"[:64]
