@@ -20,19 +20,19 @@ from models.records import Bool, Float32, Float64, Int64
 # Base pixels per pixel of the maps that say where smear and trails are.
 MAP_PX: Final = 64
 
-# The marrow that the slide shows. Within the ranges of a healthy adult's marrow where all
-# nucleated cells are of these ten types (there are no lymphocytes or monocytes to paint);
-# myeloid to erythroid 68.5 : 31.5.
+# The marrow that the slide shows: each type within the reference range that models.cell_types
+# states for it, at its upper end, since there are no lymphocytes, monocytes or eosinophils to
+# paint; myeloid to erythroid 68 : 32.
 COMPOSITION: Final[Mapping[str, float]] = {
     "myeloblast": 0.020,
-    "promyelocyte": 0.055,
-    "myelocyte": 0.080,
-    "metamyelocyte": 0.100,
+    "promyelocyte": 0.060,
+    "myelocyte": 0.070,
+    "metamyelocyte": 0.090,
     "band_neutrophil": 0.160,
-    "segmented_neutrophil": 0.270,
+    "segmented_neutrophil": 0.280,
     "proerythroblast": 0.015,
     "basophilic_erythroblast": 0.050,
-    "polychromatic_erythroblast": 0.170,
+    "polychromatic_erythroblast": 0.175,
     "orthochromatic_erythroblast": 0.080,
 }
 

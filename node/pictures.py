@@ -25,7 +25,7 @@ from models.records import Bool, UInt8
 
 _DPI: Final = 100
 _OVERVIEW_PX: Final = 1600
-_LEGEND_PX: Final = 330
+_LEGEND_PX: Final = 410
 _WARNING: Final = "Demonstration model, not for clinical use"
 _WARNING_COLOUR: Final = "#b3261e"
 _BAND_COLOUR: Final = "#d5dbe1"
@@ -136,7 +136,7 @@ class _Placement:
 
 
 def _overview_title(analysis: Analysis) -> str:
-    return f"{len(analysis.cells):,} nucleated cells in {len(analysis.regions.box_px)} regions"
+    return f"{len(analysis.cells):,} nucleated cells in {len(analysis.regions.box_px):,} frames"
 
 
 def _draw_slide(axes: Axes, rgb: UInt8, analysis: Analysis, field: Field | None) -> None:
@@ -182,9 +182,10 @@ def _draw_field(axes: Axes, field: Field, analysis: Analysis) -> None:
         kind = CELL_TYPES[cells.classes[label]]
         boxes.append(Rectangle((left, top), right - left, bottom - top))
         colours.append(kind.colour)
+        # A name stays inside the field, also where its cell touches the edge.
+        start, base = min(left, x1 - 0.11 * (x1 - x0)), max(top - 3, y0 + 0.035 * (y1 - y0))
         axes.text(
-            min(left, x1 - 0.11 * (x1 - x0)), top - 3, kind.name, fontsize=9.5, color="white",
-            va="bottom", clip_on=True,
+            start, base, kind.name, fontsize=9.5, color="white", va="bottom", clip_on=True,
             bbox={"facecolor": kind.colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
         )  # fmt: skip
     axes.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=colours, linewidths=2.0))
@@ -235,10 +236,13 @@ def _draw_type(axes: Axes, analysis: Analysis, position: int, row: int) -> None:
         start, end = kind.reference_percent
         axes.barh(position, end - start, left=start, height=0.86, color=_BAND_COLOUR, zorder=1)
     axes.barh(position, percent, height=0.46, color=kind.colour, zorder=2)
-    axes.errorbar(
-        percent, position, xerr=[[percent - low], [high - percent]], color=_INK, lw=1.6,
-        capsize=4, zorder=3,
-    )  # fmt: skip
+    whisker = [[percent - low], [high - percent]]
+    # White below ink, so that it shows on dark bars too.
+    for colour, width, depth in (("white", 4.0, 3), (_INK, 1.6, 4)):
+        axes.errorbar(
+            percent, position, xerr=whisker, color=colour, lw=width, capsize=4, capthick=width,
+            zorder=depth,
+        )  # fmt: skip
     text = f"{percent:.1f} %  ({int(differential.count[row]):,})"
     axes.text(
         1.015, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=12,

@@ -41,7 +41,7 @@ def white(width: int, height: int) -> NDArray[np.uint8]:
 
 def test_overview_shows_every_type_that_was_found(analysis: Analysis) -> None:
     image = pixels(draw_overview(white(512, 384), analysis))
-    assert image.shape[1] == 1930
+    assert image.shape[1] == 2010
     for label in np.unique(analysis.cells.label):
         assert shows(image, CELL_TYPES[analysis.cells.classes[label]].colour) > 100
 
@@ -68,7 +68,7 @@ def test_overview_of_no_cells(analysis: Analysis) -> None:
     )
     field = Field(white(80, 50), (0.0, 0.0, 80.0, 50.0))
     image = pixels(draw_overview(white(512, 384), replace(analysis, cells=none), field))
-    assert image.shape[1] == 1930
+    assert image.shape[1] == 2010
 
 
 def test_length_of_a_bar_is_its_percent(analysis: Analysis) -> None:
