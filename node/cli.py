@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from models.cell_types import CELL_TYPES
 from models.errors import MarrowNodeError
 from models.package import installed_packages
 from node import __version__
 from node.config import Settings, load_settings, settings_rows
+from node.console import OUT, print_job, run_job
+from node.demo import run_demo
 from node.exit_codes import exit_code_table
-from node.jobs import Job, open_job_list, open_worker
+from node.jobs import open_job_list
 from node.log import set_up_logging
 from node.pipeline import SlideReference
 from node.progress import Progress
-from node.stages import Workplace, write_results_to
-
-OUT = Console()
-ERR = Console(stderr=True)
+from node.stages import write_results_to
 
 
 def _epilog() -> str:
@@ -104,9 +97,9 @@ def analyse(
 ) -> None:
     """Analyse one slide and deliver its results.
 
-    Waits for the job; exits 0 only when all is delivered, read back and reconciled. The same slide,
-    model and settings give the same objects, and nothing is stored twice. A job that was killed goes
-    on where it stopped when the same command is given again.
+    Waits for the job; exits 0 only when all is delivered, read back and reconciled. The same
+    slide, model and settings give the same objects, and nothing is stored twice. A job that was
+    killed goes on where it stopped when the same command is given again.
     """
     settings = replace(
         settings,
@@ -117,7 +110,7 @@ def analyse(
     job = run_job(settings, SlideReference(study_uid, series_uid, "command line"))
     if job.result is not None and out is not None:
         write_results_to(settings, job.result, out)
-    _print_job(job, as_json)
+    print_job(job, as_json)
     sys.exit(job.exit_code)
 
 
@@ -137,8 +130,6 @@ def demo(settings: Settings, folder: Path, as_json: bool) -> None:
     Needs no server: the PACS and the EHR are folders. The cells are ones that the model was not
     trained on.
     """
-    from node.demo import run_demo  # noqa: PLC0415  the composer is not needed by a running node
-
     sys.exit(run_demo(settings, folder, as_json))
 
 
@@ -175,7 +166,7 @@ def show(settings: Settings, as_json: bool, job: str) -> None:
     """Show one job: its result, or why it failed."""
     with open_job_list(settings) as known:
         found = known.get(job)
-    _print_job(found, as_json)
+    print_job(found, as_json)
 
 
 @main.command()
@@ -224,87 +215,3 @@ def config(settings: Settings, as_json: bool) -> None:
     for name, value, reason in rows:
         table.add_row(name, repr(str(value) if isinstance(value, Path) else value), reason)
     OUT.print(table)
-
-
-def run_job(settings: Settings, slide: SlideReference) -> Job:
-    """Submit a slide, show its progress, return the ended job."""
-    place = Workplace.open(settings, lambda progress: None)
-    with open_worker(settings) as worker, _progress_shown() as watch:
-        return worker.wait(worker.submit(slide, place), watch)
-
-
-@contextmanager
-def _progress_shown() -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal, a line per stage in a log; always on standard error."""
-    if not ERR.is_terminal:
-        seen: set[str] = set()
-
-        def line(progress: Progress) -> None:
-            if progress.stage not in seen:
-                seen.add(progress.stage)
-                click.echo(f"{progress.percent:5.1f} % {progress.stage}", err=True)
-
-        yield line
-        return
-    bar = ProgressBar(
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[cells]} cells"),
-        TimeElapsedColumn(),
-        console=ERR,
-    )
-    with bar:
-        task = bar.add_task("waiting", total=100.0, cells=0)
-        yield lambda progress: bar.update(
-            task, completed=progress.percent, description=progress.stage, cells=progress.cells
-        )
-
-
-def _print_job(job: Job, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(job_as_json(job), indent=2))
-    elif job.result is None:
-        click.echo(
-            f"marrow-node: job {job.job} {job.status}: {job.error or 'not ended yet'}", err=True
-        )
-    else:
-        print_result(job.result)
-
-
-def job_as_json(job: Job) -> dict[str, Any]:
-    """What ``--json`` prints: the result of a completed job, the reason of a failed one."""
-    head = {
-        "status": job.status,
-        "job": job.job,
-        "study_uid": job.study_uid,
-        "series_uid": job.series_uid,
-    }
-    if job.result is not None:
-        return head | dict(job.result)
-    return head | {"error": job.error, "exit_code": job.exit_code}
-
-
-def print_result(result: Mapping[str, Any]) -> None:
-    """The differential as a table, and where each object lies."""
-    table = Table("type", "count", "% of NDC", "95 % interval", box=None)
-    for key, row in result["differential"].items():
-        percent = f"{row['percent']:.1f}" if row["percent"] is not None else "–"
-        interval = f"{row['low']:.1f} – {row['high']:.1f}" if row["low"] is not None else ""
-        table.add_row(CELL_TYPES[key].name, str(row["count"]), percent, interval)
-    OUT.print(table)
-    ratio = (
-        "none (no erythroid cell)" if result["me_ratio"] is None else f"{result['me_ratio']:.2f}"
-    )
-    OUT.print(f"cells {result['cells']}, M:E {ratio}, {result['sufficiency']}")
-    model = result["model"]
-    OUT.print(
-        f"model {model['name']} {model['version']} ({model['digest'][:12]}): {model['intended_use']}"
-    )
-    for kind in ("ann", "seg", "sr"):
-        for uids in result[kind]:
-            OUT.print(f"{kind.upper():<4} {uids[2]}", highlight=False)
-    OUT.print(f"report {result['report']}", highlight=False)
-    OUT.print(
-        f"{result['bytes_read'] / 1e6:.1f} of {result['bytes_slide'] / 1e6:.1f} MB read, "
-        f"{result['seconds']:.1f} s, peak memory {result['peak_rss_mb']:.0f} MB"
-    )

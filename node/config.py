@@ -1,12 +1,13 @@
 """The settings of a node: one frozen tree, from one TOML file and the environment.
 
-Every field has a default, a unit in its name and its reason in ``help``. An unknown key is an
-error. ``MARROW_NODE__MODEL__NAME=…`` in the environment overrides ``name`` in ``[model]``. Secrets
+Every field has a default, a unit in its name and its reason in its class' docstring, which
+``marrow-node config`` prints. An unknown key is an error. ``MARROW_NODE__MODEL__NAME=…`` in the environment overrides ``name`` in ``[model]``. Secrets
 are never written in the file: settings name the environment variable or file that holds them.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from dicom_io.frames import ReadSettings
-from dicom_io.pacs import PacsSettings
 from pydantic import TypeAdapter, ValidationError
 
 from dicom_io.errors import ConfigurationInvalid
+from dicom_io.frames import ReadSettings
+from dicom_io.pacs import PacsSettings
 from node.ehr import EhrSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
@@ -26,66 +27,75 @@ ENVIRONMENT_PREFIX = "MARROW_NODE__"
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which model package runs, and on what."""
+    """Which model package runs, and on what.
 
-    name: str = field(default="demo-smear", metadata={"help": "package to use"})
-    folders: tuple[Path, ...] = field(
-        default=(), metadata={"help": "where to look for packages beside the shipped ones"}
-    )
-    device: Literal["auto", "cuda", "cpu"] = field(
-        default="auto",
-        metadata={"help": "auto takes a GPU when there is one; cuda refuses to run without"},
-    )
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads of the runtime, 0 for one per core"}
-    )
-    batch_tiles: int = field(
-        default=2, metadata={"help": "tiles per run of the network; more only helps a GPU"}
-    )
-    tile_seed: int = field(
-        default=2021,
-        metadata={"help": "tiles are counted in a seeded random order, as convergence asks"},
-    )
+    Attributes
+    ----------
+    name
+        Package to use; ``marrow-node models`` lists them.
+    folders
+        Where to look for packages beside the shipped ones.
+    device
+        auto takes a GPU where one works; cuda refuses to run without; cpu.
+    threads
+        CPU threads of the runtime; 0 for one per core.
+    batch_tiles
+        Tiles per run of the network; more only helps a GPU.
+    tile_seed
+        Tiles are read in a seeded random order, as convergence of the count asks.
+    """
+
+    name: str = "demo-smear"
+    folders: tuple[Path, ...] = ()
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    threads: int = 0
+    batch_tiles: int = 2
+    tile_seed: int = 2021
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSettings:
-    """How results are written."""
+    """How results are written.
 
-    graphic_type: Literal["RECTANGLE", "POLYGON", "POINT"] = field(
-        default="RECTANGLE",
-        metadata={"help": "POLYGON or POINT for viewers that know no RECTANGLE"},
-    )
+    Attributes
+    ----------
+    graphic_type
+        RECTANGLE; POLYGON or POINT for viewers that know no RECTANGLE.
+    """
+
+    graphic_type: Literal["RECTANGLE", "POLYGON", "POINT"] = "RECTANGLE"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of a node."""
+    """All settings of a node.
 
+    Attributes
+    ----------
+    pacs_url
+        Where slides are and results go: https://…/dicom-web or file:///folder.
+    ehr_url
+        Where reports go: https://…/fhir or file:///folder.
+    work_folder
+        Jobs, work files and results; needs free space.
+    database_url
+        Of the job queue: empty for SQLite in the work folder, or postgresql://….
+    max_matrix_px
+        Largest total pixel matrix (columns × rows) that is accepted.
+    pacs, ehr, read, model, output
+        Tables of their own.
+    """
+
+    pacs_url: str = ""
+    ehr_url: str = ""
+    work_folder: Path = Path("work")
+    database_url: str = ""
+    max_matrix_px: int = 40_000_000_000
     pacs: PacsSettings = field(default_factory=PacsSettings)
     ehr: EhrSettings = field(default_factory=EhrSettings)
     read: ReadSettings = field(default_factory=ReadSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
-    pacs_url: str = field(
-        default="", metadata={"help": "https://…/dicom-web or file:///folder; where slides are"}
-    )
-    ehr_url: str = field(
-        default="", metadata={"help": "https://…/fhir or file:///folder; where reports go"}
-    )
-    work_folder: Path = field(
-        default=Path("work"), metadata={"help": "jobs, work files and results; needs free space"}
-    )
-    database_url: str = field(
-        default="",
-        metadata={
-            "help": "of the job queue; empty for SQLite in the work folder, or postgresql://…"
-        },
-    )
-    max_matrix_px: int = field(
-        default=40_000_000_000,
-        metadata={"help": "largest total pixel matrix (columns × rows) that is accepted"},
-    )
 
 
 def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -122,12 +132,26 @@ def settings_rows(settings: Settings) -> Iterator[tuple[str, Any, str]]:
 
 
 def _rows(tree: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    reasons = _reasons(type(tree))
     for entry in fields(tree):
         value = getattr(tree, entry.name)
         if is_dataclass(value):
             yield from _rows(value, f"{prefix}{entry.name}.")
         else:
-            yield f"{prefix}{entry.name}", value, entry.metadata.get("help", "")
+            yield f"{prefix}{entry.name}", value, reasons.get(entry.name, "")
+
+
+def _reasons(tree: type) -> dict[str, str]:
+    """What the Attributes section of a settings class says of each field."""
+    reasons: dict[str, str] = {}
+    names: list[str] = []
+    for line in (inspect.getdoc(tree) or "").partition("----------")[2].splitlines():
+        if line.startswith(" "):
+            for name in names:
+                reasons[name] = f"{reasons.get(name, '')} {line.strip()}".strip()
+        elif line.strip():
+            names = [name.strip() for name in line.split(",")]
+    return reasons
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dicom_io.annotation import encode_annotation
-from dicom_io.report import encode_report
-from dicom_io.segmentation import encode_segmentation
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
+from dicom_io.annotation import encode_annotation
+from dicom_io.report import encode_report
+from dicom_io.segmentation import encode_segmentation
 
 DICOM_MEDIA_TYPE = "application/dicom"
 

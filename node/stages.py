@@ -6,17 +6,18 @@ import hashlib
 import json
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dicom_io.analysis import Analysis, ModelIdentity
-from dicom_io.frames import bytes_of_slide, frame_boxes, read_tiles
+from dicom_io.frames import bytes_slide, read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.detect import detect as detect_tiles
@@ -25,23 +26,33 @@ from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
 from models.package import ModelPackage, find_package, open_session, provider_for
-from models.stitching import stitch
-from node import __version__, delivery, fhir, pictures
+from models.records import Float64, Regions, Tiles
+from models.stitching import TileGeometry, stitch
+from node import __version__, delivery
 from node.config import Settings
 from node.ehr import open_ehr
-from node.outputs import (
-    DICOM_MEDIA_TYPE,
-    Artifact,
-    encode_documents,
-    from_bytes,
-    references,
-    to_bytes,
-)
+from node.fhir import build_bundle, report_identifier
+from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes, to_bytes
+from node.pictures import Field, draw_differential, draw_overview
 from node.progress import Progress
 from node.work_files import WorkFiles, write_atomically
 
 Json = dict[str, Any]
+
 REVISION = 1
+OVERVIEW_PX = 1600
+FIELD_PX = (1100, 420)
+LOCALISER_BATCH_TILES = 4
+PNG = "image/png"
+FHIR_JSON = "application/fhir+json"
+FILE_NAMES = {
+    "ANN": "annotations.dcm",
+    "SEG": "regions.dcm",
+    "SR": "report.dcm",
+    "FHIR": "report.fhir.json",
+    "overview": "overview.png",
+    "differential": "differential.png",
+}
 
 # Share of the whole job, in percent, that each stage takes: what the progress bar shows.
 _STAGE_PERCENT = {
@@ -89,11 +100,10 @@ class Workplace:
         DiskFull
             When the work folder cannot be made.
         """
-        package = find_package(settings.model.name, settings.model.folders)
         return cls(
             settings=settings,
-            package=package,
-            configuration_digest=_configuration_digest(settings),
+            package=find_package(settings.model.name, settings.model.folders),
+            configuration_digest=configuration_digest(settings),
             work=WorkFiles(settings.work_folder / "files"),
             report=report,
         )
@@ -103,40 +113,371 @@ class Workplace:
         self.report(Progress(stage, low + (high - low) * fraction, cells))
 
 
+def configuration_digest(settings: Settings) -> str:
+    """SHA-256 of the settings, the provider and the library versions that can change a result."""
+    content = {
+        "node": __version__,
+        "provider": provider_for(settings.model.device),
+        "tile_seed": settings.model.tile_seed,
+        "graphic_type": settings.output.graphic_type,
+        "libraries": {
+            name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
-    """Check the slide and find out whether this very analysis was done before."""
+    """Check the slide, and find out whether this very analysis was done before."""
     place.progress("open", 0.0)
     started = delivery.now_utc()
-    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
-        slide = open_slide(pacs, study_uid, series_uid, place.settings.max_matrix_px)
-        slide_bytes = bytes_of_slide(pacs, slide)
-    identity = _digest_of(
-        slide.study_uid,
-        slide.series_uid,
-        *sorted(slide.source_instances),
-        place.package.digest,
-        place.configuration_digest,
-        str(REVISION),
-    )
+    with _slide(place, {"study_uid": study_uid, "series_uid": series_uid}) as (_, slide):
+        identity = hashlib.sha256(
+            json.dumps(
+                [
+                    study_uid,
+                    series_uid,
+                    sorted(slide.source_instances),
+                    place.package.digest,
+                    place.configuration_digest,
+                    REVISION,
+                ]
+            ).encode()
+        ).hexdigest()
     return {
         "study_uid": study_uid,
         "series_uid": series_uid,
         "identity": identity,
         "started": started,
-        "bytes_slide": slide_bytes,
-        "written": _finished_before(place, identity),
+        "written": _written_before(place, identity),
     }
 
 
 def localise(place: Workplace, opened: Json) -> Json:
     """Find where the cells lie, on the lowest useful level."""
     stage = place.package.manifest.localiser
-    session = _session(place, "localiser")
+    session = open_session(
+        place.package, "localiser", place.settings.model.device, place.settings.model.threads
+    )
     with _slide(place, opened) as (pacs, slide):
         boxes = localiser_grid(slide.base.size_px, slide.base.um_per_px, stage)
-        tiles = read_tiles(pacs, slide, boxes, stage.um_per_px, None, place.settings.read)
-        watched = _watched(place, "localise", tiles, len(boxes))
+        tiles = read_tiles(
+            pacs,
+            slide,
+            boxes,
+            stage.um_per_px,
+            batch_size=LOCALISER_BATCH_TILES,
+            settings=place.settings.read,
+        )
         regions = localise_tiles(
-            watched, session, place.package, slide.base.size_px, slide.base.tile_size_px
+            _watched(place, "localise", tiles, len(boxes)),
+            session,
+            place.package,
+            slide.base.size_px,
+            slide.base.tile_size_px,
         )
         return {"regions": place.work.put_record(regions), "bytes_read": pacs.bytes_read}
+
+
+def detect(place: Workplace, opened: Json, localised: Json) -> Json:
+    """Read the regions' frames, find and classify cells tile by tile, and stitch them."""
+    regions: Regions = place.work.get_record(localised["regions"])
+    manifest = place.package.manifest
+    session = open_session(
+        place.package, "detector", place.settings.model.device, place.settings.model.threads
+    )
+    found, cells = [], 0
+    with _slide(place, opened) as (pacs, slide):
+        box_px, core_px = detection_grid(
+            regions,
+            slide.base.size_px,
+            slide.base.um_per_px,
+            manifest.detector,
+            place.settings.model.tile_seed,
+        )
+        tiles = read_tiles(
+            pacs,
+            slide,
+            box_px,
+            manifest.detector.um_per_px,
+            within=regions,
+            batch_size=place.settings.model.batch_tiles,
+            settings=place.settings.read,
+        )
+        done = 0
+        for batch in tiles if len(box_px) else ():
+            detections = detect_tiles(batch, session, place.package)
+            found.append((detections, TileGeometry.of(batch, done)))
+            done += len(batch.rgb)
+            cells += len(detections.tile)
+            place.progress("detect", done / len(box_px), cells)
+        stitched = stitch(found, core_px, regions, manifest.classes, place.package.digest)
+        return {
+            "cells": place.work.put_record(stitched),
+            "tiles": len(core_px),
+            "bytes_read": pacs.bytes_read,
+            "bytes_slide": bytes_slide(pacs, slide),
+            "provider": session.provider,
+        }
+
+
+def count(place: Workplace, opened: Json, detected: Json) -> Json:
+    """Count the differential."""
+    place.progress("count", 0.0)
+    differential = count_differential(
+        place.work.get_record(detected["cells"]),
+        detected["tiles"],
+        place.package.manifest.differential,
+    )
+    return {
+        "differential": place.work.put_record(differential),
+        "finished": delivery.now_utc(),
+    }
+
+
+def write(place: Workplace, opened: Json, localised: Json, detected: Json, counted: Json) -> Json:
+    """Write every document and picture once; later runs of the same analysis reuse them."""
+    place.progress("write", 0.0)
+    with _slide(place, opened) as (pacs, slide):
+        analysis = _analysis(place, slide, opened, localised, detected, counted)
+        documents = encode_documents(analysis, place.settings.output.graphic_type)
+        place.progress("write", 0.4)
+        drawn = _pictures(place, pacs, analysis)
+        read_for_pictures = pacs.bytes_read
+    artifacts = {
+        kind: Artifact(
+            kind,
+            DICOM_MEDIA_TYPE,
+            place.work.put(to_bytes(document)),
+            document.StudyInstanceUID,
+            document.SeriesInstanceUID,
+            document.SOPInstanceUID,
+        )
+        for kind, document in documents.items()
+    }
+    references = {
+        kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()
+    }
+    bundle = build_bundle(analysis, references, drawn)
+    artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
+    for kind, picture in drawn.items():
+        artifacts[kind] = Artifact(kind, PNG, place.work.put(picture))
+    written: Json = {
+        "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
+        "report": report_identifier(analysis),
+        "summary": _summary(place, analysis),
+        "bytes_read": localised["bytes_read"] + detected["bytes_read"] + read_for_pictures,
+        "bytes_slide": detected["bytes_slide"],
+    }
+    write_atomically(
+        _results_file(place, opened["identity"]), json.dumps(written, sort_keys=True).encode()
+    )
+    return written
+
+
+def deliver_to_pacs(place: Workplace, written: Json) -> Json:
+    """Store ANN, SEG and SR unless they are there."""
+    place.progress("deliver to PACS", 0.0)
+    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
+        return {
+            "receipts": [
+                asdict(delivery.deliver_to_pacs(pacs, artifact, document))
+                for artifact, document in _documents(place, written)
+            ]
+        }
+
+
+def deliver_to_ehr(place: Workplace, written: Json) -> Json:
+    """Send the report's resources unless they are there."""
+    place.progress("deliver to EHR", 0.0)
+    ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
+    bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
+    at = delivery.now_utc()
+    return {
+        "receipts": [
+            asdict(delivery.Receipt("EHR", each.resource_type, each.identifier, each.status, at))
+            for each in ehr.deliver(bundle)
+        ]
+    }
+
+
+def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, reported: Json) -> Json:
+    """Read everything back, compare, and sum the job up.
+
+    Returns
+    -------
+    dict
+        What ``analyse --json`` prints of a completed job.
+    """
+    place.progress("reconcile", 0.0)
+    sent = {artifact.kind: document for artifact, document in _documents(place, written)}
+    artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
+    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
+        returned = delivery.read_back(pacs, artifacts)
+    ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
+    delivery.reconcile(sent, returned, ehr.read_report(written["report"]))
+    place.progress("reconcile", 1.0, written["summary"]["cells"])
+    seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
+    return {
+        **{
+            kind.lower(): [
+                [artifacts[kind].study_uid, artifacts[kind].series_uid, artifacts[kind].uid]
+            ]
+            if kind in artifacts
+            else []
+            for kind in ("ANN", "SEG", "SR")
+        },
+        "report": written["report"],
+        **written["summary"],
+        "bytes_read": written["bytes_read"],
+        "bytes_slide": written["bytes_slide"],
+        "seconds": round(seconds.total_seconds(), 3),
+        "peak_rss_mb": peak_rss_mb(),
+        "receipts": [*stored["receipts"], *reported["receipts"]],
+        "files": {
+            kind: str(place.work.path(artifact["sha256"]).absolute())
+            for kind, artifact in written["artifacts"].items()
+        },
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB of 10⁶ bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def write_results_to(
+    settings: Settings, result: Mapping[str, Any], folder: Path
+) -> dict[str, Path]:
+    """Copy every document and picture of a finished job into a folder, under plain names."""
+    work = WorkFiles(settings.work_folder / "files")
+    paths = {kind: folder / FILE_NAMES[kind] for kind in result["files"]}
+    for kind, path in paths.items():
+        write_atomically(path, work.get(Path(result["files"][kind]).name))
+    return paths
+
+
+@contextmanager
+def _slide(place: Workplace, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
+    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
+        yield (
+            pacs,
+            open_slide(
+                pacs, opened["study_uid"], opened["series_uid"], place.settings.max_matrix_px
+            ),
+        )
+
+
+def _watched(place: Workplace, stage: str, tiles: Iterable[Tiles], total: int) -> Iterator[Tiles]:
+    done = 0
+    for batch in tiles:
+        yield batch
+        done += len(batch.rgb)
+        place.progress(stage, done / total)
+
+
+def _analysis(
+    place: Workplace, slide: Slide, opened: Json, localised: Json, detected: Json, counted: Json
+) -> Analysis:
+    manifest = place.package.manifest
+    return Analysis(
+        slide=slide,
+        regions=place.work.get_record(localised["regions"]),
+        cells=place.work.get_record(detected["cells"]),
+        differential=place.work.get_record(counted["differential"]),
+        model=ModelIdentity(
+            name=manifest.name,
+            version=manifest.version,
+            digest=place.package.digest,
+            intended_use=manifest.intended_use,
+            demonstration=manifest.demonstration,
+        ),
+        configuration_digest=place.configuration_digest,
+        revision=REVISION,
+        started=datetime.fromisoformat(opened["started"]),
+        finished=datetime.fromisoformat(counted["finished"]),
+    )
+
+
+def _pictures(place: Workplace, pacs: Pacs, analysis: Analysis) -> dict[str, bytes]:
+    slide = analysis.slide
+    width, height = slide.base.size_px
+    whole = np.array([[0.0, 0.0, width, height]])
+    scale = max(1.0, max(width, height) / OVERVIEW_PX)
+    small = _read_one(place, pacs, slide, whole, slide.base.um_per_px * scale)
+    field = None
+    if len(analysis.cells):
+        box_px = _busiest_field(analysis)
+        large = _read_one(place, pacs, slide, box_px[None], slide.base.um_per_px)
+        field = Field(large, (box_px[0], box_px[1], box_px[2], box_px[3]))
+    return {
+        "overview": draw_overview(small, analysis, field),
+        "differential": draw_differential(analysis),
+    }
+
+
+def _read_one(
+    place: Workplace, pacs: Pacs, slide: Slide, box_px: Float64, um_per_px: float
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    (tiles,) = read_tiles(pacs, slide, box_px, um_per_px, settings=place.settings.read)
+    return tiles.rgb[0]
+
+
+def _busiest_field(analysis: Analysis) -> Float64:
+    """The box of FIELD_PX, cornered at a cell, that holds the most cells of a sample; inside the slide."""
+    size = np.minimum(np.array(FIELD_PX), np.array(analysis.slide.base.size_px)).astype(np.float64)
+    centres = (analysis.cells.box_px[:, :2] + analysis.cells.box_px[:, 2:]) / 2
+    sample = centres[:: max(1, len(centres) // 400)]
+    inside = (np.abs(sample[:, None] - centres[None]) <= size / 2).all(axis=2).sum(axis=1)
+    corner = np.floor(sample[int(inside.argmax())] - size / 2)
+    corner = np.clip(corner, 0, np.array(analysis.slide.base.size_px) - size)
+    return np.concatenate((corner, corner + size))
+
+
+def _summary(place: Workplace, analysis: Analysis) -> Json:
+    """The numbers of the result, as JSON prints them; percentages to six decimals."""
+    differential = analysis.differential
+    rows: Json = {}
+    for row, key in enumerate(differential.classes):
+        counted = bool(differential.in_ndc[row]) and differential.total > 0
+        low, high = (100 * differential.interval[row]).round(6).tolist()
+        rows[key] = {
+            "count": int(differential.count[row]),
+            "percent": round(100 * float(differential.share[row]), 6) if counted else None,
+            "low": low if counted else None,
+            "high": high if counted else None,
+        }
+    return {
+        "cells": len(analysis.cells),
+        "differential": rows,
+        "me_ratio": differential.me_ratio,
+        "ndc_total": differential.total,
+        "adequate": differential.adequate,
+        "sufficiency": "; ".join(differential.reasons) or "sufficient",
+        "converged_after_tiles": differential.converged_after,
+        "tiles": differential.tiles,
+        "region_frames": len(analysis.regions.box_px),
+        "model": asdict(analysis.model),
+    }
+
+
+def _documents(place: Workplace, written: Json) -> Iterator[tuple[Artifact, Any]]:
+    for values in written["artifacts"].values():
+        artifact = Artifact(**values)
+        if artifact.media_type == DICOM_MEDIA_TYPE:
+            yield artifact, from_bytes(place.work.get(artifact.sha256))
+
+
+def _results_file(place: Workplace, identity: str) -> Path:
+    return place.settings.work_folder / "results" / f"{identity}.json"
+
+
+def _written_before(place: Workplace, identity: str) -> Json | None:
+    """The artifacts of this very analysis, if all of them are still in the work files."""
+    path = _results_file(place, identity)
+    if not path.exists():
+        return None
+    written: Json = json.loads(path.read_bytes())
+    stored = (place.work.path(each["sha256"]) for each in written["artifacts"].values())
+    return written if all(each.exists() for each in stored) else None

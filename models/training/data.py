@@ -162,7 +162,9 @@ class PatchMaker:
             moved = field.box_px - np.array([left, top, left, top], np.float32)
             centre = (moved[:, :2] + moved[:, 2:]) / 2
             boxes.append(
-                (moved + np.array([x, y, x, y], np.float32))[((centre > 4) & (centre < half - 4)).all(1)]
+                (moved + np.array([x, y, x, y], np.float32))[
+                    ((centre > 4) & (centre < half - 4)).all(1)
+                ]
             )
         box = np.concatenate(boxes)
         return Example(imaged(self._rng, canvas), box, np.full(len(box), UNKNOWN, np.int64))
@@ -185,9 +187,7 @@ def _free_spot(
     return None
 
 
-def _smudge(
-    rng: np.random.Generator, cells: Sequence[CellImage]
-) -> tuple[CutOut, int, int]:
+def _smudge(rng: np.random.Generator, cells: Sequence[CellImage]) -> tuple[CutOut, int, int]:
     """A burst nucleus: a cell blurred beyond recognition and spread out. Not a cell to count."""
     cell = cells[int(rng.integers(len(cells)))]
     cut_out = turned(cell.white_balanced(), cell.outline, 0.9, rng.uniform(0, 360))
@@ -200,22 +200,20 @@ def _smudge(
 
 def targets(
     example: Example, size_px: int = PATCH_PX
-) -> tuple[Float32, Float32, NDArray[np.bool_], Int64]:
-    """What the network shall answer.
+) -> tuple[Float32, Float32, NDArray[np.bool_]]:
+    """What the finder shall answer.
 
     Returns
     -------
     tuple
-        heat (h, w), box (4, h, w), inside (h, w) and kind (h, w), as :mod:`models.training.losses`
-        takes them.
+        heat (h, w), box (4, h, w) and inside (h, w), as :mod:`models.training.losses` takes them.
     """
     side = size_px // STRIDE
     heat = np.zeros((side, side), np.float32)
     box = np.zeros((4, side, side), np.float32)
     inside = np.zeros((side, side), bool)
-    kind = np.full((side, side), UNKNOWN, np.int64)
     rows, columns = np.mgrid[:side, :side]
-    for edges, type_index in zip(example.box_px, example.kind, strict=True):
+    for edges in example.box_px:
         centre = (edges[:2] + edges[2:]) / 2 / STRIDE - 0.5
         column, row = np.round(centre).astype(int)
         sigma = max(0.7, float((edges[2:] - edges[:2]).min()) / STRIDE / 6)
@@ -227,5 +225,4 @@ def targets(
         spot = (np.abs(columns - column) <= 1) & (np.abs(rows - row) <= 1)
         box[:, spot] = edges[:, None]
         inside |= spot
-        kind[spot] = type_index
-    return heat.astype(np.float32), box, inside, kind
+    return heat.astype(np.float32), box, inside

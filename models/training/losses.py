@@ -1,16 +1,11 @@
-"""Losses of the smear networks."""
+"""Losses of the cell finder."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models.training.smear_detector import decode_boxes
-
-BOX_WEIGHT = 1.0
-TYPE_WEIGHT = 1.0
-LABEL_SMOOTHING = 0.1
 
 
 def peak_loss(logit: Tensor, heat: Tensor) -> Tensor:
@@ -48,19 +43,3 @@ def box_loss(log_distance: Tensor, box: Tensor, inside: Tensor) -> Tensor:
         torch.maximum(found[:, 2:], truth[:, 2:]) - torch.minimum(found[:, :2], truth[:, :2])
     ).prod(1)
     return (1 - common / area + (hull - area) / hull).mean()
-
-
-def type_loss(logit: Tensor, kind: Tensor) -> Tensor:
-    """Cross-entropy at the places of cells whose type is known.
-
-    Parameters
-    ----------
-    logit : (N, K, h, w)
-    kind : (N, h, w) int64
-        −1 where there is no cell or its type is not known.
-    """
-    if not (kind >= 0).any():
-        return logit.sum() * 0.0
-    return functional.cross_entropy(
-        logit.float(), kind, ignore_index=-1, label_smoothing=LABEL_SMOOTHING
-    )

@@ -1,4 +1,8 @@
-"""The one-stage detector and classifier of ``demo-smear``.
+"""The one-stage detector and classifier of ``demo-smear``: two branches, one pass.
+
+One branch finds cells and boxes; the other (:mod:`.type_branch`) says at every place what type a
+cell there would be. They share nothing, because the first learns from thousands of cells without a
+type and the second from 479 with one.
 
 Shape legend: N images, H × W their size, h × w = H/8 × W/8, A = h·w places, K types.
 """
@@ -9,47 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.training.layers import MEAN, SPREAD, Residual, conv
+from models.training.type_branch import TypeBranch
+
 STRIDE = 8
-# Optical density of ordinary smears: what the uint8 input is scaled by, inside the graph.
-MEAN = 0.70
-SPREAD = 0.25
 
 
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3 × 3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-class Residual(nn.Module):
-    """Two convolutions beside a shortcut (He et al. 2016, figure 2)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = conv(width, width)
-        self.second = nn.Sequential(
-            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(x + self.second(self.first(x)))
-
-
-class SmearDetector(nn.Module):
-    """A peak per cell, a box around it and its type.
+class CellFinder(nn.Module):
+    """A peak per cell and a box around it.
 
     Parameters
     ----------
-    types
-        K, number of cell types.
     width
         Channels of the first layer; all others are multiples of it.
     """
 
-    def __init__(self, types: int, width: int = 24) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         w = width
         self.stem = nn.Sequential(conv(3, w, 2), conv(w, 2 * w, 2), Residual(2 * w))  # H/4
@@ -59,13 +38,10 @@ class SmearDetector(nn.Module):
         self.merge = conv(4 * w, 4 * w)
         self.score = nn.Sequential(conv(4 * w, 2 * w), nn.Conv2d(2 * w, 1, 1))
         self.box = nn.Sequential(conv(4 * w, 2 * w), nn.Conv2d(2 * w, 4, 1))
-        self.texture = conv(4 * w, 6 * w)
-        self.hide = nn.Dropout2d(0.2)
-        self.kind = nn.Conv2d(18 * w, types, 1)
         nn.init.constant_(self.score[-1].bias, -3.0)  # type: ignore[arg-type]
         nn.init.constant_(self.box[-1].bias, 3.0)  # type: ignore[arg-type]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Raw outputs.
 
         Parameters
@@ -77,31 +53,22 @@ class SmearDetector(nn.Module):
         -------
         tuple
             Score logits (N, 1, h, w); log distances in px from a place's centre to left, top,
-            right and bottom of its box (N, 4, h, w); type logits (N, K, h, w).
+            right and bottom of its box (N, 4, h, w).
         """
-        x = (image - MEAN) / SPREAD
-        middle = self.middle(self.stem(x))  # (N, 4w, h, w)
-        deep = self.deep(middle)  # (N, 6w, h/2, w/2)
-        up = functional.interpolate(self.lateral(deep), scale_factor=2.0, mode="nearest")
+        middle = self.middle(self.stem((image - MEAN) / SPREAD))  # (N, 4w, h, w)
+        deep = self.lateral(self.deep(middle))  # (N, 4w, h/2, w/2)
+        up = functional.interpolate(deep, scale_factor=2.0, mode="nearest")
         merged = self.merge(middle + up)  # (N, 4w, h, w)
-        texture = self.texture(merged)  # (N, 6w, h, w)
-        # What a cell is lies all over it: averages over 24 and 40 px around the place, and of the
-        # deep features over 48 px.
-        near = functional.avg_pool2d(texture, 3, 1, 1)
-        wide = functional.avg_pool2d(texture, 5, 1, 2)
-        around = functional.interpolate(
-            functional.avg_pool2d(deep, 3, 1, 1), scale_factor=2.0, mode="bilinear"
-        )
-        kinds = self.kind(self.hide(torch.cat((near, wide, around), 1)))
-        return self.score(merged), self.box(merged), kinds
+        return self.score(merged), self.box(merged)
 
 
 class ExportedDetector(nn.Module):
     """The detector as it is exported: uint8 images in, decoded boxes out."""
 
-    def __init__(self, detector: SmearDetector) -> None:
+    def __init__(self, finder: CellFinder, types: TypeBranch) -> None:
         super().__init__()
-        self.detector = detector
+        self.finder = finder
+        self.types = types
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decode.
@@ -116,7 +83,9 @@ class ExportedDetector(nn.Module):
             ``box_px`` (N, A, 4) x0, y0, x1, y1 in tile pixels; ``score`` (N, A), 0 but at local
             peaks; ``type_probability`` (N, A, K).
         """
-        score, box, kinds = self.detector(image.permute(0, 3, 1, 2).float() / 255.0)
+        pixels = image.permute(0, 3, 1, 2).float() / 255.0
+        score, box = self.finder(pixels)
+        kinds = self.types.over_tile(pixels)
         score = torch.sigmoid(score)
         peak = score >= functional.max_pool2d(score, 3, 1, 1)
         boxes = decode_boxes(box)  # (N, 4, h, w)
@@ -135,6 +104,11 @@ def decode_boxes(log_distance: Tensor) -> Tensor:
     distance = torch.exp(log_distance.float().clamp(max=6.0))
     left, top, right, bottom = distance.unbind(1)
     return torch.stack(
-        (x[None, None] - left, y[None, :, None] - top, x[None, None] + right, y[None, :, None] + bottom),
+        (
+            x[None, None] - left,
+            y[None, :, None] - top,
+            x[None, None] + right,
+            y[None, :, None] + bottom,
+        ),
         1,
     )

@@ -1,4 +1,4 @@
-"""Training of the detector: one loop, read from top to bottom."""
+"""Training of the cell finder: one loop, read from top to bottom."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from models.composing import CellImage
-from models.training.data import TYPES, Example, PatchMaker, targets
-from models.training.losses import BOX_WEIGHT, TYPE_WEIGHT, box_loss, peak_loss, type_loss
-from models.training.smear_detector import SmearDetector
+from models.training.data import Example, PatchMaker, targets
+from models.training.layers import follow
+from models.training.losses import box_loss, peak_loss
+from models.training.smear_detector import CellFinder
 
 BATCH = 32
 LEARNING_RATE = 2e-3
@@ -33,10 +34,10 @@ class _Stream(IterableDataset[tuple[Any, ...]]):
             yield (example.rgb, *targets(example))
 
 
-def train_detector(
+def train_finder(
     cells: Sequence[CellImage], fields: Sequence[Example], steps: int, seed: int
-) -> SmearDetector:
-    """Train a detector from scratch.
+) -> CellFinder:
+    """Train a cell finder from scratch.
 
     Parameters
     ----------
@@ -48,11 +49,11 @@ def train_detector(
 
     Returns
     -------
-    SmearDetector
+    CellFinder
         The exponential moving average of the weights, in evaluation mode.
     """
     torch.manual_seed(seed)
-    model = SmearDetector(len(TYPES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = CellFinder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -60,36 +61,24 @@ def train_detector(
     )
     stream = DataLoader(_Stream(cells, fields, seed), BATCH, num_workers=1, prefetch_factor=4)
     started = time.monotonic()
-    for step, (rgb, heat, box, inside, kind) in zip(range(1, steps + 1), stream, strict=False):
-        image = (rgb.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            score_out, box_out, type_out = model(image)
-        losses = (
-            peak_loss(score_out, heat[:, None]),
-            BOX_WEIGHT * box_loss(box_out, box, inside),
-            TYPE_WEIGHT * type_loss(type_out, kind),
+    for step, (rgb, heat, box, inside) in zip(range(1, steps + 1), stream, strict=False):
+        image = (rgb.permute(0, 3, 1, 2).float() / 255).contiguous(
+            memory_format=torch.channels_last
         )
+        with torch.autocast("cpu", torch.bfloat16):
+            score_out, box_out = model(image)
+        peak, boxes = peak_loss(score_out, heat[:, None]), box_loss(box_out, box, inside)
         optimiser.zero_grad(set_to_none=True)
-        sum(losses, torch.zeros(())).backward()
+        (peak + boxes).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         schedule.step()
-        _follow(average, model, min(EMA_DECAY, step / (step + 10)))
+        follow(average, model, min(EMA_DECAY, step / (step + 10)))
         if step % 50 == 0 or step == steps:
-            shown = "  ".join(
-                f"{name} {loss.item():.3f}"
-                for name, loss in zip(("peak", "box", "type"), losses, strict=True)
+            seconds = time.monotonic() - started
+            print(  # noqa: T201  progress of a command line tool
+                f"finder step {step}/{steps}  peak {peak.item():.3f}  box {boxes.item():.3f}"
+                f"  {seconds:.0f} s",
+                file=sys.stderr,
             )
-            print(f"step {step}/{steps}  {shown}  {time.monotonic() - started:.0f} s", file=sys.stderr)  # noqa: T201
     return average.eval()
-
-
-@torch.no_grad()
-def _follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
-    for kept, new in pairs:
-        if kept.dtype.is_floating_point:
-            kept.lerp_(new, 1 - decay)
-        else:
-            kept.copy_(new)
-
