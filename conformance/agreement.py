@@ -20,6 +20,7 @@ from dicom_io.codes import (
     ME_RATIO,
 )
 from dicom_io.report import ReportContent, decode_report
+from models.cell_types import CELL_TYPES
 
 # Documents carry percentages to six decimals.
 TOLERANCE = 2e-6
@@ -69,7 +70,7 @@ def check_agreement(
     return [
         *_annotation_against_report(annotation, said),
         *_fhir_against_report(resources, said),
-        *_identity(annotation, said, resources),
+        *_identity(annotation, report, said, resources),
     ]
 
 
@@ -108,22 +109,29 @@ def _fhir_against_report(
                 f"FHIR counts {parts.get(COUNT.value)} cells of type {key}, SR {count}.",
             )
         yield from _percentages(key, observation, parts, said)
+    for key in sorted((observations.keys() & CELL_TYPES.keys()) - said.counts.keys()):
+        yield _error(
+            "agree-type-fhir-sr", "FHIR, SR", f"FHIR has an Observation of {key}, SR counts none."
+        )
     for code, number, what in (
         (CELLS_IN_NDC.value, said.total, "cells counted"),
         (CELLS_FOUND.value, said.nucleated, "nucleated cells found"),
         (ME_RATIO.value, said.me_ratio, "M:E"),
     ):
-        yield from _same_number(observations.get(code), number, what)
+        yield from _same_number(observations.get(code), number, what, said.adequate)
 
 
 def _percentages(
     key: str, observation: Mapping[str, Any], parts: Mapping[str, float], said: ReportContent
 ) -> Iterator[Finding]:
-    value = observation.get("valueQuantity", {})
-    if value.get("code") != "%":
-        return
-    told = (value["value"], parts.get(INTERVAL_LOW.value), parts.get(INTERVAL_HIGH.value))
     reported = said.percentages.get(key)
+    if _withheld(observation, said.adequate):
+        return
+    value = observation.get("valueQuantity", {})
+    if value.get("code") != "%" and reported is None:
+        return
+    share = value.get("value") if value.get("code") == "%" else None
+    told = (share, parts.get(INTERVAL_LOW.value), parts.get(INTERVAL_HIGH.value))
     same = reported is not None and all(
         a is not None and abs(float(a) - b) <= TOLERANCE
         for a, b in zip(told, reported, strict=True)
@@ -136,21 +144,32 @@ def _percentages(
         )
 
 
+def _withheld(observation: Mapping[str, Any], adequate: bool) -> bool:
+    """FHIR gives no percentage and no ratio of a count that does not suffice for them."""
+    return "dataAbsentReason" in observation and not adequate
+
+
 def _same_number(
-    observation: Mapping[str, Any] | None, number: float | None, what: str
+    observation: Mapping[str, Any] | None, number: float | None, what: str, adequate: bool
 ) -> Iterator[Finding]:
     if observation is None:
         yield _error("agree-total-fhir-sr", "FHIR, SR", f"FHIR has no Observation of {what}.")
         return
-    if "dataAbsentReason" in observation:
+    if _withheld(observation, adequate):
         return
-    value = float(observation["valueQuantity"]["value"])
-    if number is None or abs(value - number) > TOLERANCE:
+    quantity = observation.get("valueQuantity")
+    value = None if quantity is None else float(quantity["value"])
+    if value is None and number is None:
+        return
+    if value is None or number is None or abs(value - number) > TOLERANCE:
         yield _error("agree-total-fhir-sr", "FHIR, SR", f"FHIR gives {value} {what}, SR {number}.")
 
 
 def _identity(
-    annotation: Dataset | None, said: ReportContent, resources: list[Mapping[str, Any]]
+    annotation: Dataset | None,
+    report: Dataset,
+    said: ReportContent,
+    resources: list[Mapping[str, Any]],
 ) -> Iterator[Finding]:
     studies = {
         study["identifier"]["value"].removeprefix("urn:oid:")
@@ -167,6 +186,10 @@ def _identity(
             "ANN, SR, FHIR",
             f"The SR is about study {said.study_uid}, the others about {sorted(studies)}.",
         )
+    if annotation is not None:
+        patients = [str(document.get("PatientID", "")) for document in (annotation, report)]
+        if patients[0] != patients[1]:
+            yield _error("agree-patient", "ANN, SR", "ANN and SR have different patient IDs.")
     digests = {
         version["value"]
         for resource in resources

@@ -60,9 +60,14 @@ def encode_annotation(analysis: Analysis, graphic_type: GraphicType = "RECTANGLE
     Raises
     ------
     InputError
-        When the slide's header lacks an identifier.
+        When there is no cell, or the slide's header lacks an identifier.
     """
     cells = analysis.cells
+    if not len(cells):
+        raise InputError(
+            f"No cell was found on series {analysis.slide.series_uid}: an ANN needs at least one "
+            "group, so write the SR alone."
+        )
     found = [label for label in range(len(cells.classes)) if (cells.label == label).any()]
     header = source_header(analysis)
     document = MicroscopyBulkSimpleAnnotations(
@@ -86,8 +91,18 @@ def encode_annotation(analysis: Analysis, graphic_type: GraphicType = "RECTANGLE
         content_creator_name=None,
         series_description=series_description(analysis, "Cells"),
     )
+    if not _body_part_is_known(document):
+        # Type 2C (PS3.3 C.7.3.1): present and empty where nobody said what was examined.
+        document.Laterality = ""
     finish(document, analysis)
     return document
+
+
+def _body_part_is_known(document: Dataset) -> bool:
+    specimens = document.get("SpecimenDescriptionSequence") or []
+    return "BodyPartExamined" in document or any(
+        "PrimaryAnatomicStructureSequence" in specimen for specimen in specimens
+    )
 
 
 def _group(
@@ -183,10 +198,14 @@ def _decoded_group(document: Dataset, group: Dataset) -> tuple[str, Float64, Flo
     ]
     if not measurements:
         return key, box, np.ones(len(box), np.float32)
-    values = np.frombuffer(
-        measurements[0].MeasurementValuesSequence[0].FloatingPointValues, np.float32
-    )
-    return key, box, values
+    stored = measurements[0].MeasurementValuesSequence[0]
+    values = np.frombuffer(stored.FloatingPointValues, np.float32)
+    if "AnnotationIndexList" not in stored:
+        return key, box, values
+    # Values of some annotations only: 1-based numbers (PS3.3 C.37.1.2) made 0-based.
+    probability = np.ones(len(box), np.float32)
+    probability[np.frombuffer(stored.AnnotationIndexList, np.int32) - 1] = values
+    return key, box, probability
 
 
 def _boxes(document: Dataset, group: Dataset) -> Float64:
@@ -198,7 +217,7 @@ def _boxes(document: Dataset, group: Dataset) -> Float64:
     if graphic_type == "POINT":
         return np.concatenate((points, points), axis=1)
     if graphic_type == "RECTANGLE":
-        starts = np.arange(0, len(points), 4)
+        starts = np.arange(0, len(points), 4, dtype=np.int32)
     elif graphic_type == "POLYGON":
         # 1-based index of the first *value* of each polygon (PS3.3 C.37.1.2): made 0-based points.
         starts = (np.frombuffer(group.LongPrimitivePointIndexList, np.int32) - 1) // 2

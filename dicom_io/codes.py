@@ -11,6 +11,8 @@ from pydicom.sr.codedict import codes
 from models.cell_types import CELL_TYPES
 
 LOCAL_SCHEME = "99MARROW"
+# The node's own code system as FHIR names it: a UID derived once from the project's namespace.
+LOCAL_SYSTEM_URI = "urn:oid:2.25.187217246532934265011836259160412553953"
 
 CELL_CATEGORY = CodedConcept("91723000", "SCT", "Anatomical structure")
 ARTIFACT_CATEGORY = CodedConcept("260787004", "SCT", "Physical object")

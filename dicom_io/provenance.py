@@ -11,6 +11,7 @@ from highdicom import AlgorithmIdentificationSequence
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
+from pydicom.valuerep import DS
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import ALGORITHM_FAMILY, LOCAL_SCHEME
@@ -34,6 +35,10 @@ _EMPTY_WHEN_MISSING = (
     "StudyDate",
     "StudyTime",
     "ReferringPhysicianName",
+)
+_CONTAINER_EMPTY_WHEN_MISSING = (
+    "IssuerOfTheContainerIdentifierSequence",
+    "ContainerTypeCodeSequence",
 )
 
 
@@ -74,9 +79,20 @@ def source_header(analysis: Analysis) -> Dataset:
     for keyword in _EMPTY_WHEN_MISSING:
         if keyword not in header:
             setattr(header, keyword, "")
-    if "FrameOfReferenceUID" not in header:
-        header.FrameOfReferenceUID = analysis.slide.frame_of_reference_uid
+    if "ContainerIdentifier" in header:
+        for keyword in _CONTAINER_EMPTY_WHEN_MISSING:
+            if keyword not in header:
+                setattr(header, keyword, [])
+    header.TotalPixelMatrixOriginSequence = [_origin(analysis)]
     return header
+
+
+def _origin(analysis: Analysis) -> Dataset:
+    """The origin that the slide was opened with: real headers lack it."""
+    origin = Dataset()
+    for axis, offset in zip("XYZ", analysis.slide.origin_mm, strict=True):
+        setattr(origin, f"{axis}OffsetInSlideCoordinateSystem", DS(float(offset), auto_format=True))
+    return origin
 
 
 def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSequence:

@@ -249,6 +249,8 @@ def _evaluations(analysis: Analysis) -> Iterator[QualitativeEvaluation]:
 
 def _texts(analysis: Analysis) -> Iterator[TextContentItem]:
     yield _text(INTENDED_USE, analysis.model.intended_use)
+    if analysis.model.demonstration:
+        yield _text(INTENDED_USE, "Demonstration model, not for clinical use.")
     for reason in analysis.differential.reasons:
         yield _text(INSUFFICIENCY_REASON, reason)
 
