@@ -75,12 +75,8 @@ def cell_category_code(key: str) -> CodedConcept:
 
 def cell_type_key(value: str, scheme: str) -> str | None:
     """Key of the cell type that a code means, None for a code that is not in the table."""
-    for key, row in CELL_TYPES.items():
-        if (scheme == "SCT" and row.snomed == value) or (scheme == LOCAL_SCHEME and key == value):
-            return key
-    return None
-
-
-def cell_type_local_code(key: str) -> CodedConcept:
-    """The cell type under the node's own code system."""
-    return CodedConcept(key, LOCAL_SCHEME, CELL_TYPES[key].name)
+    if scheme == LOCAL_SCHEME:
+        return value if value in CELL_TYPES else None
+    if scheme != "SCT" or not value:
+        return None
+    return next((key for key, row in CELL_TYPES.items() if row.snomed == value), None)

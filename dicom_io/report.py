@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,
@@ -75,12 +74,14 @@ from dicom_io.provenance import (
     MANUFACTURER,
     MODEL_NAME,
     SERIAL_NUMBER,
+    SOFTWARE_VERSION,
     derive_uid,
     finish,
     result_uid,
     series_description,
     source_header,
 )
+from dicom_io.segmentation import region_area_mm2
 
 SERIES_NUMBER = 9003
 
@@ -153,13 +154,15 @@ def encode_report(
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
+        software_versions=SOFTWARE_VERSION,
+        device_serial_number=SERIAL_NUMBER,
         is_complete=True,
         is_final=False,
         is_verified=False,
         series_description=series_description(analysis, "Differential count"),
     )
     finish(document, analysis)
-    _fix_observation_times(document, analysis)
+    _settle_items(document, analysis)
     return document
 
 
@@ -276,23 +279,20 @@ def _references(annotation: Dataset | None, segmentation: Dataset | None) -> Ite
         )
 
 
-def region_area_mm2(analysis: Analysis) -> float:
-    """Area of the regions on the glass."""
-    side = analysis.regions.box_px[:, 2:] - analysis.regions.box_px[:, :2]
-    return float(np.prod(side * np.array(analysis.slide.base.spacing_mm), axis=1).sum())
-
-
 def _rounded(value: float) -> float:
     """To six decimals: a decimal string holds 16 characters (PS3.5 6.2)."""
     return round(value, 6)
 
 
-def _fix_observation_times(document: Dataset, analysis: Analysis) -> None:
-    """Give every content item the analysis' time instead of the moment of encoding."""
+def _settle_items(document: Dataset, analysis: Analysis) -> None:
+    """The analysis' time instead of the moment of encoding; whole numbers without decimals."""
     stamp = analysis.finished.strftime("%Y%m%d%H%M%S")
     for item in _items(document):
         if "ObservationDateTime" in item:
             item.ObservationDateTime = stamp
+        for measured in item.get("MeasuredValueSequence", []):
+            if float(measured.NumericValue).is_integer():
+                measured.NumericValue = str(int(measured.NumericValue))
 
 
 def _items(container: Dataset) -> Iterator[Dataset]:

