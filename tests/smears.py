@@ -1,0 +1,84 @@
+"""A small smear and a model package that reads it: for tests of the whole way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
+from tests.tiny_package import tiny_package
+
+
+@dataclass(frozen=True)
+class Smear:
+    """A slide in a folder, a tiny model package, and a work folder."""
+
+    slide: DemonstrationSlide
+    folder: Path
+
+    @property
+    def pacs_url(self) -> str:
+        return (self.folder / "pacs").as_uri()
+
+    @property
+    def ehr_url(self) -> str:
+        return (self.folder / "ehr").as_uri()
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    def settings(self, **lines: Any) -> Path:
+        """A settings file that names the tiny package; `lines` are top-level values."""
+        path = self.folder / "node.toml"
+        values = {"work_folder": str(self.work), **lines}
+        head = "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+        packages = json.dumps([str(self.folder / "packages")])
+        retries = "retries = 1\nretry_wait_s = 0.05\ntimeout_s = 5.0"
+        path.write_text(
+            f'{head}\n[model]\nname = "tiny"\nfolders = {packages}\n'
+            f"[pacs]\n{retries}\n[ehr]\n{retries}\n"
+        )
+        return path
+
+    def command(
+        self, *more: str, pacs_url: str = "", ehr_url: str = "", uids: tuple[str, str] | None = None
+    ) -> list[str]:
+        study, series = uids or (self.slide.study_uid, self.slide.series_uid)
+        return [
+            sys.executable,
+            "-m",
+            "node",
+            "--config",
+            str(self.settings()),
+            "analyse",
+            "--pacs",
+            pacs_url or self.pacs_url,
+            "--ehr",
+            ehr_url or self.ehr_url,
+            "--json",
+            *more,
+            study,
+            series,
+        ]
+
+    def analyse(self, *more: str, **addresses: Any) -> tuple[int, Mapping[str, Any], str]:
+        """Run ``marrow-node analyse`` in a process of its own: exit code, JSON, standard error."""
+        ended = subprocess.run(
+            self.command(*more, **addresses), capture_output=True, text=True, timeout=180, check=False
+        )
+        return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
+
+
+def small_smear(folder: Path) -> Smear:
+    """Compose the slide and write the package."""
+    tiny_package(folder / "packages" / "tiny")
+    slide = compose_demonstration_slide(folder / "pacs", seed=3, size_px=(2048, 1536), cells=20)
+    return Smear(slide, folder)
+
+

@@ -1,0 +1,168 @@
+"""The whole way, through the command line: folders first, then a real PACS and a real FHIR server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from pydicom import dcmread
+
+from dicom_io.annotation import decode_annotation
+from dicom_io.report import decode_report
+from tests.fhir_fixture import FhirServer
+from tests.servers import Orthanc
+from tests.smears import Smear, small_smear
+
+RESULT_KEYS = {
+    "status",
+    "job",
+    "ann",
+    "seg",
+    "sr",
+    "report",
+    "cells",
+    "differential",
+    "me_ratio",
+    "bytes_read",
+    "bytes_slide",
+    "seconds",
+    "peak_rss_mb",
+    "model",
+}
+
+
+@pytest.fixture
+def smear(tmp_path: Path) -> Smear:
+    return small_smear(tmp_path)
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_folders_in_folders_out_and_twice_is_once(smear: Smear, tmp_path: Path) -> None:
+    code, first, said = smear.analyse("--out", str(tmp_path / "out"))
+    assert code == 0, said
+    assert first.keys() >= RESULT_KEYS
+    assert first["status"] == "completed"
+    assert first["cells"] > 10
+    row = first["differential"]["segmented_neutrophil"]
+    assert row.keys() == {"count", "percent", "low", "high"}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "annotations.dcm",
+        "differential.png",
+        "overview.png",
+        "regions.dcm",
+        "report.dcm",
+        "report.fhir.json",
+    ]
+    pacs, ehr = files_under(tmp_path / "pacs"), files_under(tmp_path / "ehr")
+
+    code, second, said = smear.analyse("--out", str(tmp_path / "again"))
+    assert code == 0, said
+    assert {r["status"] for r in second["receipts"]} == {"already there"}
+    assert files_under(tmp_path / "pacs") == pacs
+    assert files_under(tmp_path / "ehr") == ehr
+    assert files_under(tmp_path / "again") == files_under(tmp_path / "out")
+    assert [second[kind] for kind in ("ann", "seg", "sr", "report")] == [
+        first[kind] for kind in ("ann", "seg", "sr", "report")
+    ]
+
+
+def test_a_fresh_node_makes_the_same_objects(smear: Smear, tmp_path: Path) -> None:
+    """Coordinates and UIDs do not depend on the work folder or the moment."""
+    smear.analyse("--out", str(tmp_path / "first"))
+    other = small_smear(tmp_path / "other")
+    _, result, _ = other.analyse("--out", str(tmp_path / "second"))
+    mine, theirs = (dcmread(tmp_path / n / "annotations.dcm") for n in ("first", "second"))
+    assert mine.SOPInstanceUID == theirs.SOPInstanceUID == result["ann"][0][2]
+    assert [g.PointCoordinatesData for g in mine.AnnotationGroupSequence] == [
+        g.PointCoordinatesData for g in theirs.AnnotationGroupSequence
+    ]
+
+
+def test_over_http_killed_three_times_one_set_of_results(
+    smear: Smear, orthanc: Orthanc, fhir_server: FhirServer
+) -> None:
+    orthanc.add(*smear.slide.paths)
+    addresses = {"pacs_url": orthanc.dicomweb_url, "ehr_url": fhir_server.url}
+    killed = [
+        stage
+        for stage in ("detect", "write", "deliver to EHR")
+        if kill_at(smear, stage, **addresses)
+    ]
+    assert killed == ["detect", "write", "deliver to EHR"]
+    code, result, said = smear.analyse(**addresses)
+    assert code == 0, said
+
+    modalities = [
+        tags["ModalitiesInStudy"] if "ModalitiesInStudy" in tags else tags["Modality"]
+        for tags in (
+            requests.get(f"{orthanc.rest_url}/series/{series}", timeout=10).json()["MainDicomTags"]
+            for series in requests.get(f"{orthanc.rest_url}/series", timeout=10).json()
+        )
+    ]
+    assert sorted(modalities) == ["ANN", "SEG", "SM", "SR"]
+    instances = requests.get(f"{orthanc.rest_url}/statistics", timeout=10).json()["CountInstances"]
+    assert instances == len(smear.slide.paths) + 3
+    identifier = f"urn:ietf:rfc:3986|{result['report']}"
+    found = requests.get(
+        f"{fhir_server.url}/DiagnosticReport", params={"identifier": identifier}, timeout=10
+    ).json()
+    assert len(found["entry"]) == 1
+    report = found["entry"][0]["resource"]
+    assert report["status"] == "partial"
+    counts = fhir_counts(fhir_server, report)
+    assert counts == {key: row["count"] for key, row in result["differential"].items()}
+
+
+def kill_at(smear: Smear, stage: str, **addresses: str) -> bool:
+    """Start an analysis and SIGKILL it in `stage`; whether it died there."""
+    process = subprocess.Popen(
+        smear.command(**addresses), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        for path in (smear.work / "progress").glob("*.json"):
+            try:
+                if json.loads(path.read_bytes())["stage"] == stage:
+                    process.send_signal(signal.SIGKILL)
+            except FileNotFoundError:  # replaced between listing and reading
+                continue
+        time.sleep(0.001)
+    return process.wait() == -signal.SIGKILL
+
+
+def fhir_counts(server: FhirServer, report: dict[str, Any]) -> dict[str, int]:
+    counts = {}
+    for result in report["result"]:
+        observation = requests.get(f"{server.url}/{result['reference']}", timeout=10).json()
+        for component in observation.get("component", []):
+            if component["code"]["coding"][0]["code"] == "count":
+                key = observation["code"]["coding"][0]["code"]
+                counts[key] = component["valueQuantity"]["value"]
+    return counts
+
+
+def test_documents_say_the_same(smear: Smear, tmp_path: Path) -> None:
+    _, result, _ = smear.analyse("--out", str(tmp_path / "out"))
+    cells = decode_annotation(dcmread(tmp_path / "out" / "annotations.dcm"))
+    said = decode_report(dcmread(tmp_path / "out" / "report.dcm"))
+    drawn = {
+        key: int(np.sum(cells.label == row)) for row, key in enumerate(cells.classes)
+    }
+    assert len(cells) == result["cells"]
+    for key, row in result["differential"].items():
+        assert row["count"] == said.counts[key] == drawn.get(key, 0)
+        if row["percent"] is not None:
+            assert said.percentages[key] == pytest.approx(
+                (row["percent"], row["low"], row["high"]), abs=2e-6
+            )
+    assert said.model_digest == result["model"]["digest"]
