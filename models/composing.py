@@ -174,11 +174,16 @@ def load_red_cells() -> Float32:
     Multiplying a canvas with one lays the cell over what is there, as light does.
     """
     packed = np.load(ASSETS / "red_cells" / "red_cells.npz", allow_pickle=False)["transmittance"]
-    return (packed.astype(np.float32) + 0.5) / 255.5
+    transmittance: Float32 = (packed.astype(np.float32) + 0.5) / 255.5
+    return transmittance
 
 
 def red_cell_field(
-    rng: np.random.Generator, size_px: tuple[int, int], cover: float, glass: tuple[int, int, int]
+    rng: np.random.Generator,
+    size_px: tuple[int, int],
+    cover: float,
+    glass: tuple[int, ...],
+    shrink: int = 1,
 ) -> UInt8:
     """Real red cells scattered on glass.
 
@@ -187,22 +192,25 @@ def red_cell_field(
     rng
     size_px : (width, height)
     cover
-        Red cells per 48 × 48 px: 0 is empty glass, 1 a dense smear with overlaps.
+        Red cells per 12 × 12 um: 0 is empty glass, 1 a dense smear with overlaps.
     glass
         RGB of the glass.
+    shrink
+        1, 2 or 4: pixels of 0.25, 0.5 or 1 um.
     """
     width, height = size_px
-    margin = 48
+    side = margin = 48 // shrink
     light = np.ones((height + 2 * margin, width + 2 * margin, 3), np.float32)
     red = load_red_cells()
-    count = rng.poisson(cover * light.shape[0] * light.shape[1] / 48**2)
+    red = red.reshape(-1, side, shrink, side, shrink, 3).mean((2, 4))
+    count = rng.poisson(cover * light.shape[0] * light.shape[1] / side**2)
     chosen = rng.integers(len(red), size=count)
     ways = rng.integers(8, size=count)
-    lefts = rng.integers(0, light.shape[1] - 48, size=count)
-    tops = rng.integers(0, light.shape[0] - 48, size=count)
+    lefts = rng.integers(0, light.shape[1] - side, size=count)
+    tops = rng.integers(0, light.shape[0] - side, size=count)
     for index, way, left, top in zip(chosen, ways, lefts, tops, strict=True):
         cell = np.rot90(red[index], way % 4)
         cell = cell[::-1] if way >= 4 else cell
-        light[top : top + 48, left : left + 48] *= cell
+        light[top : top + side, left : left + side] *= cell
     light = np.maximum(light, 0.25)[margin:-margin, margin:-margin]
     return (light * np.array(glass, np.float32)).clip(0, 255).astype(np.uint8)

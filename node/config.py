@@ -1,8 +1,9 @@
 """The settings of a node: one frozen tree, from one TOML file and the environment.
 
 Every field has a default, a unit in its name and its reason in its class' docstring, which
-``marrow-node config`` prints. An unknown key is an error. ``MARROW_NODE__MODEL__NAME=…`` in the environment overrides ``name`` in ``[model]``. Secrets
-are never written in the file: settings name the environment variable or file that holds them.
+``marrow-node config`` prints. An unknown key is an error. ``MARROW_NODE__MODEL__NAME=…`` in the
+environment overrides ``name`` in ``[model]``. Secrets are never written in the file: settings name
+the environment variable or the file that holds them.
 """
 
 from __future__ import annotations

@@ -61,12 +61,12 @@ def _progress_shown() -> Iterator[Callable[[Progress], None]]:
 def print_job(job: Job, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(job_as_json(job), indent=2))
-    elif job.result is None:
+    elif job.result is not None:
+        print_result(job.result)
+    if job.result is None:
         click.echo(
             f"marrow-node: job {job.job} {job.status}: {job.error or 'not ended yet'}", err=True
         )
-    else:
-        print_result(job.result)
 
 
 def job_as_json(job: Job) -> dict[str, Any]:

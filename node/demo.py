@@ -17,7 +17,7 @@ from dicom_io.demonstration import Truth, compose_demonstration_slide, read_trut
 from dicom_io.pacs import open_pacs
 from models.cell_types import CELL_TYPES
 from models.evaluation import evaluate
-from models.records import Int64
+from models.records import Int32
 from node.config import Settings
 from node.console import OUT, job_as_json, print_result, run_job
 from node.pipeline import SlideReference
@@ -79,8 +79,8 @@ def compare(settings: Settings, result: Any, truth: Truth) -> dict[str, Any]:
         "cells": len(truth_label),
         "found": len(cells),
         "f1": round(measured.f1, 4),
-        "type_accuracy": round(measured.type_accuracy, 4),
-        "neighbour_accuracy": round(measured.neighbour_accuracy, 4),
+        "type_accuracy": round(measured.type_accuracy or 0.0, 4),
+        "neighbour_accuracy": round(measured.neighbour_accuracy or 0.0, 4),
         "percent": {
             key: {
                 "true": round(100 * float(share[row]), 2),
@@ -91,8 +91,8 @@ def compare(settings: Settings, result: Any, truth: Truth) -> dict[str, Any]:
     }
 
 
-def _labels(keys: list[str], classes: tuple[str, ...]) -> Int64:
-    return np.array([classes.index(key) for key in keys], np.int64)
+def _labels(keys: list[str], classes: tuple[str, ...]) -> Int32:
+    return np.array([classes.index(key) for key in keys], np.int32)
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:

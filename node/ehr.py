@@ -105,12 +105,13 @@ def open_ehr(url: str, settings: EhrSettings) -> Ehr:
     if parts.scheme in ("http", "https") and parts.netloc:
         return FhirServer(url.rstrip("/"), settings)
     raise ConfigurationInvalid(
-        f"The EHR address {url!r} is neither https://…/fhir nor file:///folder: set ehr_url or --ehr."
+        f"The EHR address {url!r} is neither https://…/fhir nor file:///folder: "
+        "set ehr_url or --ehr."
     )
 
 
 def _key(entry: Mapping[str, Any]) -> str:
-    """What tells one resource from all others: type and identifier, or for Provenance its target."""
+    """What tells one resource from others: type and identifier; of Provenance, its target."""
     resource = entry["resource"]
     identifiers = resource.get("identifier")
     if identifiers:
@@ -196,7 +197,8 @@ class FolderEhr:
         ]
         if not reports:
             raise EhrAnswerInvalid(
-                f"The EHR folder {self._folder} has no DiagnosticReport {identifier}: deliver again."
+                f"The EHR folder {self._folder} has no DiagnosticReport {identifier}: "
+                "deliver again."
             )
         results = [self._at(each["reference"]) for each in reports[0]["result"]]
         devices = dict.fromkeys(_references_of(reports[0], results))
@@ -454,7 +456,7 @@ def _raise_for_status(response: requests.Response, host: str, kind: str) -> None
 
 
 def _diagnosis(response: requests.Response) -> str:
-    """Codes and places of an OperationOutcome; its free text may quote the patient and is left out."""
+    """Codes and places of an OperationOutcome; its free text may quote the patient: left out."""
     try:
         issues = response.json().get("issue", [])
     except (ValueError, AttributeError):

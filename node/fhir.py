@@ -21,8 +21,8 @@ from html import escape
 from typing import Any
 
 from fhir.resources.R4B.bundle import Bundle
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import (
@@ -65,7 +65,7 @@ def build_bundle(
     references
         Kind → (study, series, instance UID) of the DICOM objects written: ANN, SEG, SR.
     pictures
-        Title → PNG bytes, put into the report.
+        Title → JPEG bytes, put into the report.
 
     Returns
     -------
@@ -233,7 +233,7 @@ def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, 
         "conclusion": conclusion,
         "presentedForm": [
             {
-                "contentType": "image/png",
+                "contentType": "image/jpeg",
                 "title": title,
                 "creation": _instant(analysis.finished),
                 "data": base64.b64encode(content).decode("ascii"),
@@ -395,11 +395,11 @@ def _loinc(code: str, display: str) -> Resource:
     return _concept(LOINC, code, display) | {"text": display}
 
 
-def _own(code: Code) -> dict[str, str]:
+def _own(code: CodedConcept) -> dict[str, str]:
     return {"system": LOCAL_SYSTEM_URI, "code": code.value, "display": code.meaning}
 
 
-def _component(code: Code, quantity: Resource) -> Resource:
+def _component(code: CodedConcept, quantity: Resource) -> Resource:
     return {"code": {"coding": [_own(code)]}, "valueQuantity": quantity}
 
 

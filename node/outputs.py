@@ -14,7 +14,7 @@ from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
-from dicom_io.annotation import encode_annotation
+from dicom_io.annotation import GraphicType, encode_annotation
 from dicom_io.report import encode_report
 from dicom_io.segmentation import encode_segmentation
 
@@ -47,33 +47,33 @@ class Artifact:
 Documents = Mapping[str, Dataset]
 
 
-def _annotation(analysis: Analysis, made: Documents, graphic_type: str) -> Dataset | None:
+def _annotation(analysis: Analysis, made: Documents, graphic_type: GraphicType) -> Dataset | None:
     """An ANN needs at least one group (PS3.3 C.37.1.2): a slide without cells has none."""
     if not len(analysis.cells):
         return None
     return encode_annotation(analysis, graphic_type)
 
 
-def _segmentation(analysis: Analysis, made: Documents, graphic_type: str) -> Dataset | None:
+def _segmentation(analysis: Analysis, made: Documents, graphic_type: GraphicType) -> Dataset | None:
     """A SEG needs at least one region."""
     if not len(analysis.regions.box_px):
         return None
     return encode_segmentation(analysis)
 
 
-def _report(analysis: Analysis, made: Documents, graphic_type: str) -> Dataset | None:
+def _report(analysis: Analysis, made: Documents, graphic_type: GraphicType) -> Dataset | None:
     return encode_report(analysis, made.get("ANN"), made.get("SEG"))
 
 
 # In the order of making: the report refers to the two before it.
-OUTPUTS: dict[str, Callable[[Analysis, Documents, str], Dataset | None]] = {
+OUTPUTS: dict[str, Callable[[Analysis, Documents, GraphicType], Dataset | None]] = {
     "ANN": _annotation,
     "SEG": _segmentation,
     "SR": _report,
 }
 
 
-def encode_documents(analysis: Analysis, graphic_type: str) -> dict[str, Dataset]:
+def encode_documents(analysis: Analysis, graphic_type: GraphicType) -> dict[str, Dataset]:
     """Every DICOM document of an analysis by its kind."""
     made: dict[str, Dataset] = {}
     for kind, encode in OUTPUTS.items():

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from PIL import Image
 
 from dicom_io.analysis import Analysis
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
@@ -30,6 +31,9 @@ _WARNING: Final = "Demonstration model, not for clinical use"
 _WARNING_COLOUR: Final = "#b3261e"
 _BAND_COLOUR: Final = "#d5dbe1"
 _INK: Final = "#22272e"
+
+_EHR_BYTES = 700_000
+_EHR_SIDES_PX = (1600, 1200, 900, 600, 300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,3 +282,16 @@ def _png(figure: Figure) -> bytes:
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
         return buffer.getvalue()
+
+
+def for_ehr(png: bytes) -> bytes:
+    """A picture as JPEG, small enough for FHIR servers that take a megabyte of base64 at most."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    for longest_px in _EHR_SIDES_PX:
+        smaller = picture.copy()
+        smaller.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        smaller.save(stream, "JPEG", quality=85)
+        if stream.tell() <= _EHR_BYTES:
+            break
+    return stream.getvalue()

@@ -1,7 +1,7 @@
 """The way of a slide, in one place.
 
 :func:`analyse` names the steps in their order; what each does stands in :mod:`node.stages`. A step
-takes and returns small JSON, so that the job layer can keep it and go on after the last finished one.
+takes and returns small JSON, so that the job layer can keep it and go on after the last one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Step(Protocol):
 
 
 def analyse(place: Workplace, slide: SlideReference, step: Step) -> Mapping[str, Any]:
-    """Take a slide all the way: opened, localised, detected, counted, written, delivered, reconciled.
+    """Take a slide all the way, from opening it to reconciled results.
 
     Parameters
     ----------

@@ -26,14 +26,14 @@ from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
 from models.package import ModelPackage, find_package, open_session, provider_for
-from models.records import Float64, Regions, Tiles
+from models.records import Float64, Regions, Tiles, UInt8
 from models.stitching import TileGeometry, stitch
 from node import __version__, delivery
 from node.config import Settings
 from node.ehr import open_ehr
 from node.fhir import build_bundle, report_identifier
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes, to_bytes
-from node.pictures import Field, draw_differential, draw_overview
+from node.pictures import Field, draw_differential, draw_overview, for_ehr
 from node.progress import Progress
 from node.work_files import WorkFiles, write_atomically
 
@@ -258,7 +258,9 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     references = {
         kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()
     }
-    bundle = build_bundle(analysis, references, drawn)
+    bundle = build_bundle(
+        analysis, references, {title: for_ehr(png) for title, png in drawn.items()}
+    )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
     for kind, picture in drawn.items():
         artifacts[kind] = Artifact(kind, PNG, place.work.put(picture))
@@ -419,13 +421,14 @@ def _pictures(place: Workplace, pacs: Pacs, analysis: Analysis) -> dict[str, byt
 
 def _read_one(
     place: Workplace, pacs: Pacs, slide: Slide, box_px: Float64, um_per_px: float
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+) -> UInt8:
     (tiles,) = read_tiles(pacs, slide, box_px, um_per_px, settings=place.settings.read)
-    return tiles.rgb[0]
+    rgb: UInt8 = tiles.rgb[0]
+    return rgb
 
 
 def _busiest_field(analysis: Analysis) -> Float64:
-    """The box of FIELD_PX, cornered at a cell, that holds the most cells of a sample; inside the slide."""
+    """The box of FIELD_PX around a sampled cell that holds most cells, inside the slide."""
     size = np.minimum(np.array(FIELD_PX), np.array(analysis.slide.base.size_px)).astype(np.float64)
     centres = (analysis.cells.box_px[:, :2] + analysis.cells.box_px[:, 2:]) / 2
     sample = centres[:: max(1, len(centres) // 400)]

@@ -70,7 +70,11 @@ class Smear:
     def analyse(self, *more: str, **addresses: Any) -> tuple[int, Mapping[str, Any], str]:
         """Run ``marrow-node analyse`` in a process of its own: exit code, JSON, standard error."""
         ended = subprocess.run(
-            self.command(*more, **addresses), capture_output=True, text=True, timeout=180, check=False
+            self.command(*more, **addresses),
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
         )
         return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
 
@@ -80,5 +84,3 @@ def small_smear(folder: Path) -> Smear:
     tiny_package(folder / "packages" / "tiny")
     slide = compose_demonstration_slide(folder / "pacs", seed=3, size_px=(2048, 1536), cells=20)
     return Smear(slide, folder)
-
-

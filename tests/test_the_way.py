@@ -1,4 +1,4 @@
-"""The whole way, through the command line: folders first, then a real PACS and a real FHIR server."""
+"""The whole way, through the command line: folders, then a real PACS and FHIR server."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_over_http_killed_three_times_one_set_of_results(
     ]
     assert killed == ["detect", "write", "deliver to EHR"]
     code, result, said = smear.analyse(**addresses)
-    assert code == 0, said
+    assert code == 0, (result, said)
 
     modalities = [
         tags["ModalitiesInStudy"] if "ModalitiesInStudy" in tags else tags["Modality"]
@@ -155,9 +155,7 @@ def test_documents_say_the_same(smear: Smear, tmp_path: Path) -> None:
     _, result, _ = smear.analyse("--out", str(tmp_path / "out"))
     cells = decode_annotation(dcmread(tmp_path / "out" / "annotations.dcm"))
     said = decode_report(dcmread(tmp_path / "out" / "report.dcm"))
-    drawn = {
-        key: int(np.sum(cells.label == row)) for row, key in enumerate(cells.classes)
-    }
+    drawn = {key: int(np.sum(cells.label == row)) for row, key in enumerate(cells.classes)}
     assert len(cells) == result["cells"]
     for key, row in result["differential"].items():
         assert row["count"] == said.counts[key] == drawn.get(key, 0)

@@ -26,7 +26,8 @@ def restain(rng: np.random.Generator, rgb: UInt8, strength: float) -> UInt8:
     gain = np.exp(rng.normal(0, 0.20 * strength, 3) + rng.normal(0, 0.15 * strength))
     shift = rng.normal(0, 0.04 * strength, 3)
     density = _DENSITY[rgb] @ (mix * gain).astype(np.float32) + shift.astype(np.float32)
-    return np.clip(np.exp(-density) * 255.0, 0, 255).astype(np.uint8)
+    stained: UInt8 = np.clip(np.exp(-density) * 255.0, 0, 255).astype(np.uint8)
+    return stained
 
 
 def greyed(rng: np.random.Generator, rgb: UInt8) -> UInt8:

@@ -43,7 +43,9 @@ class CropMaker:
     ) -> None:
         self.raw = torch.stack([_padded(cell.rgb) for cell in cells])
         self.balanced = torch.stack([_padded(cell.white_balanced()) for cell in cells])
-        self.outline = torch.stack([_padded(cell.outline[..., None] * 255) for cell in cells])
+        self.outline = torch.stack(
+            [_padded(cell.outline[..., None].astype(np.uint8) * 255) for cell in cells]
+        )
         # The outline's own centre: source images are not always centred on their cell.
         self.centre = torch.stack([_centre(outline[0]) for outline in self.outline])
         self.um_per_px = torch.tensor([cell.um_per_px for cell in cells])

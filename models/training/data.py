@@ -110,10 +110,12 @@ class PatchMaker:
     def _composed_patch(self) -> Example:
         rng = self._rng
         glass = tuple(int(v) for v in rng.integers(205, 252, 3))
-        canvas = red_cell_field(rng, (PATCH_PX, PATCH_PX), rng.uniform(0, 1.3), glass)
-        canvas = restain(rng, canvas, 1.0)
-        if rng.random() < 0.25:
+        canvas = red_cell_field(rng, (PATCH_PX, PATCH_PX), rng.uniform(0, 1.5), glass)
+        canvas = _thick_here_and_there(rng, restain(rng, canvas, 1.0))
+        if rng.random() < 0.3:
             place(canvas, *_smudge(rng, self._cells))
+        for _ in range(int(rng.integers(0, 9))):
+            place(canvas, *_platelet(rng))
         boxes: list[tuple[int, int, int, int]] = []
         kinds: list[int] = []
         for _ in range(int(rng.integers(3, 10))):
@@ -135,7 +137,7 @@ class PatchMaker:
 
     def _cut_out(self, index: int) -> CutOut:
         rng, cell = self._rng, self._cells[index]
-        # A cell as it came from its camera, or with neutral glass: others compose slides either way.
+        # As it came from its camera, or with neutral glass: others compose slides either way.
         rgb = cell.rgb if rng.random() < 0.35 else cell.white_balanced()
         # The smaller images' scale is an estimate, so theirs varies more, down to the stated one.
         spread = rng.normal(0, 0.10) if cell.um_per_px < 0.15 else rng.uniform(-0.45, 0.12)
@@ -196,6 +198,35 @@ def _smudge(rng: np.random.Generator, cells: Sequence[CellImage]) -> tuple[CutOu
     alpha = ndimage.gaussian_filter(cut_out.alpha * 0.7, (5, 5))
     left, top = (int(v) for v in rng.integers(-20, PATCH_PX - 20, 2))
     return CutOut(rgb, alpha), left, top
+
+
+def _platelet(rng: np.random.Generator) -> tuple[CutOut, int, int]:
+    """A platelet of 1.5 to 4.5 µm: pale ground, dark granules. Not a cell to count."""
+    side = int(rng.integers(8, 22))
+    y, x = np.mgrid[:side, :side] / (side - 1) * 2 - 1
+    inside = np.hypot(x * rng.uniform(1.0, 1.7), y) + rng.normal(0, 0.08, (side, side)) < 0.95
+    granules = ndimage.gaussian_filter(rng.normal(0, 1, (side, side)), rng.uniform(0.6, 1.2))
+    dark = np.array([95, 75, 150]) + rng.normal(0, 20, 3)
+    pale = np.array([185, 165, 205]) + rng.normal(0, 15, 3)
+    share = np.clip(0.5 + granules * 1.5, 0, 1)[..., None]
+    rgb = np.clip(share * dark + (1 - share) * pale, 0, 255).astype(np.uint8)
+    alpha = ndimage.gaussian_filter(inside.astype(np.float32), 0.7) * rng.uniform(0.6, 1.0)
+    left, top = (int(v) for v in rng.integers(-4, PATCH_PX - 4, 2))
+    turned_by = int(rng.integers(4))
+    return (
+        CutOut(np.rot90(rgb, turned_by), np.rot90(alpha, turned_by).astype(np.float32)),
+        left,
+        top,
+    )
+
+
+def _thick_here_and_there(rng: np.random.Generator, canvas: UInt8) -> UInt8:
+    """Deepen the stain in places: thick, dark red cells are no nuclei."""
+    coarse = rng.normal(0, 1, (6, 6))
+    depth = ndimage.zoom(coarse, PATCH_PX / 6, order=1)[..., None]
+    power = 1 + np.clip(depth - 0.3, 0, 1.5) * rng.uniform(0, 1)
+    deepened: UInt8 = (255 * (canvas / 255.0) ** power).astype(np.uint8)
+    return deepened
 
 
 def targets(

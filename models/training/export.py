@@ -38,7 +38,7 @@ def export(module: nn.Module, outputs: tuple[str, ...], path: Path) -> None:
 
 
 def largest_difference(module: nn.Module, path: Path, image: UInt8) -> float:
-    """Largest absolute difference between PyTorch's and ONNX Runtime's outputs on an image batch."""
+    """Largest absolute difference between PyTorch's and ONNX Runtime's outputs on images."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         mine = module.eval()(torch.from_numpy(image))
@@ -54,7 +54,10 @@ def _difference(expected: Tensor, found: np.ndarray[Any, Any]) -> float:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest.json``, with the SHA-256 of the networks that it names filled in."""
     stages = {
-        stage: {**fields, "sha256": hashlib.sha256((folder / fields["file"]).read_bytes()).hexdigest()}
+        stage: {
+            **fields,
+            "sha256": hashlib.sha256((folder / fields["file"]).read_bytes()).hexdigest(),
+        }
         for stage, fields in manifest["stages"].items()
     }
     content = json.dumps({**manifest, "stages": stages}, indent=2, ensure_ascii=False)

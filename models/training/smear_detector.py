@@ -1,8 +1,8 @@
-"""The one-stage detector and classifier of ``demo-smear``: two branches, one pass.
+"""The detector and classifier of ``demo-smear``: one network, one pass, two branches.
 
-One branch finds cells and boxes; the other (:mod:`.type_branch`) says at every place what type a
-cell there would be. They share nothing, because the first learns from thousands of cells without a
-type and the second from 479 with one.
+One branch finds cells and boxes; the other (:mod:`.type_branch`) says of each peak what type it is.
+They share no weights, because the first learns from thousands of cells without a type and the
+second from 479 with one.
 
 Shape legend: N images, H × W their size, h × w = H/8 × W/8, A = h·w places, K types.
 """
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.training.crops import CROP_PX
 from models.training.layers import MEAN, SPREAD, Residual, conv
 from models.training.type_branch import TypeBranch
 
 STRIDE = 8
+PEAKS = 128  # of a tile: more cells than fit into 640 × 640 px without covering each other
 
 
 class CellFinder(nn.Module):
@@ -63,7 +65,11 @@ class CellFinder(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """The detector as it is exported: uint8 images in, decoded boxes out."""
+    """The detector as it is exported: uint8 images in, boxes, scores and types out, in one pass.
+
+    The strongest peaks get a type each, from the 64 × 64 px around the middle of their box: exactly
+    what the type branch was trained on.
+    """
 
     def __init__(self, finder: CellFinder, types: TypeBranch) -> None:
         super().__init__()
@@ -71,29 +77,42 @@ class ExportedDetector(nn.Module):
         self.types = types
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode.
+        """Find and type.
 
         Parameters
         ----------
         image : (N, H, W, 3) uint8
+            At least 96 × 96 px.
 
         Returns
         -------
         tuple
             ``box_px`` (N, A, 4) x0, y0, x1, y1 in tile pixels; ``score`` (N, A), 0 but at local
-            peaks; ``type_probability`` (N, A, K).
+            peaks; ``type_probability`` (N, A, K); A = 128 peaks, strongest first.
         """
         pixels = image.permute(0, 3, 1, 2).float() / 255.0
-        score, box = self.finder(pixels)
-        kinds = self.types.over_tile(pixels)
+        score, log_distance = self.finder(pixels)
         score = torch.sigmoid(score)
         peak = score >= functional.max_pool2d(score, 3, 1, 1)
-        boxes = decode_boxes(box)  # (N, 4, h, w)
-        return (
-            boxes.flatten(2).transpose(1, 2),
-            (score * peak).flatten(1),
-            torch.softmax(kinds, 1).flatten(2).transpose(1, 2),
-        )
+        strongest, place = torch.topk((score * peak).flatten(1), PEAKS)  # (N, A)
+        boxes = decode_boxes(log_distance).flatten(2).transpose(1, 2)  # (N, h·w, 4)
+        boxes = torch.gather(boxes, 1, place[..., None].expand(-1, -1, 4))
+        crops = crops_around(pixels, (boxes[..., :2] + boxes[..., 2:]) / 2)
+        kinds = torch.softmax(self.types(crops), 1).unflatten(0, (-1, PEAKS))
+        found = (strongest > 0)[..., None]  # what fills the list up is nothing at all
+        return boxes * found, strongest, kinds * found
+
+
+def crops_around(pixels: Tensor, centre: Tensor) -> Tensor:
+    """(N, 3, H, W) and centres (N, A, 2) x, y in px → crops (N·A, 3, 64, 64)."""
+    height, width = pixels.shape[-2:]
+    step = torch.arange(CROP_PX, device=pixels.device) + 0.5 - CROP_PX / 2
+    offset = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).flatten(0, 1)  # (4096, 2)
+    size = torch.stack((torch.full((), width), torch.full((), height))).to(pixels)
+    grid = (centre[:, :, None] + offset) * 2 / size - 1  # (N, A, 4096, 2)
+    crops = functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    single: Tensor = crops.transpose(1, 2).flatten(0, 1).unflatten(2, (CROP_PX, CROP_PX))
+    return single
 
 
 def decode_boxes(log_distance: Tensor) -> Tensor:

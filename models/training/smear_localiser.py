@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from models.composing import CellImage, CutOut, place, red_cell_field, turned
 from models.records import Float32, UInt8
-from models.training.augment import greyed, imaged, restain
+from models.training.augment import imaged, restain
 from models.training.layers import MEAN, SPREAD, conv
 
 UM_PER_PX = 2.0
 STRIDE = 16
 PATCH_PX = 128
 _COMPOSED_UM_PER_PX = 1.0
-BATCH = 32
+BATCH = 24
 LEARNING_RATE = 3e-3
 POSITIVE_WEIGHT = 3.0  # a square that is missed costs cells, one too many only bytes
 
@@ -39,7 +39,7 @@ class SmearLocaliser(nn.Module):
         Channels of the first layer.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 20) -> None:
         super().__init__()
         w = width
         self.layers = nn.Sequential(
@@ -82,14 +82,14 @@ def localiser_patch(rng: np.random.Generator, cells: Sequence[CellImage]) -> tup
     side = int(PATCH_PX * UM_PER_PX / _COMPOSED_UM_PER_PX)
     glass = tuple(int(v) for v in rng.integers(205, 252, 3))
     canvas = red_cell_field(rng, (side, side), rng.choice([0.0, 0.3, 0.8, 1.3]), glass, shrink=4)
-    canvas = restain(rng, canvas, 1.0)
+    canvas = restain(rng, canvas, 0.7)
     if rng.random() < 0.3:
         _smear_over(rng, canvas, cells)
     centres = []
     for _ in range(int(rng.choice([0, 0, 1, 3, 10, 30]))):
         cell = cells[int(rng.integers(len(cells)))]
         cut_out = turned(
-            restain(rng, cell.white_balanced() if rng.random() < 0.65 else cell.rgb, 1.0),
+            restain(rng, cell.white_balanced() if rng.random() < 0.8 else cell.rgb, 0.7),
             cell.outline,
             cell.um_per_px / _COMPOSED_UM_PER_PX * float(np.exp(rng.uniform(-0.3, 0.15))),
             rng.uniform(0, 360),
@@ -98,9 +98,7 @@ def localiser_patch(rng: np.random.Generator, cells: Sequence[CellImage]) -> tup
         height, width = cut_out.alpha.shape
         place(canvas, cut_out, round(centre[0] - width / 2), round(centre[1] - height / 2))
         centres.append(centre)
-    canvas = restain(rng, canvas, 0.5)
-    if rng.random() < 0.25:
-        canvas = greyed(rng, canvas)
+    canvas = restain(rng, canvas, 0.4)
     halved = canvas.reshape(side // 2, 2, side // 2, 2, 3).mean((1, 3)).astype(np.uint8)
     holds_cell = np.zeros((PATCH_PX // STRIDE,) * 2, np.float32)
     for x, y in centres:

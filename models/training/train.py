@@ -54,7 +54,7 @@ def train_finder(
     """
     torch.manual_seed(seed)
     model = CellFinder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model)
+    average: CellFinder = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
@@ -81,4 +81,5 @@ def train_finder(
                 f"  {seconds:.0f} s",
                 file=sys.stderr,
             )
-    return average.eval()
+    average.eval()
+    return average

@@ -1,8 +1,4 @@
-"""The type branch of ``demo-smear``: which of K types is the cell in the middle.
-
-It is trained on crops of one cell and runs over whole tiles unchanged: the mean over a crop becomes
-a moving mean of the same size.
-"""
+"""The type branch of ``demo-smear``: which of K types is the cell in the middle of a crop."""
 
 from __future__ import annotations
 
@@ -22,7 +18,6 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.1
 LABEL_SMOOTHING = 0.1
 EMA_DECAY = 0.99
-_WINDOW = 4  # a crop of 64 px at stride 16
 
 
 class TypeBranch(nn.Module):
@@ -58,28 +53,12 @@ class TypeBranch(nn.Module):
         logits: Tensor = self.kind(self.hide(pooled))
         return logits
 
-    def over_tile(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) → logits at every 8 px (N, K, H/8, W/8)."""
-        features = self.features((image - MEAN) / SPREAD)  # (N, 6w, H/16, W/16)
-        # Means over 64 px around the corners of the 16-px cells: at 0, 16, …, H px.
-        corners = functional.avg_pool2d(features, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
-        logits = functional.conv2d(corners, self.kind.weight[..., None, None], self.kind.bias)
-        return _between(_between(logits, 2), 3)
-
-
-def _between(corner: Tensor, dim: int) -> Tensor:
-    """Values at 0, 16, 32, … px along `dim` → at 4, 12, 20, … px, interpolated linearly."""
-    first = corner.narrow(dim, 0, corner.shape[dim] - 1)
-    second = corner.narrow(dim, 1, corner.shape[dim] - 1)
-    near, far = 0.75 * first + 0.25 * second, 0.25 * first + 0.75 * second
-    return torch.stack((near, far), dim + 1).flatten(dim, dim + 1)
-
 
 def train_type_branch(crops: CropMaker, types: int, steps: int, seed: int) -> TypeBranch:
     """Train a type branch from scratch; returns the moving average, in evaluation mode."""
     torch.manual_seed(seed)
     model = TypeBranch(types).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model)
+    average: TypeBranch = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
@@ -100,5 +79,6 @@ def train_type_branch(crops: CropMaker, types: int, steps: int, seed: int) -> Ty
             print(
                 f"type step {step}/{steps}  loss {loss.item():.3f}  {seconds:.0f} s",
                 file=sys.stderr,
-            )  # noqa: T201
-    return average.eval()
+            )
+    average.eval()
+    return average
