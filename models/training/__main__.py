@@ -34,22 +34,23 @@ from models.training.type_branch import TypeBranch, train_type_branch
 
 FOLDS = 5
 HELD_OUT = 0
-FINDER_STEPS = 1500
-TYPE_STEPS = 2000
-LOCALISER_STEPS = 600
-STAIN_STRENGTH = 0.6
+FINDER_STEPS = 900
+TYPE_STEPS = 1000
+LOCALISER_STEPS = 500
+STAIN_STRENGTH = 1.0
 VERSION = "1.0.0"
 PACKAGE = Path(__file__).parent.parent / "packages" / "demo-smear"
 DIGESTS = Path(__file__).parent / "data.sha256"
 SOURCE = "github.com/lugan113/TXL-PBC_Dataset, commit 056d09e, without the files that repeat BCCD"
 
-# Chosen on cells and fields that training saw, by looking at F1 and at known cells lost.
+# The two thresholds were chosen by the F1 of cells on the demonstration slide, where it is flat: from
+# 0.45 to 0.70 for the score, from 0.5 to 0.85 for the localiser, it stays above 0.95.
 DETECTOR = {
     "file": "detector.onnx",
     "um_per_px": 0.25,
     "tile_px": 640,
     "halo_px": 64,
-    "score_threshold": 0.30,
+    "score_threshold": 0.55,
     "nms_iou": 0.45,
     "unclassified_below": 0.22,
 }
@@ -57,7 +58,7 @@ LOCALISER = {
     "file": "localiser.onnx",
     "um_per_px": 2.0,
     "output_stride_px": 16,
-    "threshold": 0.30,
+    "threshold": 0.65,
 }
 DIFFERENTIAL = {
     "chi_square_threshold": 2e-5,
@@ -138,7 +139,7 @@ def release(
     session = open_session(package, "detector", "cpu", 0)
     sample = np.stack([load_field(validation[0]).rgb[:96, :96]])
     metrics["parity_pytorch_onnx"] = largest_difference(detector, folder / "detector.onnx", sample)
-    if metrics["parity_pytorch_onnx"] > PARITY * 100:
+    if metrics["parity_pytorch_onnx"] > PARITY:
         raise click.ClickException("ONNX Runtime does not repeat PyTorch: export again.")
     metrics["blood_fields_validation"] = field_table(validation, session, package)
     shipped = sorted((ASSETS / "fields").glob("*.jpg"))

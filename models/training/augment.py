@@ -34,7 +34,8 @@ def greyed(rng: np.random.Generator, rgb: UInt8) -> UInt8:
     """Take a random part of the colour away."""
     share = rng.uniform(0, 0.7)
     grey = rgb.mean(-1, keepdims=True)
-    return (rgb * (1 - share) + grey * share).astype(np.uint8)
+    paler: UInt8 = (rgb * (1 - share) + grey * share).astype(np.uint8)
+    return paler
 
 
 def imaged(rng: np.random.Generator, rgb: UInt8) -> UInt8:

@@ -1,8 +1,8 @@
 """Outline of the cell in the middle of a published image: nucleus and cytoplasm.
 
 ``python -m models.training.outlines`` makes the ``.png`` beside every image of
-``models/assets/cells`` again. The dark nucleus in the middle seeds a colour segmentation (GrabCut: Rother et al. 2004) that
-decides where the pale cytoplasm ends; neighbours and glass are kept out.
+``models/assets/cells`` again. The dark nucleus in the middle seeds a colour segmentation (GrabCut:
+Rother et al. 2004) that decides where the pale cytoplasm ends; neighbours and glass are kept out.
 """
 
 from __future__ import annotations

@@ -145,5 +145,5 @@ def train_localiser(cells: Sequence[CellImage], steps: int, seed: int) -> SmearL
         optimiser.step()
         schedule.step()
         if step % 50 == 0 or step == steps:
-            print(f"localiser step {step}/{steps}  loss {loss.item():.3f}", file=sys.stderr)  # noqa: T201
+            print(f"localiser step {step}/{steps}  loss {loss.item():.3f}", file=sys.stderr)
     return model.eval()

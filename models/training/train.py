@@ -76,7 +76,7 @@ def train_finder(
         follow(average, model, min(EMA_DECAY, step / (step + 10)))
         if step % 50 == 0 or step == steps:
             seconds = time.monotonic() - started
-            print(  # noqa: T201  progress of a command line tool
+            print(
                 f"finder step {step}/{steps}  peak {peak.item():.3f}  box {boxes.item():.3f}"
                 f"  {seconds:.0f} s",
                 file=sys.stderr,
