@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlparse
 
 import requests
 from dicomweb_client import DICOMfileClient
-from pydicom import dcmwrite
+from pydicom import config, dcmwrite
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import (
@@ -139,7 +139,7 @@ class FolderClient:
 
     def _owned(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return self._owner.submit(call, *args, **kwargs).result()
+            return self._owner.submit(_with_own_validation, call, *args, **kwargs).result()
         except requests.HTTPError as error:
             # DICOMfileClient reports whatever goes wrong as a status 500; a KeyError in its
             # table of transfer syntaxes among it.
@@ -210,3 +210,16 @@ def _remove_abandoned(folder: Path) -> None:
         with partial.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             partial.unlink(missing_ok=True)
+
+
+def _with_own_validation(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Undo what the client does to pydicom: after an exception it leaves strict validation on."""
+    reading, writing = (
+        config.settings.reading_validation_mode,
+        config.settings.writing_validation_mode,
+    )
+    try:
+        return call(*args, **kwargs)
+    finally:
+        config.settings.reading_validation_mode = reading
+        config.settings.writing_validation_mode = writing

@@ -114,7 +114,7 @@ def turned(
     px_per_source_px
         Scale: um per source px ÷ um per px wanted.
     angle_deg
-        Counter-clockwise.
+        Clockwise as the image is seen.
     flip
         Mirror left to right first.
     """

@@ -50,7 +50,7 @@ DETECTOR = {
     "um_per_px": 0.25,
     "tile_px": 640,
     "halo_px": 64,
-    "score_threshold": 0.55,
+    "score_threshold": 0.5,
     "nms_iou": 0.45,
     "unclassified_below": 0.22,
 }
