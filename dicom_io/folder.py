@@ -9,6 +9,7 @@ there under a passing name and renamed when they are whole.
 from __future__ import annotations
 
 import fcntl
+import functools
 import io
 import os
 import re
@@ -139,7 +140,9 @@ class FolderClient:
 
     def _owned(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return self._owner.submit(_with_own_validation, call, *args, **kwargs).result()
+            return self._owner.submit(
+                _with_own_validation, functools.partial(call, *args, **kwargs)
+            ).result()
         except requests.HTTPError as error:
             # DICOMfileClient reports whatever goes wrong as a status 500; a KeyError in its
             # table of transfer syntaxes among it.
@@ -212,14 +215,14 @@ def _remove_abandoned(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _with_own_validation(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _with_own_validation(call: Callable[[], T]) -> T:
     """Undo what the client does to pydicom: after an exception it leaves strict validation on."""
     reading, writing = (
         config.settings.reading_validation_mode,
         config.settings.writing_validation_mode,
     )
     try:
-        return call(*args, **kwargs)
+        return call()
     finally:
         config.settings.reading_validation_mode = reading
         config.settings.writing_validation_mode = writing
