@@ -29,7 +29,7 @@ test: $(VENV)/.developer lint  ## lint, types and tests, with a real PACS and a 
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.developer  ## tests that train or measure for minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]  # 5: none yet
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ lint: $(VENV)/.developer
 	$(BIN)/mypy
 
 bench: $(VENV)/.developer  ## time the stages of the demonstration analysis
-	$(BIN)/python -m conformance.bench
+	$(BIN)/python -m tests.bench
 
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 	$(BIN)/python -m models.training $(DATA)

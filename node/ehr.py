@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -368,7 +369,9 @@ class FhirServer:
         return None
 
     def _search(self, kind: str, system: str, value: str) -> list[Resource]:
-        # Percent-encoded as a whole: a raw '+' would arrive as a blank.
+        # '\\', '|', ',' and '$' are the search's own signs (R4 3.1.1.4.4); percent-encoded as a
+        # whole, because a raw '+' would arrive as a blank.
+        value = re.sub(r"([\\|,$])", r"\\\1", value)
         token = quote(f"{system}|{value}" if system else value, safe="")
         return self._resources(self._ask("GET", f"{kind}?identifier={token}"))
 

@@ -231,16 +231,22 @@ def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, 
         **_order(analysis.slide.header),
         "result": [_reference_to(result) for result in results],
         "conclusion": conclusion,
-        "presentedForm": [
-            {
-                "contentType": "image/jpeg",
-                "title": title,
-                "creation": _instant(analysis.finished),
-                "data": base64.b64encode(content).decode("ascii"),
-            }
-            for title, content in pictures.items()
-        ],
+        **_presented(analysis, pictures),
     }
+
+
+def _presented(analysis: Analysis, pictures: Mapping[str, bytes]) -> Resource:
+    """The pictures; FHIR knows no empty arrays."""
+    forms = [
+        {
+            "contentType": "image/jpeg",
+            "title": title,
+            "creation": _instant(analysis.finished),
+            "data": base64.b64encode(content).decode("ascii"),
+        }
+        for title, content in pictures.items()
+    ]
+    return {"presentedForm": forms} if forms else {}
 
 
 def conclusion_text(analysis: Analysis) -> str:

@@ -1,0 +1,66 @@
+"""Work files: content-addressed, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dicom_io.errors import DiskFull
+from models.records import Regions
+from node.work_files import WorkFiles
+from node.work_lock import dead_workers, take_worker
+
+
+def test_the_same_content_is_stored_once(tmp_path: Path) -> None:
+    work = WorkFiles(tmp_path)
+    assert work.put(b"content") == work.put(b"content")
+    assert [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()] == [b"content"]
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    work = WorkFiles(tmp_path)
+    regions = Regions(np.array([[0.0, 0, 256, 256]]), np.array([0.5], np.float32), "frame")
+    digest = work.put_record(regions)
+    back = work.get_record(digest)
+    assert isinstance(back, Regions)
+    assert np.array_equal(back.box_px, regions.box_px)
+    assert back.kind == "frame"
+    assert work.put_record(back) == digest
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(full_disk: Path) -> None:
+    work = WorkFiles(full_disk / "work")
+    with pytest.raises(DiskFull, match="cannot be used"):
+        work.put(os.urandom(200_000))
+    assert [p for p in full_disk.rglob("*") if p.is_file()] == []
+
+
+def test_a_worker_is_dead_when_its_lock_is_free(tmp_path: Path) -> None:
+    first, lock = take_worker(tmp_path)
+    second, other = take_worker(tmp_path)
+    assert (first, second) == ("worker-0", "worker-1")
+    assert dead_workers(tmp_path, second) == []
+    lock.close()
+    assert dead_workers(tmp_path, second) == [first]
+    other.close()
