@@ -60,8 +60,11 @@ LOCALISER = {
     "output_stride_px": 16,
     "threshold": 0.65,
 }
+# Calibrated on the cells found on the demonstration slide (2120 cells, 545 tiles), over 40 random
+# orders: converged after a median of 272 tiles, and in 95 % of the orders every percentage then lay
+# within 2 points of the whole count. With 1e-4 it was 82 %; with 2e-5 100 %, after 406 tiles.
 DIFFERENTIAL = {
-    "chi_square_threshold": 2e-5,
+    "chi_square_threshold": 5e-5,
     "chi_square_tiles": 10,
     "minimum_cells": 500,
     "unclassified_share_max": 0.10,
@@ -173,6 +176,8 @@ def manifest(metrics: dict[str, Any], validation_fields: int) -> dict[str, Any]:
                 "type_branch": TYPE_STEPS,
                 "localiser": LOCALISER_STEPS,
             },
+            "chi_square": "threshold calibrated on the demonstration slide (2120 cells, 545 tiles, 40"
+            " random orders): median 272 tiles, all percentages within 2 points in 95 %",
             "init": "scratch",
             "seed": "0 for finder and localiser, the fold's number for type branches",
             "torch": torch.__version__,

@@ -105,7 +105,7 @@ class PatchMaker:
 
     def __iter__(self) -> Iterator[Example]:
         while True:
-            yield self._fields_patch() if self._rng.random() < 0.15 else self._composed_patch()
+            yield self._fields_patch() if self._rng.random() < 0.3 else self._composed_patch()
 
     def _composed_patch(self) -> Example:
         rng = self._rng

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,14 @@ def export(module: nn.Module, outputs: tuple[str, ...], path: Path) -> None:
     if program is None:
         raise RuntimeError(f"PyTorch exported nothing for {path.name}.")
     program.save(path, external_data=False)
+    model = onnx.load(path)
+    # The exporter notes where in the source each node came from, with the paths of this machine.
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.save(model, path)
 
 
 def largest_difference(module: nn.Module, path: Path, image: UInt8) -> float:
