@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,6 +20,8 @@ QUICK = PacsSettings(timeout_s=5, retries=1, retry_wait_s=0.01, frames_per_reque
 def orthanc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     """One Orthanc for the session."""
     if orthanc_missing():
+        if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
+            pytest.fail(MISSING_ORTHANC)
         pytest.skip(MISSING_ORTHANC)
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as server:
         yield server
