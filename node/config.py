@@ -62,9 +62,13 @@ class OutputSettings:
     ----------
     graphic_type
         RECTANGLE; POLYGON or POINT for viewers that know no RECTANGLE.
+    loinc
+        True puts LOINC terms beside the other codes of cell types in the FHIR report; most of them
+        say "by manual count", so a site has to want it.
     """
 
     graphic_type: Literal["RECTANGLE", "POLYGON", "POINT"] = "RECTANGLE"
+    loinc: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 The graph: one DiagnosticReport (LOINC 47286-0, status ``partial``: an unreviewed result of an
 algorithm) whose ``result`` names a panel Observation and its members: one Observation per cell
-type, M:E (11138-5) and cells counted (38257-2), all ``preliminary``. A cell type's Observation is
-coded first in the node's own code system (:data:`dicom_io.codes.LOCAL_SYSTEM_URI`, the cell type's
-key), then in SNOMED CT; its value is the percentage of the nucleated differential count, and its
-components are the count and the bounds of the Wilson 95 % interval. Device is the model package;
+type, M:E (11138-5), cells counted (38257-2) and cells found, all ``preliminary``. A cell type's
+Observation is coded first in the node's own code system
+(:data:`dicom_io.codes.LOCAL_SYSTEM_URI`, the cell type's key), then in SNOMED CT, then in LOINC
+where a site asks for it; its value is the percentage of the nucleated differential count, and its
+components are the count and the bounds of the Wilson 95 % interval, each coded in the node's own
+code system (``count``, ``wilson-95-low``, ``wilson-95-high``). Device is the model package;
 Provenance names what was read and written. Patient, specimen, order and study are referred to by
 their identifiers and never created. Identifiers derive from the analysis, so that sending again is
 harmless.
@@ -15,14 +17,13 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from html import escape
-from typing import Any
 
 from fhir.resources.R4B.bundle import Bundle
 from highdicom.sr import CodedConcept
-from pydicom.dataset import Dataset
+from pydantic import ValidationError
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import (
@@ -32,18 +33,21 @@ from dicom_io.codes import (
     INTERVAL_LOW,
     LOCAL_SYSTEM_URI,
 )
+from dicom_io.errors import InputError
 from dicom_io.provenance import MANUFACTURER, result_uid
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
+from node.ehr_records import UID_SYSTEM, Resource
+from node.fhir_header import context_of, report_context_of
 
-Resource = dict[str, Any]
-
-UID_SYSTEM = "urn:ietf:rfc:3986"
 LOINC = "http://loinc.org"
 SNOMED = "http://snomed.info/sct"
 UCUM = "http://unitsofmeasure.org"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 PANEL_CODE = ("47286-0", "Differential panel - Bone marrow")
 TOTAL_CODE = ("38257-2", "Total cells counted")
+# Why a value is not given: code and display of data-absent-reason, and in words.
+_TOO_FEW = ("not-performed", "Not Performed", "insufficient for a differential count")
+_NO_ERYTHROID = ("not-applicable", "Not Applicable", "no erythroid cell was counted")
 ME_CODE = ("11138-5", "Myeloid cells/Erythroid cells [# Ratio] in Bone marrow")
 
 
@@ -56,6 +60,7 @@ def build_bundle(
     analysis: Analysis,
     references: Mapping[str, tuple[str, str, str]],
     pictures: Mapping[str, bytes],
+    loinc: bool = False,
 ) -> Resource:
     """Write an analysis as a transaction.
 
@@ -66,16 +71,24 @@ def build_bundle(
         Kind → (study, series, instance UID) of the DICOM objects written: ANN, SEG, SR.
     pictures
         Title → JPEG bytes, put into the report.
+    loinc
+        Put a cell type's LOINC term beside its other codes. Most of these terms say "by manual
+        count", so only a site that maps them so should ask for it.
 
     Returns
     -------
     dict
         The Bundle as JSON, checked against the R4 resource definitions. The same analysis gives
         the same JSON.
+
+    Raises
+    ------
+    InputError
+        When the slide's header holds what FHIR cannot carry.
     """
     device = _device(analysis)
     members = [
-        *(_cell_type(analysis, row) for row in range(len(analysis.differential.classes))),
+        *(_cell_type(analysis, row, loinc) for row in range(len(analysis.differential.classes))),
         _me_ratio(analysis),
         _total(analysis),
         _found(analysis),
@@ -95,8 +108,22 @@ def build_bundle(
             },
         ],
     }
-    Bundle.model_validate(bundle)
+    _check(bundle, analysis)
     return bundle
+
+
+def _check(bundle: Resource, analysis: Analysis) -> None:
+    try:
+        Bundle.model_validate(bundle)
+    except ValidationError as error:
+        # Named by its place: the error's own words quote the header.
+        _, number, _, *path = error.errors(include_input=False)[0]["loc"]
+        resource = bundle["entry"][number]["resource"]["resourceType"]
+        raise InputError(
+            f"The header of series {analysis.slide.series_uid} gives "
+            f"{'.'.join(map(str, (resource, *path)))} a value that FHIR cannot carry: correct "
+            "the slide's metadata in the archive."
+        ) from None
 
 
 def _entry(resource: Resource) -> Resource:
@@ -147,21 +174,23 @@ def _observation(analysis: Analysis, name: str, code: Resource) -> Resource:
         "status": "preliminary",
         "category": [_concept(f"{TERMINOLOGY}/observation-category", "laboratory", "Laboratory")],
         "code": code,
-        **_context(analysis),
+        **context_of(analysis.slide.header),
         "issued": _instant(analysis.finished),
         "method": {"text": f"Automated count by {analysis.model.name} {analysis.model.version}"},
         "device": _device_reference(analysis),
     }
 
 
-def _cell_type(analysis: Analysis, row: int) -> Resource:
+def _cell_type(analysis: Analysis, row: int, loinc: bool) -> Resource:
     differential = analysis.differential
     key = differential.classes[row]
     cell = CELL_TYPES[key]
+    counted = bool(differential.in_ndc[row])
     codings = [{"system": LOCAL_SYSTEM_URI, "code": key, "display": cell.name}]
     if cell.snomed:
         codings.append({"system": SNOMED, "code": cell.snomed, "display": cell.snomed_meaning})
-    counted = bool(differential.in_ndc[row])
+    if loinc and counted and cell.loinc:  # LOINC's terms are shares, not numbers
+        codings.append({"system": LOINC, "code": cell.loinc})
     text = f"{cell.name}, percent of nucleated cells" if counted else f"{cell.name}, number"
     observation = _observation(analysis, key, {"coding": codings, "text": text})
     count = int(differential.count[row])
@@ -169,7 +198,7 @@ def _cell_type(analysis: Analysis, row: int) -> Resource:
     if not counted:
         return observation | {"valueQuantity": _cells(count), "component": components}
     if not differential.adequate:
-        return observation | {"dataAbsentReason": _absent(), "component": components}
+        return observation | {"dataAbsentReason": _absent(*_TOO_FEW), "component": components}
     percent = round(100 * float(differential.share[row]), 6)
     low, high = (round(100 * float(bound), 6) for bound in differential.interval[row])
     components += [
@@ -185,8 +214,10 @@ def _cell_type(analysis: Analysis, row: int) -> Resource:
 def _me_ratio(analysis: Analysis) -> Resource:
     observation = _observation(analysis, "M:E", _loinc(*ME_CODE))
     value = analysis.differential.me_ratio
-    if value is None or not analysis.differential.adequate:
-        return observation | {"dataAbsentReason": _absent()}
+    if not analysis.differential.adequate:
+        return observation | {"dataAbsentReason": _absent(*_TOO_FEW)}
+    if value is None:
+        return observation | {"dataAbsentReason": _absent(*_NO_ERYTHROID)}
     value = round(value, 6)
     return observation | {"valueQuantity": _ratio(value)} | _against(value, ME_REFERENCE, _ratio)
 
@@ -216,7 +247,7 @@ def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, 
         "status": "partial",
         "category": [_concept(f"{TERMINOLOGY}/v2-0074", "LAB", "Laboratory")],
         "code": _loinc(*PANEL_CODE),
-        **_listed_specimen(_context(analysis)),
+        **report_context_of(analysis.slide.header),
         "issued": _instant(analysis.finished),
         "performer": [{"type": "Organization", "display": MANUFACTURER}],
         "imagingStudy": [
@@ -228,7 +259,6 @@ def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, 
                 },
             }
         ],
-        **_order(analysis.slide.header),
         "result": [_reference_to(result) for result in results],
         "conclusion": conclusion,
         **_presented(analysis, pictures),
@@ -258,7 +288,9 @@ def conclusion_text(analysis: Analysis) -> str:
     sentences.append(f"{differential.total} cells counted.")
     if differential.adequate and differential.me_ratio is not None:
         sentences.append(f"M:E {differential.me_ratio:.2f}.")
-    sentences.extend(f"{reason.rstrip('.').capitalize()}." for reason in differential.reasons)
+    sentences.extend(
+        f"{reason[:1].upper()}{reason[1:].rstrip('.')}." for reason in differential.reasons
+    )
     return " ".join(sentences)
 
 
@@ -297,60 +329,9 @@ def _provenance(
     }
 
 
-def _context(analysis: Analysis) -> Resource:
-    """Subject, specimen and time, as far as the slide's header knows them."""
-    header = analysis.slide.header
-    context: Resource = {"effectiveDateTime": _acquired(header) or _instant(analysis.finished)}
-    patient_id = str(header.get("PatientID", ""))
-    if patient_id:
-        context["subject"] = {
-            "type": "Patient",
-            "identifier": _issued_by(patient_id, str(header.get("IssuerOfPatientID", ""))),
-        }
-    specimens = header.get("SpecimenDescriptionSequence", [])
-    if specimens:
-        context["specimen"] = {
-            "type": "Specimen",
-            "identifier": {"value": str(specimens[0].SpecimenIdentifier)},
-        }
-    return context
-
-
-def _listed_specimen(context: Resource) -> Resource:
-    """A report may have several specimens, an observation one."""
-    return context | ({"specimen": [context["specimen"]]} if "specimen" in context else {})
-
-
-def _issued_by(value: str, issuer: str) -> dict[str, Any]:
-    """An identifier; an issuer that is no URI is named as assigner."""
-    if ":" in issuer:
-        return {"system": issuer, "value": value}
-    return {"value": value} | ({"assigner": {"display": issuer}} if issuer else {})
-
-
-def _order(header: Dataset) -> Resource:
-    accession = str(header.get("AccessionNumber", ""))
-    if not accession:
-        return {}
-    kind = _concept(f"{TERMINOLOGY}/v2-0203", "ACSN", "Accession ID")
-    return {
-        "basedOn": [{"type": "ServiceRequest", "identifier": {"type": kind, "value": accession}}]
-    }
-
-
-def _acquired(header: Dataset) -> str:
-    """When the slide was scanned: with a time of day only where its zone is known."""
-    stamp = str(header.get("AcquisitionDateTime", "")) or str(header.get("StudyDate", ""))
-    if len(stamp) < 8 or not stamp[:8].isdigit():
-        return ""
-    date = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}"
-    zone = str(header.get("TimezoneOffsetFromUTC", ""))
-    if len(stamp) >= 14 and stamp[8:14].isdigit() and len(zone) == 5:
-        return f"{date}T{stamp[8:10]}:{stamp[10:12]}:{stamp[12:14]}{zone[:3]}:{zone[3:]}"
-    return date
-
-
-def _against(value: float, limits: tuple[float, float], quantity: Any) -> Resource:
+def _against(
+    value: float, limits: tuple[float, float], quantity: Callable[[float], Resource]
+) -> Resource:
     """Reference range and how the value lies to it."""
     low, high = limits
     code, display = (
@@ -379,6 +360,8 @@ def _narrative(analysis: Analysis, conclusion: str) -> str:
     return (
         '<div xmlns="http://www.w3.org/1999/xhtml">'
         f"<p>{escape(conclusion)}</p>"
+        f"<p>Model {escape(analysis.model.name)} {escape(analysis.model.version)}: "
+        f"{escape(analysis.model.intended_use)}</p>"
         "<table><thead><tr><th>Cell</th><th>Count</th><th>Percent of nucleated cells "
         "(95 % interval)</th></tr></thead><tbody>" + "".join(rows) + "</tbody></table></div>"
     )
@@ -409,11 +392,8 @@ def _component(code: CodedConcept, quantity: Resource) -> Resource:
     return {"code": {"coding": [_own(code)]}, "valueQuantity": quantity}
 
 
-def _absent() -> Resource:
-    """Too few cells: a percentage would mislead."""
-    return _concept(f"{TERMINOLOGY}/data-absent-reason", "not-performed", "Not Performed") | {
-        "text": "insufficient for a differential count"
-    }
+def _absent(code: str, display: str, why: str) -> Resource:
+    return _concept(f"{TERMINOLOGY}/data-absent-reason", code, display) | {"text": why}
 
 
 def _percent(value: float) -> Resource:

@@ -120,6 +120,7 @@ def configuration_digest(settings: Settings) -> str:
         "provider": provider_for(settings.model.device),
         "tile_seed": settings.model.tile_seed,
         "graphic_type": settings.output.graphic_type,
+        "loinc": settings.output.loinc,
         "libraries": {
             name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
         },
@@ -259,7 +260,10 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()
     }
     bundle = build_bundle(
-        analysis, references, {title: for_ehr(png) for title, png in drawn.items()}
+        analysis,
+        references,
+        {title: for_ehr(png) for title, png in drawn.items()},
+        place.settings.output.loinc,
     )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
     for kind, picture in drawn.items():

@@ -9,7 +9,7 @@ import pytest
 
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from tests.faulty_proxy import Proxy, faulty_proxy
-from tests.fhir_fixture import fhir_server  # noqa: F401  a fixture
+from tests.fhir_fixture import fhir_server, fhir_server_process  # noqa: F401  fixtures
 from tests.servers import MISSING_ORTHANC, Orthanc, orthanc_missing, running_orthanc
 from tests.slides import WrittenSlide
 

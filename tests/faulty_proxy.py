@@ -80,11 +80,15 @@ def faulty_proxy(dicomweb_url: str) -> Iterator[Proxy]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else a body waits 40 ms for the head's acknowledgement
 
         def do_GET(self) -> None:
             self._serve()
 
         def do_POST(self) -> None:
+            self._serve()
+
+        def do_PUT(self) -> None:
             self._serve()
 
         def log_message(self, format: str, *args: object) -> None:
@@ -97,7 +101,7 @@ def faulty_proxy(dicomweb_url: str) -> Iterator[Proxy]:
             fault = self._fault()
             time.sleep(fault.delay_s)
             if fault.html or fault.status is not None:
-                page = HTML if fault.html else b'{"Message": "told to fail"}'
+                page = HTML if fault.html else fault.body or b'{"Message": "told to fail"}'
                 self._answer(fault.status or 200, {"Content-Type": "text/html"}, page, fault)
                 return
             kept = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 
 SOURCE = Path(__file__).parent / "fhir_server"
 INSTALLED = Path(__file__).parent.parent / ".cache" / "fhir_server"
@@ -21,6 +22,10 @@ class FhirServer:
     """A running server; ``url`` is the base of its FHIR interface."""
 
     url: str
+
+    def clear(self) -> None:
+        """Forget everything."""
+        requests.delete(self.url.removesuffix("fhir"), timeout=10).raise_for_status()
 
 
 def _install() -> str:
@@ -48,8 +53,8 @@ def _install() -> str:
 
 
 @pytest.fixture(scope="session")
-def fhir_server() -> Iterator[FhirServer]:
-    """The server, empty at the session's start; tests use identifiers of their own."""
+def fhir_server_process() -> Iterator[FhirServer]:
+    """One server for the session."""
     missing = _install()
     if missing:
         if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
@@ -67,3 +72,10 @@ def fhir_server() -> Iterator[FhirServer]:
     yield FhirServer(url)
     process.terminate()
     process.wait(10)
+
+
+@pytest.fixture
+def fhir_server(fhir_server_process: FhirServer) -> FhirServer:
+    """The server, empty."""
+    fhir_server_process.clear()
+    return fhir_server_process

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import uuid
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from fhir.resources.R4B.bundle import Bundle
+from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
+from dicom_io.codes import LOCAL_SYSTEM_URI
+from dicom_io.errors import InputError
 from dicom_io.slide import Slide
+from models.cell_types import CELL_TYPES
+from models.differential import count_differential
 from node.fhir import build_bundle, report_identifier
-from tests.analyses import small_slide, some_analysis
+from node.fhir_header import context_of, report_context_of
+from tests.analyses import CLASSES, RULES, small_slide, some_analysis
 
 REFERENCES = {"ANN": ("1.2", "1.2.3", "1.2.3.4"), "SR": ("1.2", "1.2.4", "1.2.4.5")}
+LOINC, SNOMED = "http://loinc.org", "http://snomed.info/sct"
+UCUM = "http://unitsofmeasure.org"
+HL7 = "http://terminology.hl7.org/CodeSystem"
+# Value sets that R4 binds as required: no validator at hand knows all of them.
+REQUIRED = {
+    "Bundle.type": {"transaction"},
+    "DiagnosticReport.status": {"registered", "partial", "preliminary", "final"},
+    "Observation.status": {"registered", "preliminary", "final"},
+    "Device.status": {"active", "inactive", "entered-in-error", "unknown"},
+    "Device.deviceName.type": {
+        "udi-label-name",
+        "user-friendly-name",
+        "patient-reported-name",
+        "manufacturer-name",
+        "model-name",
+        "other",
+    },
+    "Provenance.entity.role": {"derivation", "revision", "quotation", "source", "removal"},
+    "text.status": {"generated", "extensions", "additional", "empty"},
+}
+DATA_ABSENT_REASONS = {"not-performed", "not-applicable"}
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +55,46 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
     return small_slide(tmp_path_factory.mktemp("slide") / "pacs")
 
 
-def bundle_of(analysis: Analysis) -> dict[str, Any]:
-    return build_bundle(analysis, REFERENCES, {"overview": b"picture"})
+def bundle_of(analysis: Analysis, loinc: bool = False) -> dict[str, Any]:
+    return build_bundle(analysis, REFERENCES, {"overview": b"picture"}, loinc)
 
 
 def resources(bundle: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     found = [entry["resource"] for entry in bundle["entry"]]
     return [each for each in found if each["resourceType"] == kind]
+
+
+def by_code(analysis: Analysis, loinc: bool = False) -> dict[str, dict[str, Any]]:
+    return {
+        each["code"]["coding"][0]["code"]: each
+        for each in resources(bundle_of(analysis, loinc), "Observation")
+    }
+
+
+def relabelled(analysis: Analysis, into: dict[str, str]) -> Analysis:
+    """The same cells, some of them of another type."""
+    cells = analysis.cells
+    label = cells.label.copy()
+    for old, new in into.items():
+        label[label == CLASSES.index(old)] = CLASSES.index(new)
+    cells = replace(cells, label=label)
+    return replace(analysis, cells=cells, differential=count_differential(cells, 12, RULES))
+
+
+def with_header(slide: Slide, **values: Any) -> Slide:
+    header = deepcopy(slide.header)
+    for keyword, value in values.items():
+        setattr(header, keyword, value)
+    return replace(slide, header=header)
+
+
+def walk(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object inside a resource."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            yield from walk(inner)
 
 
 def test_it_is_r4_and_the_same_every_time(slide: Slide) -> None:
@@ -39,36 +104,162 @@ def test_it_is_r4_and_the_same_every_time(slide: Slide) -> None:
     assert json.dumps(bundle) == json.dumps(bundle_of(analysis))
 
 
+def test_nothing_in_it_is_empty(slide: Slide) -> None:
+    for part in walk(bundle_of(some_analysis(slide))):
+        assert not [name for name, value in part.items() if value in ("", [], {}, None)]
+
+
+def test_required_values(slide: Slide) -> None:
+    bundle = bundle_of(some_analysis(slide))
+    (device,) = resources(bundle, "Device")
+    (report,) = resources(bundle, "DiagnosticReport")
+    (provenance,) = resources(bundle, "Provenance")
+    assert bundle["type"] in REQUIRED["Bundle.type"]
+    assert report["status"] in REQUIRED["DiagnosticReport.status"]
+    assert report["text"]["status"] in REQUIRED["text.status"]
+    assert device["status"] in REQUIRED["Device.status"]
+    assert device["deviceName"][0]["type"] in REQUIRED["Device.deviceName.type"]
+    for observation in resources(bundle, "Observation"):
+        assert observation["status"] in REQUIRED["Observation.status"]
+    for entity in provenance["entity"]:
+        assert entity["role"] in REQUIRED["Provenance.entity.role"]
+
+
+def test_only_verified_codes(slide: Slide) -> None:
+    known = {
+        LOINC: {"47286-0", "38257-2", "11138-5"} | {c.loinc for c in CELL_TYPES.values()},
+        SNOMED: {cell.snomed for cell in CELL_TYPES.values()},
+        UCUM: {"%", "{cells}", "{ratio}"},
+        f"{HL7}/v2-0074": {"LAB"},
+        f"{HL7}/v2-0203": {"ACSN"},
+        f"{HL7}/observation-category": {"laboratory"},
+        f"{HL7}/provenance-participant-type": {"assembler"},
+        f"{HL7}/v3-ObservationInterpretation": {"L", "H", "N"},
+        f"{HL7}/data-absent-reason": DATA_ABSENT_REASONS,
+    }
+    for cells in (600, 40):
+        bundle = bundle_of(some_analysis(slide, cells), loinc=True)
+        coded = [part for part in walk(bundle) if "code" in part and "system" in part]
+        assert len(coded) > 50
+        for part in coded:
+            if part["system"] != LOCAL_SYSTEM_URI:
+                assert part["code"] in known[part["system"]] - {""}, part
+
+
 def test_the_report_is_partial_and_says_what_it_is(slide: Slide) -> None:
-    (report,) = resources(bundle_of(some_analysis(slide)), "DiagnosticReport")
+    bundle = bundle_of(some_analysis(slide))
+    (report,) = resources(bundle, "DiagnosticReport")
     assert report["status"] == "partial"
     assert report["code"]["coding"][0]["code"] == "47286-0"
     assert "Unreviewed" in report["conclusion"]
     assert "not for clinical use" in report["conclusion"]
-    assert report["imagingStudy"][0]["identifier"]["value"] == f"urn:oid:{slide.study_uid}"
-    assert len(report["result"]) == len(resources(bundle_of(some_analysis(slide)), "Observation"))
+    assert report["imagingStudy"][0]["identifier"] == {
+        "system": "urn:dicom:uid",
+        "value": f"urn:oid:{slide.study_uid}",
+    }
+    assert len(report["result"]) == len(resources(bundle, "Observation"))
+    assert base64.b64decode(report["presentedForm"][0]["data"]) == b"picture"
+
+
+def test_a_released_model_is_not_called_a_demonstration(slide: Slide) -> None:
+    analysis = some_analysis(slide, demonstration=False)
+    analysis = replace(analysis, model=replace(analysis.model, intended_use="Marrow smears."))
+    assert "emonstration" not in json.dumps(bundle_of(analysis))
+
+
+def test_the_narrative_is_xhtml_whatever_the_names(slide: Slide) -> None:
+    analysis = some_analysis(slide)
+    analysis = replace(analysis, model=replace(analysis.model, intended_use='<b>a & "b"</i>'))
+    (report,) = resources(bundle_of(analysis), "DiagnosticReport")
+    parsed = ElementTree.fromstring(report["text"]["div"])  # noqa: S314  our own text
+    said = " ".join(parsed.itertext())
+    assert '<b>a & "b"</i>' in said
+    for key in CLASSES:
+        assert CELL_TYPES[key].name in said
 
 
 def test_every_type_is_there_and_zero_is_sent_as_zero(slide: Slide) -> None:
-    analysis = some_analysis(slide)
+    analysis = relabelled(some_analysis(slide), {"proerythroblast": "myelocyte"})
     differential = analysis.differential
-    observations = {
-        each["code"]["coding"][0]["code"]: each
-        for each in resources(bundle_of(analysis), "Observation")
-    }
+    observations = by_code(analysis)
     for row, key in enumerate(differential.classes):
         component = observations[key]["component"][0]
         assert component["valueQuantity"]["value"] == differential.count[row]
         assert observations[key]["status"] == "preliminary"
-    myelocyte = observations["myelocyte"]
-    assert myelocyte["valueQuantity"]["code"] == "%"
-    assert myelocyte["referenceRange"][0]["text"]
+    none = observations["proerythroblast"]
+    assert none["valueQuantity"] == {"value": 0.0, "unit": "%", "system": UCUM, "code": "%"}
+    assert none["component"][0]["valueQuantity"]["value"] == 0
+    assert observations["38257-2"]["valueQuantity"]["value"] == differential.total
+    assert observations["cells-found"]["valueQuantity"]["value"] == differential.nucleated
+
+
+def test_a_range_is_given_with_its_source_and_judged(slide: Slide) -> None:
+    observations = by_code(some_analysis(slide))
+    for key in CLASSES:
+        limits = CELL_TYPES[key].reference_percent
+        observation = observations[key]
+        assert ("referenceRange" in observation) is (limits is not None)
+        if limits is None:
+            assert "interpretation" not in observation
+            continue
+        assert observation["referenceRange"][0]["text"]
+        value = observation["valueQuantity"]["value"]
+        expected = "L" if value < limits[0] else "H" if value > limits[1] else "N"
+        assert observation["interpretation"][0]["coding"][0]["code"] == expected
 
 
 def test_too_few_cells_give_no_percentages(slide: Slide) -> None:
     observations = resources(bundle_of(some_analysis(slide, cells=40)), "Observation")
     assert not [o for o in observations if o.get("valueQuantity", {}).get("code") == "%"]
     assert len([o for o in observations if "dataAbsentReason" in o]) >= 10
+    for observation in observations:  # R4 obs-6: a value or why there is none
+        assert not ("dataAbsentReason" in observation and "valueQuantity" in observation)
+        assert "interpretation" not in observation
+
+
+def test_without_erythroid_cells_there_is_no_ratio(slide: Slide) -> None:
+    erythroid = {key: "myelocyte" for key in CLASSES if CELL_TYPES[key].me == "erythroid"}
+    analysis = relabelled(some_analysis(slide), erythroid)
+    assert analysis.differential.adequate
+    ratio = by_code(analysis)["11138-5"]
+    assert ratio["dataAbsentReason"]["coding"][0]["code"] == "not-applicable"
+    assert "erythroid" in ratio["dataAbsentReason"]["text"]
+    assert np.isclose(np.sum(analysis.differential.share), 1)
+
+
+def test_loinc_only_where_a_site_wants_it(slide: Slide) -> None:
+    analysis = some_analysis(slide)
+    plain, mapped = by_code(analysis), by_code(analysis, loinc=True)
+    for key in CLASSES:
+        systems = [coding["system"] for coding in plain[key]["code"]["coding"]]
+        assert systems[0] == LOCAL_SYSTEM_URI
+        assert LOINC not in systems
+    assert mapped["myelocyte"]["code"]["coding"][-1] == {"system": LOINC, "code": "11114-6"}
+    # Unclassified cells are given as a number, which LOINC's share is not.
+    assert mapped["unclassified"] == plain["unclassified"]
+
+
+def test_references_and_identifiers(slide: Slide) -> None:
+    bundle = bundle_of(some_analysis(slide))
+    urls = [entry["fullUrl"] for entry in bundle["entry"]]
+    assert len(set(urls)) == len(urls)
+    for url in urls:
+        assert uuid.UUID(url.removeprefix("urn:uuid:")).version == 5
+    named = {part["reference"] for part in walk(bundle) if "reference" in part}
+    assert named <= set(urls)
+    for entry in bundle["entry"][:-1]:
+        value = entry["resource"]["identifier"][0]["value"]
+        assert entry["request"]["method"] == "PUT"
+        assert entry["request"]["url"].endswith(f"?identifier=urn:ietf:rfc:3986%7C{value}")
+
+
+def test_provenance_names_what_was_read_and_written(slide: Slide) -> None:
+    bundle = bundle_of(some_analysis(slide))
+    (provenance,) = resources(bundle, "Provenance")
+    uids = {entity["what"]["identifier"]["value"] for entity in provenance["entity"]}
+    assert {f"urn:oid:{uid}" for uid in slide.source_instances} < uids
+    assert {"urn:oid:1.2.3.4", "urn:oid:1.2.4.5"} < uids
+    assert provenance["agent"][0]["who"]["reference"] == bundle["entry"][0]["fullUrl"]
 
 
 def test_another_revision_is_another_report(slide: Slide) -> None:
@@ -76,8 +267,71 @@ def test_another_revision_is_another_report(slide: Slide) -> None:
     assert report_identifier(analysis) != report_identifier(replace(analysis, revision=2))
 
 
-def test_a_patient_without_an_id_is_not_invented(slide: Slide) -> None:
-    header = deepcopy(slide.header)
-    header.PatientID = ""
-    analysis = some_analysis(replace(slide, header=header))
-    assert "subject" not in resources(bundle_of(analysis), "DiagnosticReport")[0]
+def test_what_the_header_does_not_say_is_not_invented(slide: Slide) -> None:
+    bare = {"PatientID": "", "AccessionNumber": "", "AcquisitionDateTime": "", "StudyDate": ""}
+    header = with_header(slide, **bare, SpecimenDescriptionSequence=[])
+    bundle = bundle_of(some_analysis(header))
+    for resource in resources(bundle, "DiagnosticReport") + resources(bundle, "Observation"):
+        assert not {"subject", "specimen", "basedOn", "effectiveDateTime"} & resource.keys()
+        (extension,) = resource["_effectiveDateTime"]["extension"]
+        assert extension["valueCode"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "zone", "expected"),
+    [
+        ("20260704101112", "+0200", "2026-07-04T10:11:12+02:00"),
+        ("20260704101112.5-0330", "+0200", "2026-07-04T10:11:12-03:30"),
+        ("20260704101112", "", "2026-07-04"),
+        ("202607041011", "+0200", "2026-07-04"),
+        ("20260704", "", "2026-07-04"),
+        ("20261340", "", None),
+        ("2026", "", None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DT")
+def test_when_the_slide_was_scanned(stamp: str, zone: str, expected: str | None) -> None:
+    header = Dataset()
+    header.AcquisitionDateTime, header.TimezoneOffsetFromUTC = stamp, zone
+    assert context_of(header).get("effectiveDateTime") == expected
+
+
+@pytest.mark.parametrize(
+    ("issuer", "universal", "expected"),
+    [
+        ("", "", {"value": "A 1"}),
+        ("urn:oid:1.2.3", "", {"system": "urn:oid:1.2.3", "value": "A 1"}),
+        ("HOSPITAL: A", "", {"value": "A 1", "assigner": {"display": "HOSPITAL: A"}}),
+        ("HOSPITAL", "1.2.3", {"system": "urn:oid:1.2.3", "value": "A 1"}),
+        ("HOSPITAL", "a.b", {"value": "A 1", "assigner": {"display": "HOSPITAL"}}),
+    ],
+)
+def test_who_gave_the_patient_its_number(
+    issuer: str, universal: str, expected: dict[str, Any]
+) -> None:
+    header = Dataset()
+    header.PatientID, header.IssuerOfPatientID = " A 1 ", issuer
+    if universal:
+        qualifiers = Dataset()
+        qualifiers.UniversalEntityID, qualifiers.UniversalEntityIDType = universal, "ISO"
+        header.IssuerOfPatientIDQualifiersSequence = [qualifiers]
+    assert context_of(header)["subject"] == {"type": "Patient", "identifier": expected}
+
+
+def test_the_order_is_named_by_its_accession_number() -> None:
+    header = Dataset()
+    header.AccessionNumber = "24-5"
+    (order,) = report_context_of(header)["basedOn"]
+    assert order["identifier"]["value"] == "24-5"
+    assert order["identifier"]["type"]["coding"][0]["code"] == "ACSN"
+
+
+def test_what_fhir_cannot_carry_is_named_without_its_value(slide: Slide) -> None:
+    analysis = some_analysis(with_header(slide, PatientID="SECRET-9"))
+    with pytest.raises(InputError) as caught:
+        bundle_of(replace(analysis, model=replace(analysis.model, version="")))
+    said = str(caught.value)
+    assert slide.series_uid in said
+    assert "Device.version" in said
+    assert "SECRET" not in said
+    assert caught.value.__suppress_context__

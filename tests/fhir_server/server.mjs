@@ -10,17 +10,21 @@ indexStructureDefinitionBundle(readJson('fhir/r4/profiles-resources.json'));
 indexSearchParameterBundle(readJson('fhir/r4/search-parameters.json'));
 
 const repository = new MemoryRepository();
-// The in-memory repository stores anything; a FHIR server validates first.
-for (const method of ['createResource', 'updateResource']) {
-  const store = repository[method].bind(repository);
-  repository[method] = async (resource, ...rest) => {
-    validateResource(resource);
-    return store(resource, ...rest);
-  };
-}
+// The in-memory repository stores anything; a FHIR server validates first. All writes, plain and conditional,
+// end in this one method.
+const store = repository.createResourceSync.bind(repository);
+repository.createResourceSync = (resource, ...rest) => {
+  validateResource(resource);
+  return store(resource, ...rest);
+};
 const router = new FhirRouter();
 const app = express();
 app.use(express.json({ type: () => true, limit: '50mb' }));
+// Forgets everything: tests start with an empty server.
+app.delete('/', (_, response) => {
+  repository.clear();
+  response.status(204).end();
+});
 app.use('/fhir', async (request, response) => {
   const url = new URL(request.originalUrl.replace(/^\/fhir/, '') || '/', 'http://server');
   try {

@@ -1,0 +1,167 @@
+"""One request to a FHIR server, and what its answer means: every foreign error ends here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from dicom_io.errors import (
+    EhrAnswerInvalid,
+    EhrError,
+    EhrRefused,
+    EhrUnauthorized,
+    EhrUnreachable,
+)
+from dicom_io.pacs import secret
+from node.ehr_records import EhrSettings, Resource
+
+FHIR_JSON = "application/fhir+json"
+# Refusals of a transaction after which its resources are tried one by one.
+_NOT_AS_TRANSACTION = (400, 404, 405, 409, 412, 413, 422, 501)
+
+
+class TransactionRefused(Exception):
+    """The server takes no transaction, or not this one."""
+
+
+class FhirHttp:
+    """The HTTP side of one FHIR server; one attempt for every call.
+
+    Raises
+    ------
+    EhrError
+        From :meth:`ask`; :class:`EhrUnreachable` where the same request may succeed later.
+    TransactionRefused
+        From :meth:`ask` for a transaction (`path` is empty).
+    """
+
+    def __init__(self, base_url: str, settings: EhrSettings) -> None:
+        self.base_url = base_url
+        self.host = urlsplit(base_url).hostname or base_url
+        self._timeout_s = settings.timeout_s
+        self._session = requests.Session()
+        self._session.headers.update({"Accept": FHIR_JSON, "Content-Type": FHIR_JSON})
+        if settings.bearer_token:
+            self._session.headers["Authorization"] = f"Bearer {secret(settings.bearer_token)}"
+        elif settings.username and settings.password:
+            self._session.auth = (settings.username, secret(settings.password))
+        if settings.ca_bundle:
+            self._session.verify = str(settings.ca_bundle)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        if_none_exist: str | None = None,
+    ) -> Resource:
+        """Send one request, return the resource answered.
+
+        Parameters
+        ----------
+        method
+        path
+            Below the base, with its query; empty for a transaction.
+        body
+        if_none_exist
+            Query of a conditional create (R4 3.1.0.8.1).
+        """
+        kind = path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0] or "transaction"
+        headers = {"Prefer": "return=representation"}
+        if if_none_exist is not None:
+            headers["If-None-Exist"] = if_none_exist
+        response = self._send(method, path, body, headers)
+        if not path and response.status_code in _NOT_AS_TRANSACTION:
+            raise TransactionRefused
+        _raise_for_status(response, self.host, kind)
+        return _fhir_in(response, self.host, kind)
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: dict[str, str]
+    ) -> requests.Response:
+        try:
+            return self._session.request(
+                method,
+                f"{self.base_url}/{path}" if path else self.base_url,
+                data=json.dumps(body).encode() if body is not None else None,
+                headers=headers,
+                timeout=self._timeout_s,
+                allow_redirects=False,
+            )
+        except requests.exceptions.SSLError as error:
+            raise EhrError(
+                f"The EHR {self.host} could not prove who it is: give the certificate of its "
+                "authority in the settings (ehr.ca_bundle)."
+            ) from error
+        except requests.Timeout as error:
+            raise EhrUnreachable(
+                f"The EHR {self.host} did not answer within {self._timeout_s:g} s: "
+                "try later or raise ehr.timeout_s."
+            ) from error
+        except requests.RequestException as error:
+            raise EhrUnreachable(
+                f"The EHR {self.host} cannot be reached ({type(error).__name__}): "
+                "check that it runs, and ehr_url."
+            ) from error
+
+
+def _raise_for_status(response: requests.Response, host: str, kind: str) -> None:
+    code = response.status_code
+    if code < 300:
+        return
+    make: type[EhrError] = EhrRefused
+    remedy = "correct what it names, or the server's rules"
+    if code < 400:
+        make, remedy = EhrAnswerInvalid, "ehr_url must be the base of its FHIR interface"
+    elif code in (401, 403):
+        make, remedy = EhrUnauthorized, "check the credentials in [ehr] and their rights"
+    elif code == 429 or code >= 500:
+        make, remedy = EhrUnreachable, "look at the server's log and try later"
+    raise make(f"The EHR {host} answered {code} to a {kind}{_diagnosis(response)}: {remedy}.")
+
+
+def _diagnosis(response: requests.Response) -> str:
+    """Codes and places of an OperationOutcome; its free text may quote the patient: left out."""
+    try:
+        issues = response.json().get("issue", [])
+        named = [
+            " ".join(
+                [
+                    str(issue.get("code", "")),
+                    *(str(each.get("code", "")) for each in _codings(issue)),
+                    *map(str, issue.get("expression") or issue.get("location") or []),
+                ]
+            ).strip()
+            for issue in issues
+        ]
+    except (ValueError, AttributeError, TypeError):
+        return ""
+    return f" ({'; '.join(named[:3])})" if named else ""
+
+
+def _codings(issue: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(issue.get("details", {}).get("coding", []))
+
+
+def _fhir_in(response: requests.Response, host: str, kind: str) -> Resource:
+    stored_at = response.headers.get("Location", "")
+    if not response.content and f"{kind}/" in stored_at:  # servers may ignore Prefer
+        resource_id = stored_at.rsplit(f"{kind}/", maxsplit=1)[1].split("/", maxsplit=1)[0]
+        return {"resourceType": kind, "id": resource_id}
+    try:
+        resource = response.json()
+    except ValueError as error:
+        raise EhrAnswerInvalid(
+            f"The EHR {host} answered a {kind} with {response.headers.get('Content-Type')} that is "
+            "not JSON: ehr_url must be the base of its FHIR interface."
+        ) from error
+    if not isinstance(resource, dict) or "resourceType" not in resource:
+        raise EhrAnswerInvalid(
+            f"The EHR {host} answered a {kind} with JSON that is no FHIR resource: "
+            "ehr_url must be the base of its FHIR interface."
+        )
+    return resource

@@ -1,0 +1,158 @@
+"""What the two kinds of EHR share: settings, receipts, and how resources are told apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Resource = dict[str, Any]
+
+# Identifier system of UIDs, whose values are ``urn:oid:`` or ``urn:uuid:``.
+UID_SYSTEM = "urn:ietf:rfc:3986"
+# Provenance has no identifier in R4, so it is told apart in another way than the rest.
+PROVENANCE = "Provenance"
+# What the server adds to a resource by itself.
+_SERVER_FIELDS = ("id", "meta")
+# DiagnosticReport.status that nobody has verified yet; all others a person has decided on.
+_UNREVIEWED = ("registered", "partial", "preliminary")
+_LOCAL_REFERENCE = re.compile(
+    r"[A-Z][A-Za-z]+/[A-Za-z0-9\-.]{1,64}(/_history/[A-Za-z0-9\-.]{1,64})?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EhrSettings:
+    """How the EHR is spoken to.
+
+    Attributes
+    ----------
+    timeout_s
+        Seconds to connect, and seconds without a byte, after which a request counts as lost.
+    retries
+        Attempts after the first one, for transient failures only.
+    retry_wait_s
+        Seconds before the second attempt; doubled for each further one.
+    username
+        For HTTP basic authentication, with `password`.
+    password, bearer_token
+        Where the secret lies: ``env:NAME`` or ``file:/path``; never the secret itself.
+    ca_bundle
+        PEM file of the certificate authority of a server inside the hospital.
+    patient_system
+        Identifier system (URI) of patient IDs whose issuer the slide does not give as one. Without
+        it the server's Patient is not looked up: the bare number could be another patient's.
+    patient_required
+        True refuses to deliver a report whose Patient the server does not know; else the report
+        carries the patient's identifier alone. Never is a Patient created.
+    """
+
+    timeout_s: float = 30.0
+    retries: int = 3
+    retry_wait_s: float = 0.5
+    username: str | None = None
+    password: str | None = None
+    bearer_token: str | None = None
+    ca_bundle: Path | None = None
+    patient_system: str = ""
+    patient_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of one resource: ``created``, ``updated`` or ``already there``."""
+
+    resource_type: str
+    identifier: str
+    status: str
+
+
+def receipt(resource: Mapping[str, Any], status: str) -> Delivered:
+    return Delivered(resource["resourceType"], identifier_of(resource), status)
+
+
+def key_of(entry: Mapping[str, Any]) -> str:
+    """What tells one resource from others: type and identifier; of Provenance, its target."""
+    resource = entry["resource"]
+    identifiers = resource.get("identifier")
+    if identifiers:
+        return identity_key(
+            resource["resourceType"], identifiers[0]["system"], identifiers[0]["value"]
+        )
+    return identity_key(
+        resource["resourceType"], entry["fullUrl"], str(resource.get("recorded", ""))
+    )
+
+
+def identity_key(kind: str, system: str, value: str) -> str:
+    return f"{kind}|{system}|{value}"
+
+
+def identifier_of(resource: Mapping[str, Any]) -> str:
+    identifiers = resource.get("identifier")
+    return str(identifiers[0]["value"]) if identifiers else ""
+
+
+def report_in(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry of the DiagnosticReport."""
+    return next(
+        entry
+        for entry in bundle["entry"]
+        if entry["resource"]["resourceType"] == "DiagnosticReport"
+    )
+
+
+def would_undo_review(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether an unreviewed report would replace one that a person has decided on."""
+    return ours.get("status") in _UNREVIEWED and theirs.get("status") not in _UNREVIEWED
+
+
+def rewritten(resource: Any, addresses: Mapping[str, str]) -> Any:
+    """A resource with references replaced as `addresses` say."""
+    if isinstance(resource, dict):
+        return {
+            name: addresses.get(value, value)
+            if name == "reference" and isinstance(value, str)
+            else rewritten(value, addresses)
+            for name, value in resource.items()
+        }
+    if isinstance(resource, list):
+        return [rewritten(each, addresses) for each in resource]
+    return resource
+
+
+def same_content(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two resources say the same, but for what a server adds by itself."""
+    return _content(one) == _content(other)
+
+
+def _content(resource: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in resource.items() if name not in _SERVER_FIELDS}
+    text = kept.get("text")
+    if isinstance(text, dict):  # servers may reformat the narrative
+        kept["text"] = {"status": text.get("status")}
+    return json.dumps(json.loads(json.dumps(kept), parse_float=_number), sort_keys=True)
+
+
+def _number(text: str) -> float | int:
+    """One way to write a number: servers answer 4.0 as 4."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def is_local(reference: str) -> bool:
+    """Whether a reference is ``Type/id`` and nothing else: no address, no path upwards."""
+    return _LOCAL_REFERENCE.fullmatch(reference) is not None
+
+
+def result_references(report: Mapping[str, Any]) -> list[str]:
+    return [str(each["reference"]) for each in report.get("result", []) if "reference" in each]
+
+
+def device_references(results: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """References to the devices of Observations, each once."""
+    named = (observation.get("device", {}).get("reference") for observation in results)
+    yield from dict.fromkeys(str(reference) for reference in named if reference)
