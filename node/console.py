@@ -102,6 +102,8 @@ def print_result(result: Mapping[str, Any]) -> None:
             OUT.print(f"{kind.upper():<4} {uids[2]}", highlight=False)
     OUT.print(f"report {result['report']}", highlight=False)
     OUT.print(
-        f"{result['bytes_read'] / 1e6:.1f} of {result['bytes_slide'] / 1e6:.1f} MB read, "
+        f"{result['bytes_read'] / 1e6:.1f} of about {result['bytes_slide'] / 1e6:.1f} MB read "
+        f"({result['bytes_read'] / result['bytes_needed']:.2f} × the regions' frames and the "
+        "localiser's level), "
         f"{result['seconds']:.1f} s, peak memory {result['peak_rss_mb']:.0f} MB"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dicom_io.analysis import Analysis, ModelIdentity
-from dicom_io.frames import bytes_slide, read_tiles
+from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.detect import detect as detect_tiles
@@ -217,6 +217,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "cells": place.work.put_record(stitched),
             "tiles": len(core_px),
             "bytes_read": pacs.bytes_read,
+            "bytes_regions": bytes_of_regions(pacs, slide, regions, manifest.detector.um_per_px),
             "bytes_slide": bytes_slide(pacs, slide),
             "provider": session.provider,
         }
@@ -273,6 +274,8 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         "report": report_identifier(analysis),
         "summary": _summary(place, analysis),
         "bytes_read": localised["bytes_read"] + detected["bytes_read"] + read_for_pictures,
+        # What cannot be done without: the level that the localiser sees, and the regions' frames.
+        "bytes_needed": localised["bytes_read"] + detected["bytes_regions"],
         "bytes_slide": detected["bytes_slide"],
     }
     write_atomically(
@@ -336,6 +339,7 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
         "report": written["report"],
         **written["summary"],
         "bytes_read": written["bytes_read"],
+        "bytes_needed": written["bytes_needed"],
         "bytes_slide": written["bytes_slide"],
         "seconds": round(seconds.total_seconds(), 3),
         "peak_rss_mb": peak_rss_mb(),

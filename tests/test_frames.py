@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from dicom_io.errors import FrameInvalid
 from dicom_io.frames import (
     ReadSettings,
+    bytes_of_regions,
     bytes_slide,
     choose_level,
     frame_boxes,
@@ -226,6 +227,19 @@ def test_bytes_of_the_slide_are_estimated(archive: Archive, tmp_path: Path) -> N
     slide = open_slide(pacs, written.study_uid, written.series_uid)
     list(read_tiles(pacs, slide, boxes((0, 0), side=512), 0.25))
     assert bytes_slide(pacs, slide) == pytest.approx(written.paths[0].stat().st_size, rel=0.15)
+
+
+def test_bytes_of_regions_count_each_frame_once(archive: Archive, tmp_path: Path) -> None:
+    written = write_slide(tmp_path, levels=1)
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    region = regions((64, 0, 128, 65))
+    frames_before = pacs.frames_read
+    list(read_tiles(pacs, slide, boxes((64, 0), side=64), 0.25, within=region))
+    list(read_tiles(pacs, slide, boxes((64, 64), side=64), 0.25, within=region))
+    assert pacs.frames_read - frames_before == 2
+    mean = pacs.bytes_read / pacs.frames_read
+    assert bytes_of_regions(pacs, slide, region, 0.25) == pytest.approx(2 * mean, abs=1)
 
 
 def _one_frame(number: int, frame: bytes) -> Callable[[Dataset, int], None]:

@@ -31,6 +31,7 @@ RESULT_KEYS = {
     "differential",
     "me_ratio",
     "bytes_read",
+    "bytes_needed",
     "bytes_slide",
     "seconds",
     "peak_rss_mb",
