@@ -15,7 +15,6 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from conformance.agreement import check_agreement
-from dicom_io.annotation import decode_annotation
 from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
 from dicom_io.pacs import Pacs
 from dicom_io.segmentation import decode_segmentation
@@ -110,14 +109,28 @@ def reconcile(
 
 
 def _same_cells(sent: Dataset, returned: Dataset) -> None:
-    ours, theirs = decode_annotation(sent), decode_annotation(returned)
-    if not (
-        np.array_equal(ours.box_px, theirs.box_px) and np.array_equal(ours.label, theirs.label)
-    ):
+    if _drawn(sent) != _drawn(returned):
         raise PacsReadBackDiffers(
             f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates or types: "
             "do not use it, and check whether the archive alters bulk annotations."
         )
+
+
+def _drawn(annotation: Dataset) -> list[tuple[str, str, str, bytes, bytes]]:
+    """Of each group its type, its graphic, and every number that places it."""
+    groups = []
+    for group in annotation.AnnotationGroupSequence:
+        kind = group.AnnotationPropertyTypeCodeSequence[0]
+        groups.append(
+            (
+                kind.CodingSchemeDesignator,
+                kind.CodeValue,
+                group.GraphicType,
+                bytes(group.get("PointCoordinatesData", b"")),
+                bytes(group.get("LongPrimitivePointIndexList", b"")),
+            )
+        )
+    return groups
 
 
 def _same_mask(sent: Dataset, returned: Dataset) -> None:

@@ -1,0 +1,122 @@
+"""Into a real archive, once, and back: what an archive changes on the way is noticed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
+from dicom_io.pacs import Pacs
+from node.delivery import deliver_to_pacs, read_back, reconcile
+from node.fhir import build_bundle
+from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents
+from tests.analyses import small_slide, some_analysis
+from tests.slides import WrittenSlide
+
+Archive = Callable[[WrittenSlide | None], Pacs]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Dataset], list[Dataset]]:
+    analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")))
+    documents = encode_documents(analysis, "RECTANGLE")
+    bundle = build_bundle(
+        analysis, {kind: reference(document) for kind, document in documents.items()}, {}
+    )
+    return documents, [entry["resource"] for entry in bundle["entry"]]
+
+
+def reference(document: Dataset) -> tuple[str, str, str]:
+    return document.StudyInstanceUID, document.SeriesInstanceUID, document.SOPInstanceUID
+
+
+def artifacts_of(documents: dict[str, Dataset]) -> dict[str, Artifact]:
+    return {
+        kind: Artifact(kind, DICOM_MEDIA_TYPE, "", *reference(document))
+        for kind, document in documents.items()
+    }
+
+
+def test_what_is_there_is_not_sent_again_and_comes_back_equal(
+    archive: Archive, made: tuple[dict[str, Dataset], list[Dataset]]
+) -> None:
+    documents, fhir = made
+    pacs, artifacts = archive(None), artifacts_of(documents)
+    for status in ("stored", "already there"):
+        receipts = [
+            deliver_to_pacs(pacs, artifacts[kind], document) for kind, document in documents.items()
+        ]
+        assert [receipt.kind for receipt in receipts] == ["ANN", "SEG", "SR"]
+        assert {receipt.status for receipt in receipts} == {status}
+        assert {receipt.target for receipt in receipts} == {"PACS"}
+    assert [receipt.uid for receipt in receipts] == [d.SOPInstanceUID for d in documents.values()]
+    for artifact in artifacts.values():
+        assert len(pacs.search_instances(artifact.study_uid, artifact.series_uid)) == 1
+    reconcile(documents, read_back(pacs, artifacts), fhir)
+
+
+def moved_coordinates(returned: dict[str, Dataset]) -> None:
+    group = returned["ANN"].AnnotationGroupSequence[0]
+    points = np.frombuffer(group.PointCoordinatesData, np.float32).copy()
+    points[0] += 1
+    group.PointCoordinatesData = points.tobytes()
+
+
+def other_type(returned: dict[str, Dataset]) -> None:
+    first, second = returned["ANN"].AnnotationGroupSequence[:2]
+    first.AnnotationPropertyTypeCodeSequence, second.AnnotationPropertyTypeCodeSequence = (
+        second.AnnotationPropertyTypeCodeSequence,
+        first.AnnotationPropertyTypeCodeSequence,
+    )
+
+
+def other_mask(returned: dict[str, Dataset]) -> None:
+    pixels = bytearray(returned["SEG"].PixelData)
+    pixels[len(pixels) // 2] ^= 0xFF
+    returned["SEG"].PixelData = bytes(pixels)
+
+
+@pytest.mark.parametrize("change", [moved_coordinates, other_type, other_mask])
+def test_an_archive_that_alters_an_object_is_named(
+    change: Callable[[dict[str, Dataset]], None],
+    made: tuple[dict[str, Dataset], list[Dataset]],
+) -> None:
+    documents, fhir = made
+    returned = copy.deepcopy(documents)
+    change(returned)
+    kind = "SEG" if change is other_mask else "ANN"
+    with pytest.raises(PacsReadBackDiffers, match=str(documents[kind].SOPInstanceUID)) as raised:
+        reconcile(documents, returned, fhir)
+    assert str(documents["SR"].PatientID) not in str(raised.value)
+
+
+def test_an_ehr_that_alters_a_count_is_named(
+    made: tuple[dict[str, Dataset], list[Dataset]],
+) -> None:
+    documents, fhir = made
+    altered = copy.deepcopy(fhir)
+    share = next(each for each in altered if "component" in each and "valueQuantity" in each)
+    share["component"][0]["valueQuantity"]["value"] += 1
+    with pytest.raises(ResultsDisagree, match=str(documents["SR"].SOPInstanceUID)):
+        reconcile(documents, documents, altered)
+
+
+def test_a_slide_without_cells_is_delivered_too(
+    archive: Archive, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")), cells=0)
+    documents = encode_documents(analysis, "RECTANGLE")
+    assert "ANN" not in documents
+    bundle = build_bundle(analysis, {k: reference(d) for k, d in documents.items()}, {})
+    pacs, artifacts = archive(None), artifacts_of(documents)
+    for kind, document in documents.items():
+        deliver_to_pacs(pacs, artifacts[kind], document)
+    reconcile(
+        documents,
+        read_back(pacs, artifacts),
+        [entry["resource"] for entry in bundle["entry"]],
+    )
