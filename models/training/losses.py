@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.training.box_losses import generalised_iou
 from models.training.smear_detector import decode_boxes
 
 
@@ -36,10 +37,4 @@ def box_loss(log_distance: Tensor, box: Tensor, inside: Tensor) -> Tensor:
     truth = box.movedim(1, -1)[inside]
     if not len(found):
         return log_distance.sum() * 0.0
-    low, high = torch.maximum(found[:, :2], truth[:, :2]), torch.minimum(found[:, 2:], truth[:, 2:])
-    common = (high - low).clamp(min=0).prod(1)
-    area = (found[:, 2:] - found[:, :2]).prod(1) + (truth[:, 2:] - truth[:, :2]).prod(1) - common
-    hull = (
-        torch.maximum(found[:, 2:], truth[:, 2:]) - torch.minimum(found[:, :2], truth[:, :2])
-    ).prod(1)
-    return (1 - common / area + (hull - area) / hull).mean()
+    return (1 - generalised_iou(found, truth)).mean()
