@@ -29,8 +29,6 @@ TILE_PX: Final = 256
 LEVELS: Final = 6
 _QUALITY: Final = 88
 _UNSEEN_FOLD: Final = 0
-# No cell of these types is smaller: such an outline caught a lobe or a neighbour, not the cell.
-_LEAST_RADIUS_UM: Final = 2.2
 # Changes whenever the same seed would give other pixels, so that UIDs stay true.
 _COMPOSER_REVISION: Final = "1"
 
@@ -97,11 +95,7 @@ def compose_demonstration_slide(
     ValueError
         If the slide is too small for so many cells.
     """
-    images = [
-        image
-        for image in load_cells()
-        if image.fold == _UNSEEN_FOLD and _radius_um(image) >= _LEAST_RADIUS_UM
-    ]
+    images = [image for image in load_cells() if image.fold == _UNSEEN_FOLD and image.is_whole]
     layout = plan_layout(seed, size_px, cells, _radii_px(images))
     placed = place_cells(seed, layout, images, UM_PER_PX)
     names = tuple(COMPOSITION)

@@ -36,7 +36,7 @@ class CellImage:
     rgb : (H, W, 3) uint8
         As published.
     outline : (H, W) bool
-        The cell, cytoplasm included.
+        The cell, cytoplasm included; empty where it cannot be told from its neighbours.
     glass : (3,) float64
         Colour of the empty glass of this image.
     type
@@ -57,6 +57,11 @@ class CellImage:
     group: int
     fold: int
     um_per_px: float
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the cell could be told from its neighbours: it has an outline."""
+        return bool(self.outline.any())
 
     def white_balanced(self) -> UInt8:
         """The image with its glass made neutral."""

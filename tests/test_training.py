@@ -13,7 +13,7 @@ from torch import nn
 
 from models.composing import ASSETS, load_cells
 from models.training import type_branch
-from models.training.crops import CROP_PX, CropMaker, is_usable
+from models.training.crops import CROP_PX, CropMaker
 from models.training.data import PATCH_PX, TYPES, PatchMaker, load_field, targets
 from models.training.export import PARITY, export, largest_differences
 from models.training.layers import conv
@@ -25,7 +25,7 @@ FIELDS = sorted((ASSETS / "fields").glob("*.jpg"))[:12]
 
 @pytest.fixture(scope="module")
 def patches() -> PatchMaker:
-    cells = [cell for cell in load_cells() if is_usable(cell)][:40]
+    cells = [cell for cell in load_cells() if cell.is_whole][:40]
     return PatchMaker(cells, [load_field(path) for path in FIELDS], seed=3)
 
 
@@ -45,7 +45,7 @@ def test_a_cut_cell_has_the_box_of_what_is_seen(patches: PatchMaker) -> None:
 
 
 def test_the_stream_is_the_same_for_the_same_seed() -> None:
-    cells = [cell for cell in load_cells() if is_usable(cell)][:20]
+    cells = [cell for cell in load_cells() if cell.is_whole][:20]
     fields = [load_field(path) for path in FIELDS[:2]]
     first, second = (iter(PatchMaker(cells, fields, seed=5)) for _ in range(2))
     for _ in range(4):
@@ -69,7 +69,7 @@ def test_targets_peak_at_the_middle_of_each_box(patches: PatchMaker) -> None:
 
 
 def test_every_type_is_shown_equally_often() -> None:
-    cells = [cell for cell in load_cells() if is_usable(cell)]
+    cells = [cell for cell in load_cells() if cell.is_whole]
     crops = CropMaker(cells, TYPES, seed=0)
     image, label = crops.training_batch(600)
     assert image.shape == (600, 3, CROP_PX, CROP_PX)

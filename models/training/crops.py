@@ -16,13 +16,7 @@ from models.composing import UM_PER_PX, CellImage, red_cell_field
 
 CROP_PX = 64
 SOURCE_PX = 144
-SMALLEST_RADIUS_UM = 2.2  # an outline below this caught one lobe of a nucleus, not the cell
 _BACKGROUNDS = 256
-
-
-def is_usable(cell: CellImage) -> bool:
-    """Whether the outline holds a whole cell."""
-    return bool(np.sqrt(cell.outline.sum() / np.pi) * cell.um_per_px >= SMALLEST_RADIUS_UM)
 
 
 class CropMaker:

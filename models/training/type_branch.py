@@ -35,7 +35,7 @@ ENLARGED = 2.0  # ImageNet's details are larger than those of a cell at 0.25 µm
 IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 BATCH = 48
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-4
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1
 EMA_DECAY = 0.99
