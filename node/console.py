@@ -18,7 +18,7 @@ from node.config import Settings
 from node.jobs import Job, open_worker
 from node.pipeline import SlideReference
 from node.progress import Progress
-from node.stages import Workplace
+from node.workplace import Workplace
 
 OUT = Console()
 ERR = Console(stderr=True)

@@ -26,8 +26,8 @@ from node.config import Settings
 from node.exit_codes import error_classes
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress, ProgressFile
-from node.stages import Workplace
 from node.work_lock import dead_workers, take_worker
+from node.workplace import Workplace
 
 QUEUE = "slides"
 WORKFLOW = "analyse slide"

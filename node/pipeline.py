@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from node import stages
-from node.stages import Workplace
+from node.workplace import Workplace
 
 Json = dict[str, Any]
 
@@ -52,7 +52,7 @@ def analyse(place: Workplace, slide: SlideReference, step: Step) -> Mapping[str,
     Returns
     -------
     Mapping
-        The job's result, see :func:`node.stages.summarise`.
+        The job's result, see :func:`node.stages.reconcile`.
 
     Raises
     ------

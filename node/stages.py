@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dicom_io.analysis import Analysis, ModelIdentity
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
@@ -25,23 +20,23 @@ from models.detect import detection_grid
 from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
-from models.package import ModelPackage, find_package, open_session, provider_for
-from models.records import Float64, Regions, Tiles, UInt8
+from models.package import open_session
+from models.records import Regions, Tiles
 from models.stitching import TileGeometry, stitch
-from node import __version__, delivery
+from node import delivery
 from node.config import Settings
 from node.ehr import open_ehr
 from node.fhir import build_bundle, report_identifier
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes, to_bytes
-from node.pictures import Field, draw_differential, draw_overview, for_ehr
-from node.progress import Progress
+from node.pictures import draw_differential, draw_overview, for_ehr
+from node.summary import peak_rss_mb, summary_of
+from node.views import read_views
 from node.work_files import WorkFiles, write_atomically
+from node.workplace import Workplace
 
 Json = dict[str, Any]
 
 REVISION = 1
-OVERVIEW_PX = 1600
-FIELD_PX = (1100, 420)
 LOCALISER_BATCH_TILES = 4
 PNG = "image/png"
 FHIR_JSON = "application/fhir+json"
@@ -53,79 +48,6 @@ FILE_NAMES = {
     "overview": "overview.png",
     "differential": "differential.png",
 }
-
-# Share of the whole job, in percent, that each stage takes: what the progress bar shows.
-_STAGE_PERCENT = {
-    "open": (0, 2),
-    "localise": (2, 10),
-    "detect": (10, 85),
-    "count": (85, 86),
-    "write": (86, 92),
-    "deliver to PACS": (92, 95),
-    "deliver to EHR": (95, 98),
-    "reconcile": (98, 100),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """All that the stages of one job work with. Made by :meth:`open`.
-
-    Attributes
-    ----------
-    settings
-    package
-        The verified model package.
-    configuration_digest
-        SHA-256 (hex) of every setting and version that can change a result.
-    work
-    report
-        Told of progress while stages run.
-    """
-
-    settings: Settings
-    package: ModelPackage
-    configuration_digest: str
-    work: WorkFiles
-    report: Callable[[Progress], None]
-
-    @classmethod
-    def open(cls, settings: Settings, report: Callable[[Progress], None]) -> Workplace:
-        """Find and verify the model package, and fix the configuration.
-
-        Raises
-        ------
-        ModelError
-            When the package is missing or not usable.
-        DiskFull
-            When the work folder cannot be made.
-        """
-        return cls(
-            settings=settings,
-            package=find_package(settings.model.name, settings.model.folders),
-            configuration_digest=configuration_digest(settings),
-            work=WorkFiles(settings.work_folder / "files"),
-            report=report,
-        )
-
-    def progress(self, stage: str, fraction: float, cells: int = 0) -> None:
-        low, high = _STAGE_PERCENT[stage]
-        self.report(Progress(stage, low + (high - low) * fraction, cells))
-
-
-def configuration_digest(settings: Settings) -> str:
-    """SHA-256 of the settings, the provider and the library versions that can change a result."""
-    content = {
-        "node": __version__,
-        "provider": provider_for(settings.model.device),
-        "tile_seed": settings.model.tile_seed,
-        "graphic_type": settings.output.graphic_type,
-        "loinc": settings.output.loinc,
-        "libraries": {
-            name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
-        },
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
@@ -244,8 +166,12 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         analysis = _analysis(place, slide, opened, localised, detected, counted)
         documents = encode_documents(analysis, place.settings.output.graphic_type)
         place.progress("write", 0.4)
-        drawn = _pictures(place, pacs, analysis)
+        overview, field = read_views(pacs, analysis, place.settings.read)
         read_for_pictures = pacs.bytes_read
+    drawn = {
+        "overview": draw_overview(overview, analysis, field),
+        "differential": draw_differential(analysis),
+    }
     artifacts = {
         kind: Artifact(
             kind,
@@ -272,7 +198,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     written: Json = {
         "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
         "report": report_identifier(analysis),
-        "summary": _summary(place, analysis),
+        "summary": summary_of(analysis),
         "bytes_read": localised["bytes_read"] + detected["bytes_read"] + read_for_pictures,
         # What cannot be done without: the level that the localiser sees, and the regions' frames.
         "bytes_needed": localised["bytes_read"] + detected["bytes_regions"],
@@ -351,12 +277,6 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
     }
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB of 10⁶ bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-
-
 def write_results_to(
     settings: Settings, result: Mapping[str, Any], folder: Path
 ) -> dict[str, Path]:
@@ -408,69 +328,6 @@ def _analysis(
         started=datetime.fromisoformat(opened["started"]),
         finished=datetime.fromisoformat(counted["finished"]),
     )
-
-
-def _pictures(place: Workplace, pacs: Pacs, analysis: Analysis) -> dict[str, bytes]:
-    slide = analysis.slide
-    width, height = slide.base.size_px
-    whole = np.array([[0.0, 0.0, width, height]])
-    scale = max(1.0, max(width, height) / OVERVIEW_PX)
-    small = _read_one(place, pacs, slide, whole, slide.base.um_per_px * scale)
-    field = None
-    if len(analysis.cells):
-        box_px = _busiest_field(analysis)
-        large = _read_one(place, pacs, slide, box_px[None], slide.base.um_per_px)
-        field = Field(large, (box_px[0], box_px[1], box_px[2], box_px[3]))
-    return {
-        "overview": draw_overview(small, analysis, field),
-        "differential": draw_differential(analysis),
-    }
-
-
-def _read_one(
-    place: Workplace, pacs: Pacs, slide: Slide, box_px: Float64, um_per_px: float
-) -> UInt8:
-    (tiles,) = read_tiles(pacs, slide, box_px, um_per_px, settings=place.settings.read)
-    rgb: UInt8 = tiles.rgb[0]
-    return rgb
-
-
-def _busiest_field(analysis: Analysis) -> Float64:
-    """The box of FIELD_PX around a sampled cell that holds most cells, inside the slide."""
-    size = np.minimum(np.array(FIELD_PX), np.array(analysis.slide.base.size_px)).astype(np.float64)
-    centres = (analysis.cells.box_px[:, :2] + analysis.cells.box_px[:, 2:]) / 2
-    sample = centres[:: max(1, len(centres) // 400)]
-    inside = (np.abs(sample[:, None] - centres[None]) <= size / 2).all(axis=2).sum(axis=1)
-    corner = np.floor(sample[int(inside.argmax())] - size / 2)
-    corner = np.clip(corner, 0, np.array(analysis.slide.base.size_px) - size)
-    return np.concatenate((corner, corner + size))
-
-
-def _summary(place: Workplace, analysis: Analysis) -> Json:
-    """The numbers of the result, as JSON prints them; percentages to six decimals."""
-    differential = analysis.differential
-    rows: Json = {}
-    for row, key in enumerate(differential.classes):
-        counted = bool(differential.in_ndc[row]) and differential.total > 0
-        low, high = (100 * differential.interval[row]).round(6).tolist()
-        rows[key] = {
-            "count": int(differential.count[row]),
-            "percent": round(100 * float(differential.share[row]), 6) if counted else None,
-            "low": low if counted else None,
-            "high": high if counted else None,
-        }
-    return {
-        "cells": len(analysis.cells),
-        "differential": rows,
-        "me_ratio": differential.me_ratio,
-        "ndc_total": differential.total,
-        "adequate": differential.adequate,
-        "sufficiency": "; ".join(differential.reasons) or "sufficient",
-        "converged_after_tiles": differential.converged_after,
-        "tiles": differential.tiles,
-        "region_frames": len(analysis.regions.box_px),
-        "model": asdict(analysis.model),
-    }
 
 
 def _documents(place: Workplace, written: Json) -> Iterator[tuple[Artifact, Any]]:

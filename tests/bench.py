@@ -20,7 +20,8 @@ from dicom_io.demonstration import compose_demonstration_slide
 from node.config import Settings
 from node.demo import SEED
 from node.pipeline import SlideReference, analyse
-from node.stages import Workplace, peak_rss_mb
+from node.summary import peak_rss_mb
+from node.workplace import Workplace
 
 
 def main() -> None:

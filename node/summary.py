@@ -1,0 +1,43 @@
+"""The numbers of a result, as ``--json`` prints them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from dicom_io.analysis import Analysis
+
+
+def summary_of(analysis: Analysis) -> dict[str, Any]:
+    """Cells, differential, M:E, sufficiency and model; percentages to six decimals."""
+    differential = analysis.differential
+    rows: dict[str, Any] = {}
+    for row, key in enumerate(differential.classes):
+        counted = bool(differential.in_ndc[row]) and differential.total > 0
+        low, high = (100 * differential.interval[row]).round(6).tolist()
+        rows[key] = {
+            "count": int(differential.count[row]),
+            "percent": round(100 * float(differential.share[row]), 6) if counted else None,
+            "low": low if counted else None,
+            "high": high if counted else None,
+        }
+    return {
+        "cells": len(analysis.cells),
+        "differential": rows,
+        "me_ratio": differential.me_ratio,
+        "ndc_total": differential.total,
+        "adequate": differential.adequate,
+        "sufficiency": "; ".join(differential.reasons) or "sufficient",
+        "converged_after_tiles": differential.converged_after,
+        "tiles": differential.tiles,
+        "region_frames": len(analysis.regions.box_px),
+        "model": asdict(analysis.model),
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB of 10⁶ bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

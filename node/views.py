@@ -1,0 +1,56 @@
+"""What the pictures of a result show of the slide: all of it, and its busiest field."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dicom_io.analysis import Analysis
+from dicom_io.frames import ReadSettings, read_tiles
+from dicom_io.pacs import Pacs
+from dicom_io.slide import Slide
+from models.records import Float64, UInt8
+from node.pictures import Field
+
+OVERVIEW_PX = 1600
+FIELD_PX = (1100, 420)
+
+
+def read_views(
+    pacs: Pacs, analysis: Analysis, settings: ReadSettings
+) -> tuple[UInt8, Field | None]:
+    """Read the whole slide, small, and the field that holds most cells, at full resolution.
+
+    Returns
+    -------
+    tuple
+        RGB (H, W, 3), at most 1600 px long; the field, or None where no cell was found.
+    """
+    slide = analysis.slide
+    width, height = slide.base.size_px
+    whole = np.array([0.0, 0.0, width, height])
+    scale = max(1.0, max(width, height) / OVERVIEW_PX)
+    overview = _read_one(pacs, slide, whole, slide.base.um_per_px * scale, settings)
+    if not len(analysis.cells):
+        return overview, None
+    box_px = _busiest_field(analysis)
+    rgb = _read_one(pacs, slide, box_px, slide.base.um_per_px, settings)
+    return overview, Field(rgb, (box_px[0], box_px[1], box_px[2], box_px[3]))
+
+
+def _read_one(
+    pacs: Pacs, slide: Slide, box_px: Float64, um_per_px: float, settings: ReadSettings
+) -> UInt8:
+    (tiles,) = read_tiles(pacs, slide, box_px[None], um_per_px, settings=settings)
+    rgb: UInt8 = tiles.rgb[0]
+    return rgb
+
+
+def _busiest_field(analysis: Analysis) -> Float64:
+    """The box of FIELD_PX around a sampled cell that holds most cells, inside the slide."""
+    size = np.minimum(np.array(FIELD_PX), np.array(analysis.slide.base.size_px)).astype(np.float64)
+    centres = (analysis.cells.box_px[:, :2] + analysis.cells.box_px[:, 2:]) / 2
+    sample = centres[:: max(1, len(centres) // 400)]
+    inside = (np.abs(sample[:, None] - centres[None]) <= size / 2).all(axis=2).sum(axis=1)
+    corner = np.floor(sample[int(inside.argmax())] - size / 2)
+    corner = np.clip(corner, 0, np.array(analysis.slide.base.size_px) - size)
+    return np.concatenate((corner, corner + size))

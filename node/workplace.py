@@ -1,0 +1,88 @@
+"""What the stages of one job work with: settings, model, work files, progress."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from models.package import ModelPackage, find_package, provider_for
+from node import __version__
+from node.config import Settings
+from node.progress import Progress
+from node.work_files import WorkFiles
+
+# Share of the whole job, in percent, that each stage takes: what the progress bar shows.
+_STAGE_PERCENT = {
+    "open": (0, 2),
+    "localise": (2, 10),
+    "detect": (10, 85),
+    "count": (85, 86),
+    "write": (86, 92),
+    "deliver to PACS": (92, 95),
+    "deliver to EHR": (95, 98),
+    "reconcile": (98, 100),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """All that the stages of one job work with. Made by :meth:`open`.
+
+    Attributes
+    ----------
+    settings
+    package
+        The verified model package.
+    configuration_digest
+        SHA-256 (hex) of every setting and version that can change a result.
+    work
+    report
+        Told of progress while stages run.
+    """
+
+    settings: Settings
+    package: ModelPackage
+    configuration_digest: str
+    work: WorkFiles
+    report: Callable[[Progress], None]
+
+    @classmethod
+    def open(cls, settings: Settings, report: Callable[[Progress], None]) -> Workplace:
+        """Find and verify the model package, and fix the configuration.
+
+        Raises
+        ------
+        ModelError
+            When the package is missing or not usable.
+        DiskFull
+            When the work folder cannot be made.
+        """
+        return cls(
+            settings=settings,
+            package=find_package(settings.model.name, settings.model.folders),
+            configuration_digest=configuration_digest(settings),
+            work=WorkFiles(settings.work_folder / "files"),
+            report=report,
+        )
+
+    def progress(self, stage: str, fraction: float, cells: int = 0) -> None:
+        low, high = _STAGE_PERCENT[stage]
+        self.report(Progress(stage, low + (high - low) * fraction, cells))
+
+
+def configuration_digest(settings: Settings) -> str:
+    """SHA-256 of the settings, the provider and the library versions that can change a result."""
+    content = {
+        "node": __version__,
+        "provider": provider_for(settings.model.device),
+        "tile_seed": settings.model.tile_seed,
+        "graphic_type": settings.output.graphic_type,
+        "loinc": settings.output.loinc,
+        "libraries": {
+            name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
