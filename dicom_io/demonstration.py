@@ -1,6 +1,6 @@
 """The demonstration slide: a DICOM whole slide image composed of real cells, its truth beside it.
 
-The nucleated cells are those of fold 0, which the shipped model was not trained on. The same seed
+The nucleated cells are those of fold 4, which the shipped model was not trained on. The same seed
 and the same images give the same slide: the same UIDs, the same bytes.
 """
 
@@ -28,7 +28,9 @@ UM_PER_PX: Final = 0.25
 TILE_PX: Final = 256
 LEVELS: Final = 6
 _QUALITY: Final = 88
-_UNSEEN_FOLD: Final = 0
+# Of the five, the one with the most near-duplicate groups of segmented neutrophils, the commonest
+# type of the slide: fold 0 has two.
+_UNSEEN_FOLD: Final = 4
 # Changes whenever the same seed would give other pixels, so that UIDs stay true.
 _COMPOSER_REVISION: Final = "1"
 

@@ -44,7 +44,7 @@ class CellImage:
     group
         Number of its near-duplicate group: images of one group never part in a split.
     fold
-        0 to 4. The shipped model never saw fold 0.
+        0 to 4. The shipped model never saw fold 4.
     um_per_px
         The source states one scale; images of 96 px are smaller by the size of their cells, so
         theirs is our estimate.
