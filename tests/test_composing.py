@@ -188,7 +188,7 @@ def rings(leak: bool) -> tuple[Float64, Float64]:
     """Rings around every cell, and rings of the same shapes on fields where nothing was pasted."""
     rng = np.random.default_rng(11)
     pasted, empty = [], []
-    for cell in cells():
+    for cell in whole_cells():
         angle = float(rng.uniform(0, 360))
         clean = turned(cell.rgb, cell.outline, cell.um_per_px / 0.25, angle)
         cut_out = leaking(cell, angle) if leak else clean
@@ -217,9 +217,9 @@ def accuracy_and_chance(
 
 def pasted_or_not(leak: bool) -> tuple[float, float, float]:
     pasted, empty = rings(leak)
-    groups = np.array([cell.group for cell in cells()])
+    groups = np.array([cell.group for cell in whole_cells()])
     return accuracy_and_chance(
-        np.concatenate([pasted, empty]), np.repeat([1, 0], len(cells())), np.tile(groups, 2)
+        np.concatenate([pasted, empty]), np.repeat([1, 0], len(whole_cells())), np.tile(groups, 2)
     )
 
 
@@ -227,20 +227,22 @@ def type_of(leak: bool) -> tuple[float, float, float]:
     pasted, _ = rings(leak)
     return accuracy_and_chance(
         pasted,
-        np.array([cell.type for cell in cells()]),
-        np.array([cell.group for cell in cells()]),
+        np.array([cell.type for cell in whole_cells()]),
+        np.array([cell.group for cell in whole_cells()]),
     )
 
 
 def test_the_ring_does_not_tell_that_a_cell_was_pasted() -> None:
     accuracy, low, high = pasted_or_not(leak=False)
-    print(f"pasted or not, n = {2 * len(cells())}: {accuracy:.3f}, chance {low:.3f}–{high:.3f}")
+    print(
+        f"pasted or not, n = {2 * len(whole_cells())}: {accuracy:.3f}, chance {low:.3f}–{high:.3f}"
+    )
     assert accuracy <= high
 
 
 def test_the_ring_does_not_tell_the_type() -> None:
     accuracy, low, high = type_of(leak=False)
-    print(f"type of ten, n = {len(cells())}: {accuracy:.3f}, chance {low:.3f}–{high:.3f}")
+    print(f"type of ten, n = {len(whole_cells())}: {accuracy:.3f}, chance {low:.3f}–{high:.3f}")
     assert accuracy <= high
 
 
