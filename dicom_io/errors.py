@@ -23,7 +23,8 @@
     │   ├── ModelNotFound         41
     │   ├── ManifestInvalid       42
     │   ├── DigestMismatch        43
-    │   └── InferenceFailed       44
+    │   ├── InferenceFailed       44
+    │   └── TrainingInvalid       45
     ├── EhrError                  50
     │   ├── EhrUnreachable        51  transient (also time-outs and 5xx)
     │   ├── EhrUnauthorized       52

@@ -49,3 +49,8 @@ class DigestMismatch(ModelError):
 class InferenceFailed(ModelError):
     exit_code = 44
     meaning = "model: the runtime could not run the network"
+
+
+class TrainingInvalid(ModelError):
+    exit_code = 45
+    meaning = "model: training data or a training configuration cannot be used"

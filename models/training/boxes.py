@@ -178,15 +178,60 @@ def roi_align(
     (N, C, size, size)
         Places outside the map repeat its border.
     """
+    return pyramid_roi_align(
+        (features,), box, image, torch.zeros_like(image), size, (stride,), samples
+    )
+
+
+def pyramid_roi_align(
+    features: Sequence[Tensor],
+    box: Tensor,
+    image: Tensor,
+    level: Tensor,
+    size: int,
+    strides: Sequence[float],
+    samples: int = 2,
+) -> Tensor:
+    """Like :func:`roi_align`, each box out of one map of a pyramid (Lin et al. 2017, §4.2).
+
+    Parameters
+    ----------
+    features
+        Maps (B, C, H, W), L of them.
+    box, image
+    level : (N,) int64
+        Map of each box, 0 to L − 1.
+    size
+    strides
+        Image pixels per place of each map.
+    samples
+    """
+    geometry = [box.new_tensor(strides)]
+    geometry += [
+        torch.stack([torch.as_tensor(each.shape[axis], device=box.device) for each in features])
+        for axis in (2, 3)
+    ]
+    stride, height, width = (each[level] for each in geometry)  # (N,) each
+    length = torch.stack(
+        [
+            torch.as_tensor(each.shape[0] * each.shape[2] * each.shape[3], device=box.device)
+            for each in features
+        ]
+    )
+    start = (length.cumsum(0) - length)[level]
     count = size * samples
     step = (torch.arange(count, device=box.device, dtype=box.dtype) + 0.5) / count
-    x = (box[:, 0, None] + (box[:, 2] - box[:, 0])[:, None] * step) / stride - 0.5  # (N, count)
-    y = (box[:, 1, None] + (box[:, 3] - box[:, 1])[:, None] * step) / stride - 0.5
-    height, width = features.shape[-2:]
-    right, x_low, x_high = _neighbours(x, width)
-    down, y_low, y_high = _neighbours(y, height)
-    places = features.permute(0, 2, 3, 1).flatten(0, 2)  # (B · H · W, C)
-    rows = [(image[:, None] * height + at)[:, :, None] * width for at in (y_low, y_high)]
+    side = box[:, 2:] - box[:, :2]
+    x = (box[:, 0, None] + side[:, 0, None] * step) / stride[:, None] - 0.5  # (N, count)
+    y = (box[:, 1, None] + side[:, 1, None] * step) / stride[:, None] - 0.5
+    right, x_low, x_high = _neighbours(x, width[:, None])
+    down, y_low, y_high = _neighbours(y, height[:, None])
+    # (places of all maps, C)
+    places = torch.cat([each.permute(0, 2, 3, 1).flatten(0, 2) for each in features])
+    rows = [
+        (start[:, None] + (image[:, None] * height[:, None] + at) * width[:, None])[:, :, None]
+        for at in (y_low, y_high)
+    ]
     columns = [at[:, None, :] for at in (x_low, x_high)]
     down, right = down[:, :, None, None], right[:, None, :, None]
     value = (
@@ -199,11 +244,12 @@ def roi_align(
     return binned.permute(0, 3, 1, 2)
 
 
-def _neighbours(position: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of the higher neighbour, and both neighbours' indices, of positions on a line."""
-    position = position.clamp(0, length - 1)
-    low = position.detach().floor().clamp(max=max(length - 2, 0))
-    return position - low, low.long(), (low + 1).clamp(max=length - 1).long()
+def _neighbours(position: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Share of the higher neighbour, and both neighbours' indices, of positions on lines."""
+    last = length - 1
+    position = torch.minimum(position.clamp(min=0), last.to(position))
+    low = torch.minimum(position.detach().floor().long(), (last - 1).clamp(min=0))
+    return position - low, low, torch.minimum(low + 1, last)
 
 
 def _size(box: Tensor) -> Tensor:

@@ -106,8 +106,10 @@ class PatchMaker:
         self._kinds, self._weight = kinds, weight / weight.sum()
 
     def __iter__(self) -> Iterator[Example]:
+        makers = (self._composed_patch, self._fields_patch, self._whole_field_patch)
+        shares = (0.65, 0.20, 0.15)
         while True:
-            yield self._fields_patch() if self._rng.random() < 0.3 else self._composed_patch()
+            yield makers[int(self._rng.choice(len(makers), p=shares))]()
 
     def _composed_patch(self) -> Example:
         rng = self._rng
@@ -177,6 +179,24 @@ class PatchMaker:
             boxes.append(box[kept] + np.array([x, y, x, y], np.float32))
         box = np.concatenate(boxes)
         return Example(imaged(self._rng, canvas), box, np.full(len(box), UNKNOWN, np.int64))
+
+    def _whole_field_patch(self) -> Example:
+        """One whole blood field somewhere on an empty ground, as viewers of single fields pad it.
+
+        Most grounds are white; cells that the field's edge cuts stay cut.
+        """
+        rng = self._rng
+        field = self._fields[int(rng.integers(len(self._fields)))]
+        height, width = field.rgb.shape[:2]
+        grounds = ((255, 255, 255), (0, 0, 0), tuple(np.median(field.rgb, (0, 1))))
+        canvas = np.empty((PATCH_PX, PATCH_PX, 3), np.uint8)
+        canvas[:] = grounds[int(rng.choice(3, p=(0.7, 0.1, 0.2)))]
+        x, y = (int(rng.integers(0, PATCH_PX - length + 1)) for length in (width, height))
+        canvas[y : y + height, x : x + width] = restain(rng, field.rgb, 0.7)
+        box = field.box_px + np.array([x, y, x, y], np.float32)
+        kept = (box[:, 2:] - box[:, :2]).min(1, initial=PATCH_PX) >= _SLIVER_PX
+        box = box[kept]
+        return Example(imaged(rng, canvas), box, np.full(len(box), UNKNOWN, np.int64))
 
 
 def _free_spot(

@@ -1,0 +1,136 @@
+"""What all detectors that can be trained have in common.
+
+Shape legend: B images of H × W px, A answers per image, K types. Boxes are x0, y0, x1, y1 in image
+pixels, with outer corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.training.boxes import areas
+
+# Rounds of suppression in an exported graph: how long a chain of boxes, each of which would have
+# been suppressed by the one before, may be. In hundreds of boxes of cells they are 3 or 4 long.
+_ROUNDS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """The cells of one training image.
+
+    Attributes
+    ----------
+    box : (M, 4) float32
+    kind : (M,) int64
+        0 to K − 1.
+    """
+
+    box: Tensor
+    kind: Tensor
+
+
+class Detector(Protocol):
+    """A network that finds and classifies cells."""
+
+    def losses(self, image: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
+        """Terms () whose sum is minimised, for images (B, 3, H, W) RGB, 0 to 1."""
+        ...
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (B, A, 4), scores (B, A) and type probabilities (B, A, K) of (B, 3, H, W).
+
+        A row with score 0 is no answer.
+        """
+        ...
+
+
+def best_of(score: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The highest `most` of each row of (B, N), or all: values and places (B, ≤ most), sorted."""
+    if torch.compiler.is_exporting():
+        return torch.topk(score, torch.sym_min(score.shape[1], most), 1)
+    return torch.topk(score, min(score.shape[1], most), 1)
+
+
+def surviving(box: Tensor, score: Tensor, threshold: float, by_distance: bool = False) -> Tensor:
+    """Greedy non-maximum suppression of several images at once, as a graph of fixed size.
+
+    Parameters
+    ----------
+    box : (B, A, 4)
+        Sorted by falling score.
+    score : (B, A)
+        0 marks what is no candidate.
+    threshold
+        A box yields to a better one that overlaps it more than this.
+    by_distance
+        Compare distance IoU (Zheng et al. 2020, eq. 12) instead of IoU.
+
+    Returns
+    -------
+    (B, A) bool
+        As :func:`models.training.boxes.suppress` decides, image by image.
+
+    Notes
+    -----
+    Each round settles every box whose better rivals are settled, so sixteen rounds are exact for
+    chains of up to sixteen boxes.
+    """
+    candidate = score > 0
+    overlap = _pairwise_iou(box)
+    if by_distance:
+        overlap = overlap - _centre_distance(box)
+    rival = (overlap > threshold).triu(1) & candidate[:, :, None] & candidate[:, None, :]
+    stays = candidate
+    beats = rival.to(box.dtype)
+    for _ in range(_ROUNDS):
+        beaten = torch.einsum("bi,bij->bj", stays.to(box.dtype), beats) > 0
+        stays = candidate & ~beaten
+    return stays
+
+
+def ranked(
+    box: Tensor,
+    score: Tensor,
+    probability: Tensor,
+    threshold: float,
+    by_distance: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort answers by score and suppress those that a better one overlaps, whatever their type.
+
+    Parameters
+    ----------
+    box, score, probability : (B, A, 4), (B, A), (B, A, K)
+    threshold, by_distance
+        See :func:`surviving`.
+    """
+    score, order = torch.sort(score, 1, descending=True)
+    place = order[..., None]
+    box = torch.gather(box, 1, place.expand(-1, -1, 4))
+    probability = torch.gather(probability, 1, place.expand(-1, -1, probability.shape[2]))
+    return box, score * surviving(box, score, threshold, by_distance), probability
+
+
+def _pairwise_iou(box: Tensor) -> Tensor:
+    """Overlap of the boxes of each image with each other, (B, A, 4) → (B, A, A)."""
+    low = torch.maximum(box[:, :, None, :2], box[:, None, :, :2])
+    high = torch.minimum(box[:, :, None, 2:], box[:, None, :, 2:])
+    side = (high - low).clamp(min=0)
+    common = side[..., 0] * side[..., 1]
+    area = areas(box)
+    union = area[:, :, None] + area[:, None, :] - common
+    return common / union.clamp(min=1e-12)
+
+
+def _centre_distance(box: Tensor) -> Tensor:
+    """Squared distance of centres over the squared diagonal of the common hull, (B, A, A)."""
+    low = torch.minimum(box[:, :, None, :2], box[:, None, :, :2])
+    high = torch.maximum(box[:, :, None, 2:], box[:, None, :, 2:])
+    centre = (box[..., :2] + box[..., 2:]) / 2
+    apart = (centre[:, :, None] - centre[:, None]).square().sum(-1)
+    return apart / (high - low).square().sum(-1).clamp(min=1e-12)

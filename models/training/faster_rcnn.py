@@ -1,0 +1,138 @@
+"""``liu2022``: Faster R-CNN whose classifier learns by ranking (Liu et al. 2022).
+
+Image → ResNet-101 with a feature pyramid → proposals → RoIAlign of 7 × 7 → two fully connected
+layers → K scores and a box for each type. Proposals are not sampled: the generalised score-ranking
+loss ranks all of them (eq. 10 to 14).
+
+Shape legend: B images, P proposals of each, R = B · P, K types, C channels of the pyramid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.training.boxes import clipped, decode, encode, pairwise_iou
+from models.training.detector import Truth, ranked
+from models.training.ranking_loss import ranking_loss
+from models.training.region_proposals import RegionProposals
+from models.training.resnet_fpn import CHANNELS, ResNetFpn, padded
+from models.training.roi_features import ROI_SIZE, roi_features
+
+CONNECTED = 1024
+POSITIVE_IOU = 0.5
+SORTING_WEIGHT = 0.5  # λ of eq. 13 and 14
+BOX_WEIGHT = 1.0  # λ of eq. 9
+SUPPRESSION_IOU = 0.5
+# Offsets are some tenths of a box: scaled to spread 1, as is usual since Girshick 2015.
+_WEIGHT = (10.0, 10.0, 5.0, 5.0)
+# Colour of ordinary smears, 0 to 1.
+_MEAN, _SPREAD = 0.70, 0.25
+
+
+class FasterRcnn(nn.Module):
+    """The detector of Liu et al. (2022).
+
+    Parameters
+    ----------
+    types
+        K.
+    depth, width
+        Of the ResNet; the paper's are 101 and 1.
+    channels
+        C of the pyramid.
+    connected
+        Width of the two fully connected layers.
+    proposals
+        P.
+    """
+
+    def __init__(
+        self,
+        types: int,
+        depth: int = 101,
+        width: float = 1.0,
+        channels: int = CHANNELS,
+        connected: int = CONNECTED,
+        proposals: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.backbone = ResNetFpn(depth, width, channels)
+        self.proposals = RegionProposals(channels, proposals)
+        self.connected = nn.Sequential(
+            nn.Linear(channels * ROI_SIZE**2, connected),
+            nn.ReLU(inplace=True),
+            nn.Linear(connected, connected),
+            nn.ReLU(inplace=True),
+        )
+        self.score = nn.Linear(connected, types)
+        self.offset = nn.Linear(connected, 4 * types)
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.constant_(self.score.bias, -4.0)
+        nn.init.normal_(self.offset.weight, std=0.001)
+        nn.init.zeros_(self.offset.bias)
+
+    def losses(self, image: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
+        """Terms of the loss, see :class:`.detector.Detector`."""
+        image = padded(image)
+        maps = self.backbone(_normalised(image))
+        anchored = self.proposals(maps)
+        terms = self.proposals.losses(anchored, truth)
+        box, _ = self.proposals.propose(anchored, image.shape[-2:])  # (B, P, 4)
+        ranking, regression = image.new_zeros(()), image.new_zeros(())
+        for number, (proposed, cells) in enumerate(zip(box, truth, strict=True)):
+            candidate = torch.cat((proposed, cells.box))  # true boxes learn, too
+            score, offset = self._heads([each[number, None] for each in maps], candidate[None])
+            ranking_term, box_term = _head_losses(score, offset, candidate, cells)
+            ranking, regression = ranking + ranking_term, regression + box_term
+        return {**terms, "ranking": ranking / len(truth), "box": regression / len(truth)}
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and type probabilities, see :class:`.detector.Detector`.
+
+        The score is the sigmoid of the best type's; probabilities are a softmax over the types.
+        """
+        height, width = image.shape[-2:]
+        image = padded(image)
+        maps = self.backbone(_normalised(image))
+        box, proposed = self.proposals.propose(self.proposals(maps), image.shape[-2:])
+        logit, offset = self._heads(maps, box)  # (R, K), (R, K, 4)
+        best, kind = logit.max(1)
+        own = torch.gather(offset, 1, kind[:, None, None].expand(-1, -1, 4))[:, 0]
+        found = clipped(decode(own, box.flatten(0, 1), _WEIGHT), width, height)
+        score = torch.sigmoid(best).unflatten(0, box.shape[:2]) * (proposed > 0)
+        return ranked(
+            found.unflatten(0, box.shape[:2]),
+            score,
+            torch.softmax(logit, 1).unflatten(0, box.shape[:2]),
+            SUPPRESSION_IOU,
+        )
+
+    def _heads(self, maps: Sequence[Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (B, P, 4) → logits (R, K) and offsets (R, K, 4)."""
+        hidden = self.connected(roi_features(maps, box))
+        return self.score(hidden), self.offset(hidden).unflatten(1, (-1, 4))
+
+
+def _normalised(image: Tensor) -> Tensor:
+    return (image - _MEAN) / _SPREAD
+
+
+def _head_losses(
+    logit: Tensor, offset: Tensor, candidate: Tensor, cells: Truth
+) -> tuple[Tensor, Tensor]:
+    """Ranking and box loss of one image's candidates (R, 4): eq. 9 to 14."""
+    quality = torch.zeros_like(logit)
+    if not len(cells.box):
+        return ranking_loss(logit.flatten(), quality.flatten(), SORTING_WEIGHT), offset.sum() * 0
+    overlap, nearest = pairwise_iou(candidate, cells.box).max(1)
+    positive = (overlap >= POSITIVE_IOU).nonzero()[:, 0]
+    kind = cells.kind[nearest[positive]]
+    quality[positive, kind] = overlap[positive]
+    ranking = ranking_loss(logit.flatten(), quality.flatten(), SORTING_WEIGHT)
+    wanted = encode(cells.box[nearest[positive]], candidate[positive], _WEIGHT)
+    each = functional.smooth_l1_loss(offset[positive, kind], wanted, reduction="none").sum(1)
+    return ranking, BOX_WEIGHT * each.mean()

@@ -1,0 +1,125 @@
+"""Which images are trained on and which are measured on: by group, never by file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.errors import TrainingInvalid
+from models.records import Int64
+from models.training.annotated import AnnotatedImage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Rows of images.
+
+    Attributes
+    ----------
+    train, validation, test : (n,) int64
+        Training learns from the first, chooses the best model on the second, and reports the third.
+    """
+
+    train: Int64
+    validation: Int64
+    test: Int64
+
+
+def grouped_folds(images: Sequence[AnnotatedImage], types: int, folds: int, seed: int) -> Int64:
+    """Deal groups out to folds, those with the rarest type first (Wang et al. 2022, §4.2).
+
+    Parameters
+    ----------
+    images
+    types
+        K.
+    folds
+    seed
+        Of the order among groups that are alike.
+
+    Returns
+    -------
+    (len(images),) int64
+        Fold of each image. Every group goes to the fold that has fewest of the group's rarest
+        type, and among these to the one with fewest cells.
+
+    Raises
+    ------
+    TrainingInvalid
+        There are fewer groups than folds.
+    """
+    names = sorted({image.group for image in images})
+    if len(names) < folds:
+        raise TrainingInvalid(
+            f"{folds} folds need as many groups, and there are {len(names)}: ask for fewer folds."
+        )
+    row = {name: place for place, name in enumerate(names)}
+    count = np.zeros((len(names), types), np.int64)
+    for image in images:
+        np.add.at(count[row[image.group]], image.kind[image.kind >= 0], 1)
+    rarity = np.argsort(count.sum(0), kind="stable")  # rarest type first
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    in_fold = np.zeros((folds, types), np.int64)
+    members = np.zeros(folds, np.int64)
+    fold_of = np.full(len(names), -1, np.int64)
+    for kind in rarity:
+        holding = [g for g in shuffled if count[g, kind] and fold_of[g] < 0]
+        for group in sorted(holding, key=lambda g: -count[g, kind]):
+            fold = np.lexsort((members, in_fold.sum(1), in_fold[:, kind]))[0]
+            fold_of[group] = fold
+            in_fold[fold] += count[group]
+            members[fold] += 1
+    for group in shuffled[fold_of[shuffled] < 0]:  # groups without a cell of known type
+        fold_of[group] = fold = int(np.argmin(members))
+        members[fold] += 1
+    return np.array([fold_of[row[image.group]] for image in images], np.int64)
+
+
+def leave_one_out(images: Sequence[AnnotatedImage]) -> Int64:
+    """A fold for every group, by name (Wang et al. 2022, §4.2: slide-wise)."""
+    names = sorted({image.group for image in images})
+    return np.array([names.index(image.group) for image in images], np.int64)
+
+
+def split_of(
+    images: Sequence[AnnotatedImage],
+    fold: Int64,
+    held_out: int,
+    seed: int,
+    validation_share: float = 0.7,
+) -> Split:
+    """One round of cross-validation.
+
+    Tayebi et al. (2021), §4.4, divide the fold that training does not see into 70 % for validation
+    and 30 % for the test. Groups stay whole here, too.
+
+    Parameters
+    ----------
+    images
+    fold : (len(images),) int64
+    held_out
+        The fold that is not trained on.
+    seed
+    validation_share
+        0 to test on the whole fold; training then chooses by its last state.
+
+    Raises
+    ------
+    TrainingInvalid
+        Nothing is left to train or to test on.
+    """
+    outside = np.flatnonzero(fold == held_out)
+    train = np.flatnonzero(fold != held_out)
+    names = sorted({images[int(row)].group for row in outside})
+    shuffled = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
+    validating = set(shuffled[: round(len(names) * validation_share)])
+    chosen = np.array([images[int(row)].group in validating for row in outside], np.bool_)
+    split = Split(train, outside[chosen], outside[~chosen])
+    if not len(split.train) or not len(split.test):
+        raise TrainingInvalid(
+            f"Fold {held_out} leaves {len(split.train)} images to train and {len(split.test)} to"
+            " test on: use fewer folds or more slides."
+        )
+    return split
