@@ -91,7 +91,10 @@ class _Labelled:
 
 
 def read_pascal_voc(
-    folder: Path, types: Sequence[str] | None = None, group_of: GroupOf = str
+    folder: Path,
+    types: Sequence[str] | None = None,
+    group_of: GroupOf = str,
+    leave_out: Sequence[str] = (),
 ) -> Annotations:
     """Read ``*.xml`` of `folder` or its ``annotations/``; images lie beside or in ``images/``.
 
@@ -102,18 +105,24 @@ def read_pascal_voc(
         Names in the order wanted; None for all that occur, sorted.
     group_of
         File name without suffix → group.
+    leave_out
+        Parts of file names that are not looked at.
 
     Raises
     ------
     TrainingInvalid
         Naming the file.
     """
-    files = sorted((_existing(folder / "annotations", folder)).glob("*.xml"))
+    files = _wanted((_existing(folder / "annotations", folder)).glob("*.xml"), leave_out)
     return _gathered((_voc(file, folder, group_of) for file in files), types, folder)
 
 
 def read_coco(
-    file: Path, folder: Path, types: Sequence[str] | None = None, group_of: GroupOf = str
+    file: Path,
+    folder: Path,
+    types: Sequence[str] | None = None,
+    group_of: GroupOf = str,
+    leave_out: Sequence[str] = (),
 ) -> Annotations:
     """Read one COCO ``instances`` file with its images in `folder`; else as `read_pascal_voc`."""
     try:
@@ -142,16 +151,22 @@ def read_coco(
             [box for _, box in entries],
         )
         for key, entries in boxes.items()
+        if not any(part in images[key] for part in leave_out)
     )
     return _gathered(labelled, types, file)
 
 
-def read_yolo(folder: Path, types: Sequence[str], group_of: GroupOf = str) -> Annotations:
+def read_yolo(
+    folder: Path,
+    types: Sequence[str],
+    group_of: GroupOf = str,
+    leave_out: Sequence[str] = (),
+) -> Annotations:
     """Read ``images/`` with ``labels/`` beside it, or both in one folder; see `read_pascal_voc`.
 
     An image without a label file, or with an empty one, holds no cell.
     """
-    images = _images(_existing(folder / "images", folder))
+    images = _wanted(_images(_existing(folder / "images", folder)), leave_out)
     labels = _existing(folder / "labels", folder)
     return _gathered(
         (_yolo(image, labels / f"{image.stem}.txt", types, group_of) for image in images),
@@ -161,7 +176,10 @@ def read_yolo(folder: Path, types: Sequence[str], group_of: GroupOf = str) -> An
 
 
 def read_crops(
-    folder: Path, types: Sequence[str] | None = None, group_of: GroupOf = str
+    folder: Path,
+    types: Sequence[str] | None = None,
+    group_of: GroupOf = str,
+    leave_out: Sequence[str] = (),
 ) -> Annotations:
     """Read images of single cells, a subfolder for each type; see `read_pascal_voc`.
 
@@ -176,7 +194,7 @@ def read_crops(
                 raise TrainingInvalid(
                     f"{kind} is no type of this training ({', '.join(types)}): rename or remove it."
                 )
-            for image in _images(kind):
+            for image in _wanted(_images(kind), leave_out):
                 name = image.relative_to(folder).as_posix()
                 group = groups.get(name) if groups else group_of(image.stem)
                 if group is None:
@@ -251,12 +269,18 @@ def _gathered(
     order = tuple(types) if types is not None else _occurring(found)
     index = {name: place for place, name in enumerate(order)}
     seen: set[Path] = set()
-    images = []
+    images, faults = [], []
     for each in found:
-        if each.image in seen:
-            raise TrainingInvalid(f"{each.source}: {each.image} is annotated twice, remove one.")
-        seen.add(each.image)
-        images.append(_checked(each, index))
+        try:
+            if each.image in seen:
+                raise TrainingInvalid(f"{each.source}: {each.image} is annotated twice.")
+            seen.add(each.image)
+            images.append(_checked(each, index))
+        except TrainingInvalid as fault:
+            faults.append((str(fault), each.image.name))
+    if faults:
+        others = ", ".join(name for _, name in faults[1:])
+        raise TrainingInvalid(faults[0][0] + (f" Faulty as well: {others}." if others else ""))
     return Annotations(order, tuple(images))
 
 
@@ -329,6 +353,10 @@ def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise TrainingInvalid(f"{folder} is missing: name the folder that holds the images.")
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _wanted(paths: Iterable[Path], leave_out: Sequence[str]) -> list[Path]:
+    return sorted(path for path in paths if not any(part in path.name for part in leave_out))
 
 
 def _existing(folder: Path, otherwise: Path) -> Path:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 CROP_PX = 96
-UM_PER_PX = 0.107  # of the published crops; others are rescaled to it
 TYPES = (
     "proerythroblast",
     "basophilic_erythroblast",
@@ -36,6 +35,8 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 CONNECTED = 512
 _DROPOUT_FIRST, _DROPOUT = 0.3, 0.4  # "in the range 0.3 to 0.5"
 _DROPOUT_CONNECTED = 0.5
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_SETTLING_BATCH = 128
 
 # ITU-R BT.601, analogue: Y is 0 to 1, U and V are 0 for grey.
 _YUV = ((0.299, 0.587, 0.114), (-0.14713, -0.28886, 0.436), (0.615, -0.51499, -0.10001))
@@ -106,6 +107,27 @@ class MaturationCnn(nn.Module):
         channels = yuv(crop).transpose(0, 1).flatten(1)
         self.mean.copy_(channels.mean(1))
         self.spread.copy_(channels.std(1))
+
+    @torch.no_grad()
+    def settle(self, crop: Tensor) -> None:
+        """Take the batch norms' statistics anew from crops (n, 3, 96, 96), without dropout.
+
+        Dropout before a batch norm makes its inputs vary more in training than they do afterwards
+        (Li et al. 2019, "variance shift"): with thirteen of them in a row, statistics gathered
+        while training answer every crop alike.
+        """
+        norms = [layer for layer in self.modules() if isinstance(layer, _BATCH_NORMS)]
+        momentum = [norm.momentum for norm in norms]
+        self.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+            norm.train()
+        for part in crop.split(_SETTLING_BATCH):
+            self(part)
+        for norm, before in zip(norms, momentum, strict=True):
+            norm.momentum = before
+        self.eval()
 
 
 class DualStageCnn(nn.Module):

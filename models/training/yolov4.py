@@ -49,15 +49,13 @@ BOX_WEIGHT, OBJECT_WEIGHT, KIND_WEIGHT = 3.0, 1.0, 1.0
 
 
 class _Conv(nn.Sequential):
-    """Convolution, batch norm, activation; the same padding."""
+    """Convolution, batch norm, Mish (in the detector, too: Tayebi et al. 2021, §4.4)."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, mish: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.Mish() if mish else nn.LeakyReLU(0.1),
+            nn.Mish(),
         )
 
 
@@ -66,9 +64,7 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int, hidden: int, weighted: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            _Conv(width, hidden, 1, mish=True), _Conv(hidden, width, 3, mish=True)
-        )
+        self.layers = nn.Sequential(_Conv(width, hidden, 1), _Conv(hidden, width, 3))
         self.share = nn.Parameter(torch.ones(2)) if weighted else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,12 +83,12 @@ class _CspStage(nn.Module):
         super().__init__()
         half = outputs if first else outputs // 2
         hidden = outputs // 2
-        self.down = _Conv(inputs, outputs, 3, 2, mish=True)
-        self.past = _Conv(outputs, half, 1, mish=True)
-        self.into = _Conv(outputs, half, 1, mish=True)
+        self.down = _Conv(inputs, outputs, 3, 2)
+        self.past = _Conv(outputs, half, 1)
+        self.into = _Conv(outputs, half, 1)
         self.blocks = nn.Sequential(*(_Residual(half, hidden, weighted) for _ in range(blocks)))
-        self.out = _Conv(half, half, 1, mish=True)
-        self.join = _Conv(2 * half, outputs, 1, mish=True)
+        self.out = _Conv(half, half, 1)
+        self.join = _Conv(2 * half, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
@@ -198,7 +194,7 @@ class YoloV4(nn.Module):
         )
         blocks = [max(1, round(full * depth)) for full in (1, 2, 8, 8, 4)]
         stages = ((w32, w64), (w64, w128), (w128, w256), (w256, w512), (w512, w1024))
-        self.stem = _Conv(3, w32, 3, mish=True)
+        self.stem = _Conv(3, w32, 3)
         self.stages = nn.ModuleList(
             _CspStage(*widths, count, place == 0, weighted_residuals)
             for place, (widths, count) in enumerate(zip(stages, blocks, strict=True))
@@ -289,6 +285,20 @@ class YoloV4(nn.Module):
         kinds = torch.gather(probability, 1, place[..., None].expand(-1, -1, self.types))
         kinds = kinds / kinds.sum(-1, keepdim=True)
         return ranked(box, score, kinds, SUPPRESSION_DIOU, by_distance=True)
+
+    def attacked(self, image: Tensor, step: float = 2 / 255) -> Tensor:
+        """Images changed by `step` so that the network sees fewer cells in them.
+
+        The first half of self-adversarial training (Bochkovskiy et al. 2020, §3.3): it is then
+        trained on what it was made blind to.
+        """
+        nothing = [
+            Truth(image.new_zeros(0, 4), torch.zeros(0, dtype=torch.int64, device=image.device))
+            for _ in image
+        ]
+        seen = image.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.losses(seen, nothing)["objectness"], seen)
+        return (image - step * slope.sign()).clamp(0, 1).detach()
 
     def _maps(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) 0 to 1 → raw answers (B, 3 · (5 + K), h, w) at strides 8, 16, 32."""

@@ -1,0 +1,219 @@
+"""What a detector finds in annotated images, measured in every way that the four papers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.agreement_statistics import cohens_kappa
+from models.average_precision import (
+    ScoredBoxes,
+    curve,
+    eleven_point,
+    log_average_miss_rate,
+    mean_average_precision,
+)
+from models.evaluation import confusion, f1, match
+from models.records import Float32, Float64, Int32, Int64, UInt8
+
+BOOTSTRAPS = 200
+# Below this, nothing counts as found, whatever the curve.
+LEAST_SCORE = 0.01
+
+# Images (1, H, W, 3) uint8 → box (1, A, 4), score (1, A), type probability (1, A, K).
+Detect = Callable[[UInt8], tuple[Float32, Float32, Float32]]
+
+
+class KnownImage(Protocol):
+    """An image whose cells are known, as :class:`models.training.annotated.AnnotatedImage`."""
+
+    @property
+    def read(self) -> Callable[[], UInt8]: ...
+    @property
+    def box_px(self) -> Float32: ...
+    @property
+    def kind(self) -> Int64: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Findings:
+    """Everything found and everything true.
+
+    Attributes
+    ----------
+    found, truth
+    images
+        Number of images looked at.
+    """
+
+    found: ScoredBoxes
+    truth: ScoredBoxes
+    images: int
+
+    def drawn(self, chosen: Int64) -> Findings:
+        """Return the findings of some images, each as often as it is chosen."""
+        return Findings(_drawn(self.found, chosen), _drawn(self.truth, chosen), len(chosen))
+
+
+def look_at(images: Iterable[KnownImage], detect: Detect) -> Findings:
+    """Run a detector over images, one at a time."""
+    found, truth = [_nothing()], [_nothing()]
+    number = -1
+    for number, image in enumerate(images):
+        box, score, probability = (each[0] for each in detect(image.read()[None]))
+        kept = score >= LEAST_SCORE
+        found.append(
+            ScoredBoxes(
+                np.full(int(kept.sum()), number),
+                box[kept],
+                probability[kept].argmax(1) if kept.any() else np.empty(0, np.int64),
+                score[kept],
+            )
+        )
+        truth.append(
+            ScoredBoxes(
+                np.full(len(image.kind), number), image.box_px, image.kind, np.ones(len(image.kind))
+            )
+        )
+    return Findings(_joined(found), _joined(truth), number + 1)
+
+
+def detection_table(
+    findings: Findings, types: Sequence[str], score_threshold: float
+) -> dict[str, Any]:
+    """Every figure that the papers report, as JSON.
+
+    Parameters
+    ----------
+    findings
+    types
+        Names, in the order of the labels.
+    score_threshold
+        From which score on a cell counts as found, where a threshold is needed.
+
+    Returns
+    -------
+    dict
+        Over all types and for each: average precision at IoU 0.5 by 11 points (Tayebi et al. 2021,
+        §4.5) and COCO's, log-average miss rate, recall and accuracy of cells found (Wang et al.
+        2022, eq. 17 and 18), precision, F1, Cohen's kappa, and the confusion matrix (rows true,
+        columns reported).
+    """
+    table = _confusion(findings, len(types), score_threshold)
+    rows = {
+        name: _type_row(findings, table, kind, score_threshold)
+        for kind, name in enumerate(types)
+        if (findings.truth.label == kind).any()
+    }
+    return {
+        "images": findings.images,
+        "cells": len(findings.truth.label),
+        "score_threshold": score_threshold,
+        "map_50": _mean([row["ap_50"] for row in rows.values()]),
+        "map_coco": _rounded(mean_average_precision(findings.found, findings.truth, len(types))),
+        "mean_recall": _mean([row["recall"] for row in rows.values()]),
+        "mean_precision": _mean([row["precision"] for row in rows.values()]),
+        "mean_f1": _mean([row["f1"] for row in rows.values()]),
+        "kappa": _rounded(cohens_kappa(table)),
+        "types": rows,
+        "confusion": table.tolist(),
+    }
+
+
+def mean_ap_50(findings: Findings, types: int) -> float:
+    """Mean over the types that occur of the average precision at IoU 0.5, by 11 points."""
+    values = [
+        eleven_point(curve(findings.found.of(kind), findings.truth.of(kind), 0.5))
+        for kind in range(types)
+        if (findings.truth.label == kind).any()
+    ]
+    return float(np.mean(values)) if values else 0.0
+
+
+def _type_row(
+    findings: Findings, table: Int64, kind: int, score_threshold: float
+) -> dict[str, Any]:
+    found, truth = findings.found.of(kind), findings.truth.of(kind)
+    points = curve(found, truth, 0.5)
+    sure = curve(_above(found, score_threshold), truth, 0.5)
+    called = len(sure.recall)
+    right = round(float(sure.recall[-1]) * sure.truth) if called else 0
+    others = int(table.sum() - table[kind].sum() - table[:, kind].sum() + table[kind, kind])
+    return {
+        "cells": sure.truth,
+        "ap_50": round(eleven_point(points), 4),
+        "log_average_miss_rate": round(log_average_miss_rate(points, findings.images), 4),
+        "recall": round(right / sure.truth, 4),
+        "precision": round(right / called, 4) if called else 0.0,
+        "f1": round(f1(right, called, sure.truth), 4),
+        # Of the cells found at all, whatever they were called.
+        "accuracy": round((int(table[kind, kind]) + others) / max(int(table.sum()), 1), 4),
+    }
+
+
+def _confusion(findings: Findings, types: int, score_threshold: float) -> Int64:
+    """Cells found, whatever they were called: (K, K)."""
+    sure = _above(findings.found, score_threshold)
+    table = np.zeros((types, types), np.int64)
+    for image in range(findings.images):
+        mine, true = sure.image == image, findings.truth.image == image
+        known = findings.truth.label[true] >= 0
+        pairs = match(sure.box_px[mine], findings.truth.box_px[true])
+        typed = known[pairs.truth]
+        table += confusion(
+            findings.truth.label[true][pairs.truth[typed]].astype(np.int32),
+            sure.label[mine][pairs.found[typed]].astype(np.int32),
+            types,
+        )
+    return table
+
+
+def map_interval(findings: Findings, types: int, seed: int) -> tuple[float, float]:
+    """95 % of the mean average precisions of as many images drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    values = [
+        mean_ap_50(findings.drawn(rng.integers(findings.images, size=findings.images)), types)
+        for _ in range(BOOTSTRAPS)
+    ]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def _above(boxes: ScoredBoxes, score: float) -> ScoredBoxes:
+    kept = boxes.score >= score
+    return ScoredBoxes(boxes.image[kept], boxes.box_px[kept], boxes.label[kept], boxes.score[kept])
+
+
+def _drawn(boxes: ScoredBoxes, chosen: Int64) -> ScoredBoxes:
+    order = np.argsort(boxes.image, kind="stable")
+    starts = np.searchsorted(boxes.image[order], chosen, "left")
+    ends = np.searchsorted(boxes.image[order], chosen, "right")
+    rows = np.concatenate([order[a:b] for a, b in zip(starts, ends, strict=True)] or [order[:0]])
+    image = np.repeat(np.arange(len(chosen)), ends - starts)
+    return ScoredBoxes(image, boxes.box_px[rows], boxes.label[rows], boxes.score[rows])
+
+
+def _joined(parts: Sequence[ScoredBoxes]) -> ScoredBoxes:
+    return ScoredBoxes(
+        np.concatenate([part.image for part in parts]),
+        np.concatenate([part.box_px for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.score for part in parts]),
+    )
+
+
+def _nothing() -> ScoredBoxes:
+    nothing: Float64 = np.empty(0)
+    label: Int32 = np.empty(0, np.int32)
+    return ScoredBoxes(label, np.empty((0, 4), np.float32), label, nothing)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,229 @@
+"""Augmentation of whole training images with their boxes, as the papers list them.
+
+Every function takes a sample and gives a new one. Boxes are cut at the image's edge; a cell of
+which less than :data:`VISIBLE_SHARE` is left is no longer asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from models.records import Bool, Float32, Float64, Int64, UInt8
+
+VISIBLE_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One training image.
+
+    Attributes
+    ----------
+    rgb : (H, W, 3) uint8
+    box_px : (M, 4) float32
+        x0, y0, x1, y1.
+    kind : (M,) int64
+    """
+
+    rgb: UInt8
+    box_px: Float32
+    kind: Int64
+
+
+Draw = Callable[[], Sample]
+
+
+def wang2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
+    """Rotation, contrast, saturation, brightness (Wang et al. 2022, §3.2)."""
+    sample = quarter_turned(rng, cropped(rng, draw(), size_px))
+    if rng.random() < 0.5:
+        sample = rotated(rng, sample, 30.0)
+    return _recoloured(sample, *rng.uniform(0.7, 1.3, 3))
+
+
+def liu2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
+    """Flips, rotation, translation, Gaussian noise (Liu et al. 2022, "Data preprocessing")."""
+    sample = quarter_turned(rng, cropped(rng, draw(), size_px))
+    if rng.random() < 0.3:
+        sample = rotated(rng, sample, 30.0)
+    if rng.random() < 0.5:
+        sample = translated(rng, sample, 0.2)
+    return noisy(rng, sample, 8.0) if rng.random() < 0.5 else sample
+
+
+def tayebi2021(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
+    """Mosaic or CutMix, flips, hue, saturation, exposure (Tayebi et al. 2021, §4.2 and 4.4)."""
+    chance = rng.random()
+    if chance < 0.5:
+        sample = mosaic(rng, [quarter_turned(rng, draw()) for _ in range(4)], size_px)
+    elif chance < 0.65:
+        first, second = (quarter_turned(rng, cropped(rng, draw(), size_px)) for _ in range(2))
+        sample = cutmix(rng, first, second)
+    else:
+        sample = quarter_turned(rng, cropped(rng, draw(), size_px))
+    return recoloured_hsv(rng, sample)
+
+
+def quarter_turned(rng: np.random.Generator, sample: Sample) -> Sample:
+    """One of the eight ways to lay a square."""
+    rgb, box = sample.rgb, sample.box_px
+    if rng.random() < 0.5:
+        width = rgb.shape[1]
+        rgb, box = (
+            rgb[:, ::-1],
+            np.stack((width - box[:, 2], box[:, 1], width - box[:, 0], box[:, 3]), 1),
+        )
+    for _ in range(int(rng.integers(4))):  # anticlockwise: x → H', as np.rot90
+        width = rgb.shape[1]
+        rgb, box = (
+            np.rot90(rgb),
+            np.stack((box[:, 1], width - box[:, 2], box[:, 3], width - box[:, 0]), 1),
+        )
+    return Sample(np.ascontiguousarray(rgb), box.astype(np.float32), sample.kind)
+
+
+def rotated(rng: np.random.Generator, sample: Sample, most_deg: float) -> Sample:
+    """Turned about the middle by up to `most_deg`, corners filled with the image's median colour.
+
+    A cell is round: its new box is that of the turned ellipse that its box holds, not of the turned
+    corners, which would grow it.
+    """
+    angle = float(rng.uniform(-most_deg, most_deg))
+    height, width = sample.rgb.shape[:2]
+    fill = tuple(int(v) for v in np.median(sample.rgb.reshape(-1, 3), 0))
+    turned = Image.fromarray(sample.rgb).rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill)
+    radians = np.deg2rad(-angle)  # Pillow turns anticlockwise, y points down
+    cos, sin = np.cos(radians), np.sin(radians)
+    middle = np.array([width, height]) / 2
+    centre = (sample.box_px[:, :2] + sample.box_px[:, 2:]) / 2 - middle
+    half = (sample.box_px[:, 2:] - sample.box_px[:, :2]) / 2
+    centre = np.stack((centre @ (cos, -sin), centre @ (sin, cos)), 1) + middle
+    half = np.sqrt(np.stack((half**2 @ (cos**2, sin**2), half**2 @ (sin**2, cos**2)), 1))
+    box = np.concatenate((centre - half, centre + half), 1)
+    return _cut(Sample(np.asarray(turned), box.astype(np.float32), sample.kind))
+
+
+def translated(rng: np.random.Generator, sample: Sample, most_share: float) -> Sample:
+    """Shifted by up to a share of the image's sides; median colour comes in."""
+    height, width = sample.rgb.shape[:2]
+    x, y = (
+        int(rng.integers(-round(most_share * length), round(most_share * length) + 1))
+        for length in (width, height)
+    )
+    rgb = np.empty_like(sample.rgb)
+    rgb[:] = np.median(sample.rgb.reshape(-1, 3), 0)
+    rgb[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = sample.rgb[
+        max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)
+    ]
+    box = sample.box_px + np.array([x, y, x, y], np.float32)
+    return _cut(Sample(rgb, box, sample.kind))
+
+
+def noisy(rng: np.random.Generator, sample: Sample, most_spread: float) -> Sample:
+    """Gaussian noise of up to `most_spread` of 255."""
+    noise = rng.normal(0, rng.uniform(0, most_spread), sample.rgb.shape)
+    rgb: UInt8 = np.clip(sample.rgb + noise, 0, 255).astype(np.uint8)
+    return Sample(rgb, sample.box_px, sample.kind)
+
+
+def recoloured_hsv(rng: np.random.Generator, sample: Sample) -> Sample:
+    """Hue by up to 0.1 of the circle, saturation and exposure by up to 1.5, as darknet's."""
+    hue, saturation, value = Image.fromarray(sample.rgb).convert("HSV").split()
+    turn = float(rng.uniform(-0.1, 0.1)) * 255
+    gains = np.exp(rng.uniform(-np.log(1.5), np.log(1.5), 2))
+    planes = (
+        Image.fromarray(((np.asarray(hue, np.float32) + turn) % 256).astype(np.uint8)),
+        Image.fromarray(np.clip(np.asarray(saturation) * gains[0], 0, 255).astype(np.uint8)),
+        Image.fromarray(np.clip(np.asarray(value) * gains[1], 0, 255).astype(np.uint8)),
+    )
+    rgb = np.asarray(Image.merge("HSV", planes).convert("RGB"))
+    return Sample(rgb, sample.box_px, sample.kind)
+
+
+def cropped(rng: np.random.Generator, sample: Sample, size_px: int) -> Sample:
+    """A square of `size_px`: cut out at random, or laid on the median colour where too small."""
+    height, width = sample.rgb.shape[:2]
+    x, y = (
+        int(rng.integers(min(0, length - size_px), max(0, length - size_px) + 1))
+        for length in (width, height)
+    )
+    rgb = np.empty((size_px, size_px, 3), np.uint8)
+    rgb[:] = np.median(sample.rgb.reshape(-1, 3), 0)
+    seen = sample.rgb[max(y, 0) : y + size_px, max(x, 0) : x + size_px]
+    top, left = max(-y, 0), max(-x, 0)
+    rgb[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    box = sample.box_px - np.array([x, y, x, y], np.float32)
+    return _cut(Sample(rgb, box, sample.kind))
+
+
+def mosaic(rng: np.random.Generator, samples: list[Sample], size_px: int) -> Sample:
+    """Four images around a random point (Bochkovskiy et al. 2020, §3.3)."""
+    x, y = (round(size_px * float(share)) for share in rng.uniform(0.3, 0.7, 2))
+    spans = ((0, 0, x, y), (x, 0, size_px, y), (0, y, x, size_px), (x, y, size_px, size_px))
+    rgb = np.empty((size_px, size_px, 3), np.uint8)
+    boxes, kinds = [], []
+    for sample, (left, top, right, bottom) in zip(samples, spans, strict=True):
+        side = max(right - left, bottom - top)
+        part = _window(cropped(rng, sample, side), 0, 0, right - left, bottom - top)
+        rgb[top:bottom, left:right] = part.rgb
+        boxes.append(part.box_px + np.array([left, top, left, top], np.float32))
+        kinds.append(part.kind)
+    return Sample(rgb, np.concatenate(boxes), np.concatenate(kinds))
+
+
+def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
+    """A rectangle of the second image over the first (Yun et al. 2019, eq. 2), both of one size."""
+    height, width = first.rgb.shape[:2]
+    share = np.sqrt(1 - rng.uniform(0.4, 0.9))
+    wide, high = round(width * share), round(height * share)
+    left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+    part = _window(second, left, top, left + wide, top + high)
+    rgb = first.rgb.copy()
+    rgb[top : top + high, left : left + wide] = part.rgb
+    hole = np.array([left, top, left + wide, top + high], np.float64)
+    stays = 1 - _covered(first.box_px, hole) >= 1 - VISIBLE_SHARE  # what is half hidden misleads
+    shifted = part.box_px + np.array([left, top, left, top], np.float32)
+    return Sample(
+        rgb,
+        np.concatenate((first.box_px[stays], shifted)),
+        np.concatenate((first.kind[stays], part.kind)),
+    )
+
+
+def _recoloured(sample: Sample, contrast: float, saturation: float, brightness: float) -> Sample:
+    picture = Image.fromarray(sample.rgb)
+    for enhance, by in (
+        (ImageEnhance.Contrast, contrast),
+        (ImageEnhance.Color, saturation),
+        (ImageEnhance.Brightness, brightness),
+    ):
+        picture = enhance(picture).enhance(float(by))
+    return Sample(np.asarray(picture), sample.box_px, sample.kind)
+
+
+def _window(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:
+    box = sample.box_px - np.array([left, top, left, top], np.float32)
+    return _cut(Sample(sample.rgb[top:bottom, left:right], box, sample.kind))
+
+
+def _cut(sample: Sample) -> Sample:
+    """Boxes cut at the edge; those that lie mostly outside are gone."""
+    height, width = sample.rgb.shape[:2]
+    whole = np.array([0, 0, width, height], np.float64)
+    visible: Bool = _covered(sample.box_px, whole) >= VISIBLE_SHARE
+    box = np.clip(sample.box_px, 0, whole[[2, 3, 2, 3]]).astype(np.float32)
+    return Sample(sample.rgb, box[visible], sample.kind[visible])
+
+
+def _covered(box: Float32, by: Float64) -> Float64:
+    """Share of each box (M, 4) that the box `by` covers."""
+    low, high = np.maximum(box[:, :2], by[:2]), np.minimum(box[:, 2:], by[2:])
+    area = (box[:, 2:] - box[:, :2]).astype(np.float64).prod(1)
+    share: Float64 = np.clip(high - low, 0, None).astype(np.float64).prod(1) / np.maximum(
+        area, 1e-9
+    )
+    return share

@@ -1,0 +1,241 @@
+"""One training, as a TOML file says it: which system, on which data, how long."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from models.errors import TrainingInvalid
+
+_STRICT = ConfigDict(extra="forbid")
+System = Literal["wang2022", "tayebi2021", "liu2022", "choi2017"]
+Stage = Literal["cells", "regions", "tiles"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Source:
+    """A folder of annotated images.
+
+    Attributes
+    ----------
+    format
+        ``pascal_voc``, ``coco``, ``yolo`` or ``crops``.
+    folder
+        Where images (and labels) lie.
+    um_per_px
+        Of its images.
+    file
+        The COCO file; only with that format.
+    types
+        Names of YOLO's class numbers, in their order; only with that format.
+    group
+        Regular expression whose first group, in a file's name, is its slide, patient or
+        near-duplicate group. Without one, each file is a group of its own.
+    leave_out
+        Parts of file names that are not used.
+    """
+
+    format: Literal["pascal_voc", "coco", "yolo", "crops"]
+    folder: Path
+    um_per_px: Positive
+    file: Path | None = None
+    types: tuple[str, ...] = ()
+    group: str = ""
+    leave_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Optimisation:
+    """How weights are moved.
+
+    Attributes
+    ----------
+    kind
+        ``sgd`` with momentum, or ``adamw``.
+    learning_rate, weight_decay, momentum
+    schedule
+        ``steps`` multiplies by `factor` at each of `milestones`; ``cosine`` falls to 0.
+    warm_up_steps
+        Steps over which the learning rate rises.
+    milestones
+        Shares of all steps.
+    factor
+    clip_norm
+        Longest gradient; 0 for any.
+    """
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 0.001
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Share = 0.9
+    schedule: Literal["steps", "cosine"] = "steps"
+    warm_up_steps: Annotated[int, Field(ge=0)] = 0
+    milestones: tuple[Share, ...] = (0.8, 0.9)
+    factor: Share = 0.1
+    clip_norm: Annotated[float, Field(ge=0)] = 10.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Recipe:
+    """A training.
+
+    Attributes
+    ----------
+    system
+        ``wang2022``, ``tayebi2021``, ``liu2022`` or ``choi2017``.
+    name
+        Of the model package.
+    out
+        Folder for checkpoint, metrics and package.
+    types
+        In the order of the outputs.
+    data
+        What is trained on, and split unless `validation` is given.
+    steps
+        Batches.
+    stage
+        ``cells``; ``regions`` for the low-magnification network of wang2022; ``tiles`` for the tile
+        classifier of tayebi2021.
+    validation
+        Images to choose and measure with, instead of a split.
+    folds, held_out
+        Of the split by group; the held-out fold is divided 70 to 30 into validation and test.
+    batch
+        Images of a batch.
+    size_px
+        Side of training images, in pixels of the network's scale.
+    um_per_px
+        The network's scale.
+    init
+        ``scratch``, or a safetensors file with weights to begin with.
+    seed
+    evaluate_every
+        Steps between measurements on the validation images; 0 for ten times in all.
+    checkpoint_every
+        Steps.
+    workers
+        Processes that read and augment images.
+    threads
+        Of PyTorch on a CPU; 0 for all cores.
+    network
+        Settings of the network, as its constructor names them.
+    optimisation
+        None for the paper's own.
+    """
+
+    system: System
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    out: Path
+    types: Annotated[tuple[str, ...], Field(min_length=1)]
+    data: Annotated[tuple[Source, ...], Field(min_length=1)]
+    steps: Count
+    stage: Stage = "cells"
+    validation: tuple[Source, ...] = ()
+    folds: Annotated[int, Field(ge=2)] = 5
+    held_out: Annotated[int, Field(ge=0)] = 0
+    batch: Count = 4
+    size_px: Annotated[int, Field(ge=32)] = 512
+    um_per_px: Positive = 0.25
+    init: str = "scratch"
+    seed: Annotated[int, Field(ge=0)] = 0
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Count = 100
+    workers: Annotated[int, Field(ge=0)] = 1
+    threads: Annotated[int, Field(ge=0)] = 0
+    network: Mapping[str, float | int | bool] = field(default_factory=dict)
+    optimisation: Optimisation | None = None
+
+
+# What the papers say; where one is silent, the value is ours and said so in models/training.
+PAPERS: Mapping[str, Optimisation] = {
+    # §3.2: "learning rate of 5e-4 and the weight decay of 1e-4", × 0.1 "10 times of the number of
+    # patches" apart; momentum is ours.
+    "wang2022": Optimisation(learning_rate=5e-4, weight_decay=1e-4, milestones=(1 / 3, 2 / 3)),
+    # §4.4: momentum 0.949, 0.001, steps at 0.8 and 0.9 of the schedule, warm-up.
+    "tayebi2021": Optimisation(momentum=0.949, weight_decay=5e-4, warm_up_steps=1000),
+    # "Training details": momentum 0.9, 0.001, 0.0001, × 0.3 every 4 of 20 rounds.
+    "liu2022": Optimisation(milestones=(0.2, 0.4, 0.6, 0.8), factor=0.3),
+    # The paper names stochastic gradient descent alone; the rest is ours.
+    "choi2017": Optimisation(
+        learning_rate=0.02, weight_decay=5e-4, schedule="cosine", warm_up_steps=50
+    ),
+}
+TILE_CLASSIFIER = Optimisation(  # Tayebi et al. (2021), §4.3
+    kind="adamw", learning_rate=1e-4, weight_decay=5e-4, schedule="cosine"
+)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a training's TOML file; relative paths in it are relative to it.
+
+    Raises
+    ------
+    TrainingInvalid
+        Naming the file and the field.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingInvalid(f"{path} cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainingInvalid(f"{path} is not TOML: {error}.") from error
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(_placed(values, path.parent))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise TrainingInvalid(f"{path}: field {where}: {first['msg']}; correct it.") from error
+    _check(recipe, path)
+    return recipe
+
+
+def optimisation_of(recipe: Recipe) -> Optimisation:
+    """The recipe's own, or the paper's."""
+    if recipe.optimisation is not None:
+        return recipe.optimisation
+    return TILE_CLASSIFIER if recipe.stage == "tiles" else PAPERS[recipe.system]
+
+
+def _placed(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Every path of the file, relative to its folder."""
+
+    def moved(table: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {
+            key: folder / value if key in names and isinstance(value, str) else value
+            for key, value in table.items()
+        }
+
+    placed = moved(values, "out")
+    for key in ("data", "validation"):
+        if isinstance(placed.get(key), list):
+            placed[key] = [
+                moved(each, "folder", "file") if isinstance(each, dict) else each
+                for each in placed[key]
+            ]
+    return placed
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    stages = {"wang2022": ("cells", "regions"), "tayebi2021": ("cells", "tiles")}
+    allowed = stages.get(recipe.system, ("cells",))
+    if recipe.stage not in allowed:
+        raise TrainingInvalid(f"{path}: {recipe.system} has no stage {recipe.stage!r}: {allowed}.")
+    if len(set(recipe.types)) != len(recipe.types):
+        raise TrainingInvalid(f"{path}: field types names a type twice; correct it.")
+    if recipe.held_out >= recipe.folds:
+        raise TrainingInvalid(f"{path}: field held_out must be less than folds, {recipe.folds}.")
+    for number, source in enumerate((*recipe.data, *recipe.validation)):
+        where = f"{path}: data source {number + 1} ({source.folder})"
+        if (source.format == "coco") != (source.file is not None):
+            raise TrainingInvalid(f"{where}: 'file' goes with the format coco, and only with it.")
+        if (source.format == "yolo") != bool(source.types):
+            raise TrainingInvalid(f"{where}: 'types' goes with the format yolo, and only with it.")
