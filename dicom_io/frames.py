@@ -8,7 +8,7 @@ tiles that overlap. Memory is bounded by :class:`ReadSettings`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -131,7 +131,7 @@ def read_tiles(
     within: Regions | None = None,
     batch_size: int = 8,
     settings: ReadSettings | None = None,
-) -> Iterator[Tiles]:
+) -> Generator[Tiles, None, None]:
     """Read boxes of the slide as tiles of one size.
 
     Parameters

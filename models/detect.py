@@ -94,7 +94,10 @@ def detect(
     )
     box, score, probability = box[tile, peak], score[tile, peak], probability[tile, peak]
     kept = _without_rivals(tile, box, score, manifest.detector.nms_iou)
-    probability, label = _labelled(probability[kept], manifest)
+    if manifest.classifier is not None:
+        # A second stage names the types: until then nothing is known.
+        probability = np.zeros((len(box), len(manifest.types)), np.float32)
+    probability, label = labelled(probability[kept], manifest)
     return Detections(
         tile=tile[kept].astype(np.int32),
         box_tile_px=box[kept],
@@ -111,7 +114,8 @@ def _outputs(
     box, score = outputs["box_px"], outputs["score"]
     probability = outputs["type_probability"]
     anchors = score.shape[1]
-    want = ((tiles, anchors, 4), (tiles, anchors), (tiles, anchors, len(manifest.types)))
+    types = len(manifest.types) if manifest.classifier is None else probability.shape[-1]
+    want = ((tiles, anchors, 4), (tiles, anchors), (tiles, anchors, types))
     if (box.shape, score.shape, probability.shape) != want:
         raise InferenceFailed(
             f"Model network {manifest.detector.file}: outputs have shapes {box.shape},"
@@ -132,8 +136,11 @@ def _without_rivals(tile: Int64, box: Float32, score: Float32, nms_iou: float) -
     return np.asarray(order[~yields], dtype=np.int64)
 
 
-def _labelled(probability: Float32, manifest: Manifest) -> tuple[Float32, Int32]:
-    """Return probability (N, K) over all classes and the reported label (N,)."""
+def labelled(probability: Float32, manifest: Manifest) -> tuple[Float32, Int32]:
+    """Return probability (N, K) over all classes and the reported label (N,).
+
+    See :func:`detect` for what an unclassified cell's row holds.
+    """
     if UNCLASSIFIED not in manifest.classes:
         return probability, probability.argmax(axis=1).astype(np.int32)
     highest = probability.max(axis=1)

@@ -10,23 +10,15 @@ import numpy as np
 from models.errors import InferenceFailed
 from models.manifest import LocaliserStage
 from models.package import ModelPackage
-from models.records import Float32, Float64, Regions, Tiles, UInt8
+from models.records import Float32, Float64, Int64, Regions, Tiles, UInt8
 
 KIND = "accepted frame"
-
-# Side of a localiser tile, in values of its output; the outermost ring of a tile is context only,
-# because the network sees nothing beyond the tile there.
-_TILE_VALUES = 32
-_RING_VALUES = 2
-# How far an accepted place reaches beyond its own square, in sides of that square: the cell whose
-# centre lies just outside of it belongs to the same trail.
-_DILATION = 0.5
 
 
 def localiser_grid(
     size_px: tuple[int, int], um_per_px_base: float, stage: LocaliserStage
 ) -> Float64:
-    """Lay out localiser tiles so that all but their outer rings cover the slide.
+    """Lay out localiser tiles so that all but their context covers the slide.
 
     Parameters
     ----------
@@ -38,15 +30,29 @@ def localiser_grid(
     Returns
     -------
     box_px : (T, 4) float64
-        Equal boxes, row by row; those at the edges reach beyond the slide.
+        Equal boxes, row by row; those at the edges reach beyond the slide. With a sampled grid,
+        one of these in the middle of each of its cells.
     """
-    value_px = stage.output_stride_px * stage.um_per_px / um_per_px_base
-    ring = _RING_VALUES * value_px
-    step = (_TILE_VALUES - 2 * _RING_VALUES) * value_px
+    scale = stage.um_per_px / um_per_px_base
+    side, ring = stage.tile_px * scale, stage.context_px * scale
+    step = side - 2 * ring
     columns, rows = (max(1, math.ceil(length / step)) for length in size_px)
-    y, x = np.divmod(np.arange(rows * columns), columns)
-    low = np.stack([x, y], axis=1) * step - ring
-    return np.concatenate([low, low + _TILE_VALUES * value_px], axis=1).astype(np.float64)
+    if stage.sampled_grid is None:
+        row, column = np.divmod(np.arange(rows * columns), columns)
+    else:
+        row, column = _sampled(stage.sampled_grid, rows, columns)
+    low = np.stack([column, row], axis=1) * step - ring
+    return np.concatenate([low, low + side], axis=1).astype(np.float64)
+
+
+def _sampled(grid: tuple[int, int], rows: int, columns: int) -> tuple[Int64, Int64]:
+    """Tiles in the middle of the cells of a grid, each once: their rows and columns."""
+    middle = [
+        np.unique(((np.arange(parts) + 0.5) * length / parts).astype(np.int64))
+        for parts, length in zip(grid, (rows, columns), strict=True)
+    ]
+    row, column = np.meshgrid(*middle, indexing="ij")
+    return row.ravel(), column.ravel()
 
 
 def localise(
@@ -116,19 +122,19 @@ def _accepted(
         )
     seen = batch.valid.reshape(n, shape[1], stride, shape[2], stride).any(axis=(2, 4))
     taken = (probability >= stage.threshold) & (probability > 0) & seen
-    taken &= _inner(shape[1:])
+    taken &= _inner(shape[1:], stage.context_px // stride)
     tile, y, x = np.nonzero(taken)
     position = np.stack([x, y], axis=1).astype(np.float64)
     origin, scale = batch.origin_px[tile], stride * batch.px_per_tile_px
-    low = origin + (position - _DILATION) * scale
-    high = origin + (position + 1 + _DILATION) * scale
+    low = origin + (position - stage.dilation) * scale
+    high = origin + (position + 1 + stage.dilation) * scale
     return np.concatenate([low, high], axis=1), probability[taken]
 
 
-def _inner(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _inner(shape: tuple[int, ...], ring: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Return where a tile's output counts: everywhere but in its outer ring."""
     inner = np.zeros(shape, dtype=np.bool_)
-    inner[_RING_VALUES : shape[0] - _RING_VALUES, _RING_VALUES : shape[1] - _RING_VALUES] = True
+    inner[ring : shape[0] - ring, ring : shape[1] - ring] = True
     return inner
 
 

@@ -33,6 +33,16 @@ class LocaliserStage:
         Scale of its input images.
     output_stride_px
         Input pixels per output value, along x and y.
+    tile_px
+        Side of its input images, context included; a multiple of `output_stride_px`.
+    context_px
+        Border of a tile whose outputs are not used; a multiple of `output_stride_px`.
+    dilation
+        How far an accepted place reaches beyond its own square, in sides of that square: the cell
+        whose centre lies just outside of it belongs to the same trail.
+    sampled_grid
+        Rows and columns of a grid over the slide: only the tile in the middle of each of its cells
+        is looked at (Tayebi 2021 §4.3: 15 and 20). None to look at all of the slide.
     threshold
         Probability from which a place is accepted.
     """
@@ -41,6 +51,10 @@ class LocaliserStage:
     sha256: str
     um_per_px: float
     output_stride_px: int
+    tile_px: int
+    context_px: int
+    dilation: float
+    sampled_grid: tuple[int, int] | None
     threshold: float
 
 
@@ -75,6 +89,24 @@ class DetectorStage:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassifierStage:
+    """A second network that names the type of each cell that the detector found.
+
+    Attributes
+    ----------
+    file, sha256, um_per_px
+        As for the localiser.
+    crop_px
+        Side of its input images, in pixels of its scale, with the cell in the middle.
+    """
+
+    file: str
+    sha256: str
+    um_per_px: float
+    crop_px: int
+
+
+@dataclass(frozen=True, slots=True)
 class DifferentialRules:
     """When the count has converged and when it suffices; calibrated with the model.
 
@@ -86,12 +118,15 @@ class DifferentialRules:
         Cells of the nucleated differential count that a differential needs.
     unclassified_share_max
         Largest share of nucleated cells that may stay unclassified.
+    stop_when_converged
+        Read no more tiles once the count has converged and suffices (Tayebi 2021 §2.4).
     """
 
     chi_square_threshold: float
     chi_square_tiles: int
     minimum_cells: int
     unclassified_share_max: float
+    stop_when_converged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +139,12 @@ class Manifest:
     demonstration
         True for weights that only demonstrate the node.
     classes
-        Cell type keys in the order of the detector's outputs; ``"unclassified"``, which no
-        network outputs, comes last where the package can say so.
-    localiser, detector, differential
+        Cell type keys in the order of the outputs of the detector, or of the classifier;
+        ``"unclassified"``, which no network outputs, comes last where the package can say so.
+    localiser, detector
+    classifier
+        None where the detector's own types are reported.
+    differential
     training
         On what and how it was trained, free form.
     metrics
@@ -121,6 +159,7 @@ class Manifest:
     classes: tuple[str, ...]
     localiser: LocaliserStage
     detector: DetectorStage
+    classifier: ClassifierStage | None
     differential: DifferentialRules
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -188,7 +227,7 @@ def _manifest(fields: _Fields) -> Manifest:
     if fields.whole("schema", 1) != SCHEMA:
         fields.refuse("schema", f"must be {SCHEMA}, the only one this node reads")
     stages = fields.inner("stages")
-    stages.only("localiser", "detector")
+    stages.only("localiser", "detector", "classifier")
     manifest = Manifest(
         name=fields.identifier("name"),
         version=fields.text("version"),
@@ -198,6 +237,9 @@ def _manifest(fields: _Fields) -> Manifest:
         classes=_classes(fields),
         localiser=_localiser(stages.inner("localiser")),
         detector=_detector(stages.inner("detector")),
+        classifier=None
+        if stages.values["classifier"] is None
+        else _classifier(stages.inner("classifier")),
         differential=_differential(fields.inner("differential")),
         training=fields.inner("training").values,
         metrics=fields.inner("metrics").values,
@@ -222,14 +264,33 @@ def _classes(fields: _Fields) -> tuple[str, ...]:
 
 
 def _localiser(fields: _Fields) -> LocaliserStage:
-    fields.only("file", "sha256", "um_per_px", "output_stride_px", "threshold")
-    return LocaliserStage(
+    fields.only(
+        "file",
+        "sha256",
+        "um_per_px",
+        "output_stride_px",
+        "tile_px",
+        "context_px",
+        "dilation",
+        "sampled_grid",
+        "threshold",
+    )
+    stage = LocaliserStage(
         file=fields.file_name("file"),
         sha256=fields.digest("sha256"),
         um_per_px=fields.positive("um_per_px"),
         output_stride_px=fields.whole("output_stride_px", 1),
+        tile_px=fields.whole("tile_px", 32),
+        context_px=fields.whole("context_px", 0),
+        dilation=fields.fraction("dilation"),
+        sampled_grid=fields.pair("sampled_grid"),
         threshold=fields.fraction("threshold"),
     )
+    if stage.tile_px % stage.output_stride_px or stage.context_px % stage.output_stride_px:
+        fields.refuse("tile_px", "and context_px must be multiples of output_stride_px")
+    if 2 * stage.context_px >= stage.tile_px:
+        fields.refuse("context_px", "must be less than half of tile_px")
+    return stage
 
 
 def _detector(fields: _Fields) -> DetectorStage:
@@ -260,15 +321,30 @@ def _detector(fields: _Fields) -> DetectorStage:
     return stage
 
 
+def _classifier(fields: _Fields) -> ClassifierStage:
+    fields.only("file", "sha256", "um_per_px", "crop_px")
+    return ClassifierStage(
+        file=fields.file_name("file"),
+        sha256=fields.digest("sha256"),
+        um_per_px=fields.positive("um_per_px"),
+        crop_px=fields.whole("crop_px", 8),
+    )
+
+
 def _differential(fields: _Fields) -> DifferentialRules:
     fields.only(
-        "chi_square_threshold", "chi_square_tiles", "minimum_cells", "unclassified_share_max"
+        "chi_square_threshold",
+        "chi_square_tiles",
+        "minimum_cells",
+        "unclassified_share_max",
+        "stop_when_converged",
     )
     return DifferentialRules(
         chi_square_threshold=fields.positive("chi_square_threshold"),
         chi_square_tiles=fields.whole("chi_square_tiles", 1),
         minimum_cells=fields.whole("minimum_cells", 1),
         unclassified_share_max=fields.fraction("unclassified_share_max"),
+        stop_when_converged=fields.flag("stop_when_converged"),
     )
 
 
@@ -335,6 +411,18 @@ class _Fields:
         if not 0 <= value <= 1:
             self.refuse(key, "must lie between 0 and 1")
         return value
+
+    def pair(self, key: str) -> tuple[int, int] | None:
+        value = self.values[key]
+        if value is None:
+            return None
+        if (
+            not isinstance(value, list)
+            or len(value) != 2
+            or not all(type(each) is int and each > 0 for each in value)
+        ):
+            self.refuse(key, "must be null or two whole numbers from 1")
+        return value[0], value[1]
 
     def identifier(self, key: str) -> str:
         value = self.text(key)

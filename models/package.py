@@ -21,6 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid, ModelNotFound
 from models.manifest import (
     MANIFEST_FILE,
+    ClassifierStage,
     DetectorStage,
     LocaliserStage,
     Manifest,
@@ -30,7 +31,7 @@ from models.records import Float32, UInt8
 
 SHIPPED_PACKAGES = Path(__file__).parent / "packages"
 
-Stage = Literal["localiser", "detector"]
+Stage = Literal["localiser", "detector", "classifier"]
 Device = Literal["auto", "cuda", "cpu"]
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -97,9 +98,15 @@ def load_package(folder: Path) -> ModelPackage:
     package = ModelPackage(
         parse_manifest(content, folder.name), folder, hashlib.sha256(content).hexdigest()
     )
-    _network(package, "localiser")
-    _network(package, "detector")
+    for stage in stages_of(package.manifest):
+        _network(package, stage)
     return package
+
+
+def stages_of(manifest: Manifest) -> tuple[Stage, ...]:
+    """Return the stages that a package has, in the order in which a slide meets them."""
+    both: tuple[Stage, ...] = ("localiser", "detector")
+    return (*both, "classifier") if manifest.classifier is not None else both
 
 
 def installed_packages(folders: Sequence[Path]) -> list[ModelPackage]:
@@ -142,8 +149,14 @@ def _names(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _described(package: ModelPackage, stage: Stage) -> LocaliserStage | DetectorStage:
+def _described(
+    package: ModelPackage, stage: Stage
+) -> LocaliserStage | DetectorStage | ClassifierStage:
     manifest = package.manifest
+    if stage == "classifier":
+        if manifest.classifier is None:
+            raise ManifestInvalid(f"Model package {manifest.name} has no second stage.")
+        return manifest.classifier
     return manifest.localiser if stage == "localiser" else manifest.detector
 
 
@@ -194,7 +207,7 @@ class Session:
         Parameters
         ----------
         image : (N, H, W, 3) uint8
-            RGB; N at least 1, H and W multiples of 32.
+            RGB; N at least 1, H and W multiples of 32 (but for a classifier's crops).
 
         Returns
         -------
@@ -327,6 +340,7 @@ _OUTPUTS: Mapping[Stage, tuple[tuple[str, tuple[int | Literal["types"] | None, .
         ("score", (None, None)),
         ("type_probability", (None, None, "types")),
     ),
+    "classifier": (("type_probability", (None, "types")),),
 }
 
 
@@ -340,12 +354,18 @@ def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
         raise _not_the_stage(package, stage, "input 'image' must be (N, H, W, 3), N, H, W dynamic")
     nodes = {node.name: node for node in session.get_outputs()}
     for name, shape in _OUTPUTS[stage]:
-        want = tuple(len(package.manifest.types) if d == "types" else d for d in shape)
+        # What a detector calls its cells is not used where a second stage names them.
+        types = None if _unused(package, stage) else len(package.manifest.types)
+        want = tuple(types if d == "types" else d for d in shape)
         node = nodes.get(name)
         if node is None or node.type != "tensor(float)" or not _fits(node.shape, want):
             raise _not_the_stage(
                 package, stage, f"must have an output '{name}' of type float32 and shape {want}"
             )
+
+
+def _unused(package: ModelPackage, stage: Stage) -> bool:
+    return stage == "detector" and package.manifest.classifier is not None
 
 
 def _fixed(dimension: object) -> bool:

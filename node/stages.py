@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,13 +15,14 @@ from dicom_io.analysis import Analysis, ModelIdentity
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
+from models.classify import classify
 from models.detect import detect as detect_tiles
 from models.detect import detection_grid
 from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
-from models.package import open_session
-from models.records import Regions, Tiles
+from models.package import open_session, stages_of
+from models.records import Detections, Float64, Regions, Tiles
 from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings
@@ -106,10 +107,14 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
     """Read the regions' frames, find and classify cells tile by tile, and stitch them."""
     regions: Regions = place.work.get_record(localised["regions"])
     manifest = place.package.manifest
-    session = open_session(
-        place.package, "detector", place.settings.model.device, place.settings.model.threads
-    )
-    found, cells = [], 0
+    sessions = {
+        stage: open_session(
+            place.package, stage, place.settings.model.device, place.settings.model.threads
+        )
+        for stage in stages_of(manifest)
+        if stage != "localiser"
+    }
+    found: list[tuple[Detections, TileGeometry]] = []
     with _slide(place, opened) as (pacs, slide):
         box_px, core_px = detection_grid(
             regions,
@@ -127,22 +132,45 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             batch_size=place.settings.model.batch_tiles,
             settings=place.settings.read,
         )
-        done = 0
-        for batch in tiles if len(box_px) else ():
-            detections = detect_tiles(batch, session, place.package)
-            found.append((detections, TileGeometry.of(batch, done)))
-            done += len(batch.rgb)
-            cells += len(detections.tile)
-            place.progress("detect", done / len(box_px), cells)
-        stitched = stitch(found, core_px, regions, manifest.classes, place.package.digest)
+        done = cells = 0
+        with closing(tiles):
+            for batch in tiles if len(box_px) else ():
+                detections = detect_tiles(batch, sessions["detector"], place.package)
+                if "classifier" in sessions:
+                    detections = classify(batch, detections, sessions["classifier"], place.package)
+                found.append((detections, TileGeometry.of(batch, done)))
+                done += len(batch.rgb)
+                cells += len(detections.tile)
+                place.progress("detect", done / len(box_px), cells)
+                if _is_enough(place, found, core_px[:done], regions, cells):
+                    break
+        stitched = stitch(found, core_px[:done], regions, manifest.classes, place.package.digest)
         return {
             "cells": place.work.put_record(stitched),
-            "tiles": len(core_px),
+            "tiles": done,
+            "tiles_in_regions": len(core_px),
             "bytes_read": pacs.bytes_read,
             "bytes_regions": bytes_of_regions(pacs, slide, regions, manifest.detector.um_per_px),
             "bytes_slide": bytes_slide(pacs, slide),
-            "provider": session.provider,
+            "provider": sessions["detector"].provider,
         }
+
+
+def _is_enough(
+    place: Workplace,
+    found: list[tuple[Detections, TileGeometry]],
+    core_px: Float64,
+    regions: Regions,
+    cells: int,
+) -> bool:
+    """Tell whether the count of the tiles read so far has converged and suffices."""
+    manifest = place.package.manifest
+    rules = manifest.differential
+    if not rules.stop_when_converged or cells < rules.minimum_cells:
+        return False
+    so_far = stitch(found, core_px, regions, manifest.classes, place.package.digest)
+    differential = count_differential(so_far, len(core_px), rules)
+    return differential.converged_after is not None and differential.total >= rules.minimum_cells
 
 
 def count(place: Workplace, opened: Json, detected: Json) -> Json:

@@ -35,6 +35,7 @@ RULES = DifferentialRules(
     chi_square_tiles=5,
     minimum_cells=500,
     unclassified_share_max=0.10,
+    stop_when_converged=False,
 )
 
 

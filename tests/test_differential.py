@@ -34,7 +34,11 @@ CLASSES = (
     "unclassified",
 )
 RULES = DifferentialRules(
-    chi_square_threshold=0.01, chi_square_tiles=3, minimum_cells=10, unclassified_share_max=0.10
+    chi_square_threshold=0.01,
+    chi_square_tiles=3,
+    minimum_cells=10,
+    unclassified_share_max=0.10,
+    stop_when_converged=False,
 )
 
 

@@ -58,6 +58,10 @@ LOCALISER = {
     "file": "localiser.onnx",
     "um_per_px": 2.0,
     "output_stride_px": 16,
+    "tile_px": 512,
+    "context_px": 32,
+    "dilation": 0.5,
+    "sampled_grid": None,
     "threshold": 0.65,
 }
 # Calibrated on the cells found on the demonstration slide (2030 cells, 445 tiles), over 40 random
@@ -68,6 +72,7 @@ DIFFERENTIAL = {
     "chi_square_tiles": 10,
     "minimum_cells": 500,
     "unclassified_share_max": 0.10,
+    "stop_when_converged": False,
 }
 
 
@@ -163,7 +168,7 @@ def manifest(metrics: dict[str, Any], validation_fields: int) -> dict[str, Any]:
         "demonstration": True,
         "licence": "Apache-2.0",
         "classes": [*TYPES, "unclassified"],
-        "stages": {"localiser": LOCALISER, "detector": DETECTOR},
+        "stages": {"localiser": LOCALISER, "detector": DETECTOR, "classifier": None},
         "differential": DIFFERENTIAL,
         "training": {
             "cells": "479 published bone marrow cells (Choi 2017), 5 folds by near-duplicate group;"

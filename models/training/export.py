@@ -105,7 +105,8 @@ def largest_differences(module: nn.Module, path: Path, image: UInt8) -> dict[str
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest.json``, with the SHA-256 of the networks that it names filled in."""
     stages = {
-        stage: {
+        stage: fields
+        and {
             **fields,
             "sha256": hashlib.sha256((folder / fields["file"]).read_bytes()).hexdigest(),
         }

@@ -1,0 +1,99 @@
+"""The second stage, where a package has one: each cell found is looked at by itself.
+
+Choi et al. (2017) name cells that somebody else found; here, a detector did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from models.detect import labelled
+from models.errors import InferenceFailed
+from models.manifest import ClassifierStage
+from models.package import ModelPackage
+from models.records import Detections, Float32, Tiles, UInt8
+
+_BATCH = 64
+
+
+def classify(
+    tiles: Tiles,
+    found: Detections,
+    session: Callable[[UInt8], Mapping[str, Float32]],
+    package: ModelPackage,
+) -> Detections:
+    """Name the types of cells anew.
+
+    Parameters
+    ----------
+    tiles
+        Where they were found.
+    found
+    session
+        The classifier of `package`.
+    package
+
+    Returns
+    -------
+    Detections
+        The same boxes and scores; probabilities and labels as :func:`models.detect.detect` has
+        them, from the second network.
+
+    Raises
+    ------
+    InferenceFailed
+        The network failed or its output does not have the declared shape.
+    """
+    manifest = package.manifest
+    stage = manifest.classifier
+    if stage is None or not len(found.tile):
+        return found
+    crops = crops_of(tiles, found, stage, manifest.detector.um_per_px)
+    parts = [
+        session(crops[first : first + _BATCH])["type_probability"]
+        for first in range(0, len(crops), _BATCH)
+    ]
+    probability = np.concatenate(parts)
+    want = (len(crops), len(manifest.types))
+    if probability.shape != want:
+        raise InferenceFailed(
+            f"Model network {stage.file}: output has shape {probability.shape}, expected {want};"
+            " the package is defective."
+        )
+    probability, label = labelled(probability, manifest)
+    return replace(found, probability=probability, label=label)
+
+
+def crops_of(tiles: Tiles, found: Detections, stage: ClassifierStage, um_per_px: float) -> UInt8:
+    """Cut each cell out, at the scale of the second network.
+
+    Parameters
+    ----------
+    tiles
+        At `um_per_px`.
+    found
+    stage
+    um_per_px
+        Of the tiles.
+
+    Returns
+    -------
+    (N, crop_px, crop_px, 3) uint8
+        The middle of the cell's box in the middle; a tile's border is reflected.
+    """
+    scale = stage.um_per_px / um_per_px  # tile px per crop px
+    offset = (np.arange(stage.crop_px) + 0.5 - stage.crop_px / 2) * scale
+    centre = (found.box_tile_px[:, :2] + found.box_tile_px[:, 2:]).astype(np.float64) / 2
+    crops = np.empty((len(centre), stage.crop_px, stage.crop_px, 3), np.uint8)
+    for row, (tile, (x, y)) in enumerate(zip(found.tile.tolist(), centre.tolist(), strict=True)):
+        # Pixel centres lie at 0.5: index = coordinate - 0.5.
+        places = np.meshgrid(y + offset - 0.5, x + offset - 0.5, indexing="ij")
+        for channel in range(3):
+            crops[row, ..., channel] = ndimage.map_coordinates(
+                tiles.rgb[tile, ..., channel], places, order=1, mode="reflect"
+            )
+    return crops
