@@ -123,6 +123,24 @@ def detection_table(
     }
 
 
+def best_threshold(findings: Findings, types: int) -> float:
+    """Score from which on F1, over the cells of all types together, is highest.
+
+    A network that learns by ranking gives scores whose order alone means something.
+    """
+    hits, scores = [np.empty(0, np.bool_)], [np.empty(0)]
+    for kind in range(types):
+        found = findings.found.of(kind)
+        points = curve(found, findings.truth.of(kind), 0.5)
+        hits.append(np.diff(points.recall, prepend=0.0) > 0)
+        scores.append(-np.sort(-found.score))
+    score, hit = np.concatenate(scores), np.concatenate(hits)
+    order = np.argsort(-score, kind="stable")
+    right = np.cumsum(hit[order])
+    f1_of = 2 * right / (np.arange(len(order)) + 1 + (findings.truth.label >= 0).sum())
+    return float(score[order][f1_of.argmax()]) if len(order) else 0.5
+
+
 def mean_ap_50(findings: Findings, types: int) -> float:
     """Mean over the types that occur of the average precision at IoU 0.5, by 11 points."""
     values = [

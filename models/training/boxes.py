@@ -63,10 +63,9 @@ def decode(offset: Tensor, reference: Tensor, weight: tuple[float, float, float,
     return torch.cat((centre - half, centre + half), -1)
 
 
-def clipped(box: Tensor, width: int | Tensor, height: int | Tensor) -> Tensor:
+def clipped(box: Tensor, width: int, height: int) -> Tensor:
     """Boxes (…, 4) cut at the edges of their image."""
-    x = box[..., 0::2].clamp(min=0).minimum(torch.as_tensor(width, device=box.device).to(box))
-    y = box[..., 1::2].clamp(min=0).minimum(torch.as_tensor(height, device=box.device).to(box))
+    x, y = box[..., 0::2].clamp(0, width), box[..., 1::2].clamp(0, height)
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
 
 
@@ -206,19 +205,13 @@ def pyramid_roi_align(
         Image pixels per place of each map.
     samples
     """
-    geometry = [box.new_tensor(strides)]
-    geometry += [
-        torch.stack([torch.as_tensor(each.shape[axis], device=box.device) for each in features])
-        for axis in (2, 3)
-    ]
-    stride, height, width = (each[level] for each in geometry)  # (N,) each
-    length = torch.stack(
-        [
-            torch.as_tensor(each.shape[0] * each.shape[2] * each.shape[3], device=box.device)
-            for each in features
-        ]
-    )
-    start = (length.cumsum(0) - length)[level]
+    # Sizes are added to a tensor, not made into one: so they stay free in an exported graph.
+    nought = torch.zeros((), dtype=torch.int64, device=box.device)
+    heights = torch.stack([nought + each.shape[2] for each in features])
+    widths = torch.stack([nought + each.shape[3] for each in features])
+    lengths = heights * widths * features[0].shape[0]
+    stride, height, width = box.new_tensor(strides)[level], heights[level], widths[level]  # (N,)
+    start = (lengths.cumsum(0) - lengths)[level]
     count = size * samples
     step = (torch.arange(count, device=box.device, dtype=box.dtype) + 0.5) / count
     side = box[:, 2:] - box[:, :2]

@@ -23,16 +23,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=_STRICT)
 class Source:
-    """A folder of annotated images.
+    """A folder of annotated images, or images composed of this repository's cells.
 
     Attributes
     ----------
     format
-        ``pascal_voc``, ``coco``, ``yolo`` or ``crops``.
+        ``pascal_voc``, ``coco``, ``yolo``, ``crops``; or ``smear`` for composed images that suit
+        the stage that is trained.
     folder
-        Where images (and labels) lie.
+        Where images (and labels) lie; not for ``smear``.
     um_per_px
-        Of its images.
+        Of its images; not for ``smear``.
     file
         The COCO file; only with that format.
     types
@@ -42,15 +43,21 @@ class Source:
         near-duplicate group. Without one, each file is a group of its own.
     leave_out
         Parts of file names that are not used.
+    images
+        How many are composed; only for ``smear``.
+    held_out
+        Compose of the cells that no shipped model has seen; only for ``smear``.
     """
 
-    format: Literal["pascal_voc", "coco", "yolo", "crops"]
-    folder: Path
-    um_per_px: Positive
+    format: Literal["pascal_voc", "coco", "yolo", "crops", "smear"]
+    folder: Path | None = None
+    um_per_px: Positive | None = None
     file: Path | None = None
     types: tuple[str, ...] = ()
     group: str = ""
     leave_out: tuple[str, ...] = ()
+    images: Annotated[int, Field(ge=0)] = 0
+    held_out: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -115,6 +122,9 @@ class Recipe:
         Side of training images, in pixels of the network's scale.
     um_per_px
         The network's scale.
+    together_with
+        What gives the other stages of the package: the name of a package, or the folder `out` of
+        another training.
     init
         ``scratch``, or a safetensors file with weights to begin with.
     seed
@@ -145,6 +155,7 @@ class Recipe:
     batch: Count = 4
     size_px: Annotated[int, Field(ge=32)] = 512
     um_per_px: Positive = 0.25
+    together_with: str = ""
     init: str = "scratch"
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=0)] = 0
@@ -215,6 +226,10 @@ def _placed(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         }
 
     placed = moved(values, "out")
+    for key in ("init", "together_with"):  # a path, or a word
+        named = placed.get(key)
+        if isinstance(named, str) and named != "scratch" and (folder / named).exists():
+            placed[key] = str(folder / named)
     for key in ("data", "validation"):
         if isinstance(placed.get(key), list):
             placed[key] = [
@@ -234,7 +249,16 @@ def _check(recipe: Recipe, path: Path) -> None:
     if recipe.held_out >= recipe.folds:
         raise TrainingInvalid(f"{path}: field held_out must be less than folds, {recipe.folds}.")
     for number, source in enumerate((*recipe.data, *recipe.validation)):
-        where = f"{path}: data source {number + 1} ({source.folder})"
+        where = f"{path}: data source {number + 1} ({source.folder or source.format})"
+        composed = source.format == "smear"
+        if composed != (source.images > 0):
+            raise TrainingInvalid(
+                f"{where}: 'images' goes with the format smear, and only with it."
+            )
+        if composed != (source.folder is None) or composed != (source.um_per_px is None):
+            raise TrainingInvalid(
+                f"{where}: 'folder' and 'um_per_px' go with every format but smear."
+            )
         if (source.format == "coco") != (source.file is not None):
             raise TrainingInvalid(f"{where}: 'file' goes with the format coco, and only with it.")
         if (source.format == "yolo") != bool(source.types):

@@ -16,9 +16,13 @@ from models.training.boxes import anchors, clipped, decode, encode, pairwise_iou
 from models.training.detector import Truth, best_of, surviving
 from models.training.resnet_fpn import STRIDES
 
-# One side per level, three shapes (Lin et al. 2017, §4.1). Cells at 0.25 µm per px: 20 to 212 px.
+# Two sides per level, half an octave apart, in three shapes. Lin et al. 2017, §4.1 have one side; a
+# cell whose size lies between two of those finds no anchor that overlaps it by 0.7. Cells have 20
+# to 212 px at 0.25 µm per px.
 SIDES_PX = (24.0, 48.0, 96.0, 192.0, 384.0)
+_HALF_OCTAVE = 2**0.5
 RATIOS = (0.5, 1.0, 2.0)
+_ANCHORS = 2 * len(RATIOS)
 # Ren et al. 2015, §3.1.2 and 3.1.3.
 FOREGROUND_IOU, BACKGROUND_IOU = 0.7, 0.3
 SAMPLES, POSITIVE_SHARE = 256, 0.5
@@ -58,8 +62,8 @@ class RegionProposals(nn.Module):
         super().__init__()
         self.proposals = proposals
         self.shared = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.objectness = nn.Conv2d(channels, len(RATIOS), 1)
-        self.offset = nn.Conv2d(channels, 4 * len(RATIOS), 1)
+        self.objectness = nn.Conv2d(channels, _ANCHORS, 1)
+        self.offset = nn.Conv2d(channels, 4 * _ANCHORS, 1)
         for layer in (self.shared, self.objectness, self.offset):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -73,7 +77,8 @@ class RegionProposals(nn.Module):
             offset = self.offset(shared).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
             offsets.append(offset)
             height, width = each.shape[-2:]
-            references.append(anchors(height, width, stride, (side,), RATIOS, each.device))
+            sides = (side, side * _HALF_OCTAVE)
+            references.append(anchors(height, width, stride, sides, RATIOS, each.device))
         return Anchored(logits, offsets, references)
 
     @torch.no_grad()

@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from models.composing import UM_PER_PX
 from models.errors import TrainingInvalid
 from models.records import UInt8
 from models.training.annotated import (
@@ -21,14 +23,19 @@ from models.training.annotated import (
     read_pascal_voc,
     read_yolo,
 )
+from models.training.data import TYPES
 from models.training.recipe import Recipe, Source
+from models.training.smears import (
+    OVERVIEW_UM_PER_PX,
+    smear_fields,
+    smear_overviews,
+    smear_tiles,
+)
 from models.training.splits import Split, grouped_folds, split_of
 
 
-def load_sources(
-    sources: Sequence[Source], types: Sequence[str], um_per_px: float
-) -> tuple[AnnotatedImage, ...]:
-    """Read and check every source; images come scaled to `um_per_px` when they are read.
+def load_sources(sources: Sequence[Source], recipe: Recipe) -> tuple[AnnotatedImage, ...]:
+    """Read and check every source; images come at the recipe's scale when they are read.
 
     Raises
     ------
@@ -37,16 +44,20 @@ def load_sources(
     """
     images = []
     for source in sources:
-        factor = source.um_per_px / um_per_px
-        images += [_scaled(image, factor) for image in _read(source, types).images]
+        if source.folder is None or source.um_per_px is None:
+            images += _composed(source, recipe)
+            continue
+        factor = source.um_per_px / recipe.um_per_px
+        found = _read(source, source.folder, recipe.types).images
+        images += [_scaled(image, factor) for image in found]
     return tuple(images)
 
 
 def split_images(recipe: Recipe) -> tuple[list[AnnotatedImage], ...]:
     """Images to train on, to choose the best model with, and to report."""
-    images = load_sources(recipe.data, recipe.types, recipe.um_per_px)
+    images = load_sources(recipe.data, recipe)
     if recipe.validation:
-        measured = list(load_sources(recipe.validation, recipe.types, recipe.um_per_px))
+        measured = list(load_sources(recipe.validation, recipe))
         return list(images), measured, measured
     fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)
     split: Split = split_of(images, fold, recipe.held_out, recipe.seed)
@@ -55,19 +66,35 @@ def split_images(recipe: Recipe) -> tuple[list[AnnotatedImage], ...]:
     )
 
 
-def _read(source: Source, types: Sequence[str]) -> Annotations:
+def _composed(source: Source, recipe: Recipe) -> list[AnnotatedImage]:
+    """Images of the kind that the recipe's stage is trained on."""
+    seed = recipe.seed + (1000 if source.held_out else 0)
+    if recipe.stage == "regions":
+        images, scale = smear_overviews(source.images, seed, source.held_out), OVERVIEW_UM_PER_PX
+    elif recipe.stage == "tiles":
+        images, scale = smear_tiles(source.images, seed, source.held_out), UM_PER_PX
+    else:
+        unknown = sorted(set(recipe.types) - set(TYPES))
+        if unknown:
+            raise TrainingInvalid(f"{recipe.name}: no cell of the repository is {unknown}.")
+        images = smear_fields(source.images, recipe.types, seed, source.held_out)
+        scale = UM_PER_PX
+    return [_scaled(image, scale / recipe.um_per_px) for image in images]
+
+
+def _read(source: Source, folder: Path, types: Sequence[str]) -> Annotations:
     group_of = _group_of(source)
     match source.format:
         case "pascal_voc":
-            return read_pascal_voc(source.folder, types, group_of, source.leave_out)
+            return read_pascal_voc(folder, types, group_of, source.leave_out)
         case "coco":
             if source.file is None:
-                raise TrainingInvalid(f"{source.folder}: the format coco needs 'file'.")
-            return read_coco(source.file, source.folder, types, group_of, source.leave_out)
+                raise TrainingInvalid(f"{folder}: the format coco needs 'file'.")
+            return read_coco(source.file, folder, types, group_of, source.leave_out)
         case "crops":
-            return read_crops(source.folder, types, group_of, source.leave_out)
-        case "yolo":
-            found = read_yolo(source.folder, source.types, group_of, source.leave_out)
+            return read_crops(folder, types, group_of, source.leave_out)
+        case _:
+            found = read_yolo(folder, source.types, group_of, source.leave_out)
             return _renumbered(found, types, source)
 
 

@@ -11,7 +11,7 @@ from monai.networks.nets.densenet import DenseNet121
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.detection_table import detection_table, look_at
+from models.detection_table import best_threshold, detection_table, look_at
 from models.errors import TrainingInvalid
 from models.records import Float32, Int64, UInt8
 from models.training import detector_augment
@@ -26,7 +26,6 @@ from models.training.recipe import Recipe
 from models.training.single_cells import Crops, batch, crops_of
 from models.training.yolov4 import YoloV4
 
-SCORE_THRESHOLD = 0.5
 _ATTACKED_SHARE = 0.1  # of the batches of tayebi2021 that self-adversarial training changes
 _SHAPES_PX = 64  # random training shapes of tayebi2021: so much smaller or larger
 
@@ -100,8 +99,9 @@ class DetectionTask:
 
     def measure(self, device: torch.device) -> dict[str, float]:
         findings = look_at(self._validation, detect_with(self.network, device))
-        table = detection_table(findings, self._recipe.types, SCORE_THRESHOLD)
-        names = ("map_50", "mean_recall", "mean_precision", "mean_f1")
+        types = self._recipe.types
+        table = detection_table(findings, types, best_threshold(findings, len(types)))
+        names = ("map_50", "mean_recall", "mean_precision", "mean_f1", "score_threshold")
         return {name: float(table[name] or 0.0) for name in names}
 
 
@@ -149,18 +149,19 @@ class SingleCellTask:
         network: Any = self.network
         network.whole.settle(self._crops.centred().to(device))
         network.local.settle(self._pair.centred().to(device))
+        said, true = self._said(self._validation, device)
+        right = said == true
+        recalls = [right[true == kind].mean() for kind in np.unique(true)]
+        return {"accuracy": float(right.mean()), "mean_recall": float(np.mean(recalls))}
+
+    def said_of(self, images: Sequence[AnnotatedImage]) -> tuple[Int64, Int64]:
+        """What the network says of images of single cells, and what they are."""
+        return self._said(_crops(images), torch.device("cpu"))
+
+    def _said(self, crops: Crops, device: torch.device) -> tuple[Int64, Int64]:
         with torch.no_grad():
-            said = network(self._validation.centred().to(device)).argmax(1).cpu()
-        right = said == self._validation.kind
-        recalls = [
-            right[self._validation.kind == kind].float().mean()
-            for kind in range(int(self._validation.kind.max()) + 1)
-            if (self._validation.kind == kind).any()
-        ]
-        return {
-            "accuracy": float(right.float().mean()),
-            "mean_recall": float(torch.stack(recalls).mean()),
-        }
+            parts = [self.network(part.to(device)).cpu() for part in crops.centred().split(64)]
+        return torch.cat(parts).argmax(1).numpy(), crops.kind.numpy()
 
 
 class TileTask:
@@ -203,13 +204,22 @@ class TileTask:
         return {"tile": functional.cross_entropy(self.network(tile.float() / 255), kind)}
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        said, true = [], []
-        for image in self._validation:
+        return self.measure_of(*self.said_of(self._validation, device))
+
+    def said_of(
+        self, images: Sequence[AnnotatedImage], device: torch.device
+    ) -> tuple[Int64, Int64]:
+        """What the network says of tiles, and what they are."""
+        said = []
+        for image in images:
             tile = torch.tensor(image.read(), device=device).permute(2, 0, 1)[None].float() / 255
             with torch.no_grad():
                 said.append(int(self.network(tile).argmax(1)))
-            true.append(int(image.kind[0]))
-        return tile_measures(np.array(said), np.array(true))
+        return np.array(said), np.array([int(image.kind[0]) for image in images])
+
+    def measure_of(self, said: Int64, true: Int64) -> dict[str, float]:
+        """Figures of Tayebi et al. (2021), §4.5."""
+        return tile_measures(said, true)
 
 
 def tile_classifier(width: float = 1.0) -> nn.Module:

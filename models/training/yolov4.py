@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.training.box_losses import complete_iou
-from models.training.boxes import pairwise_iou
+from models.training.boxes import clipped, pairwise_iou
 from models.training.detector import Truth, best_of, ranked
 
 STRIDES = (8, 16, 32)
@@ -273,15 +273,7 @@ class YoloV4(nn.Module):
         best = probability.max(2).values
         score, place = best_of(torch.sigmoid(answers.objectness) * best, ANSWERS)
         box = torch.gather(answers.box, 1, place[..., None].expand(-1, -1, 4))
-        box = torch.stack(
-            (
-                box[..., 0].clamp(0, width),
-                box[..., 1].clamp(0, height),
-                box[..., 2].clamp(0, width),
-                box[..., 3].clamp(0, height),
-            ),
-            -1,
-        )
+        box = clipped(box, width, height)
         kinds = torch.gather(probability, 1, place[..., None].expand(-1, -1, self.types))
         kinds = kinds / kinds.sum(-1, keepdim=True)
         return ranked(box, score, kinds, SUPPRESSION_DIOU, by_distance=True)

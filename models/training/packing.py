@@ -1,0 +1,264 @@
+"""A finished training → ONNX, its parity with PyTorch, and a model package where it can be one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from models.cell_types import CELL_TYPES
+from models.errors import TrainingInvalid
+from models.manifest import MANIFEST_FILE, UNCLASSIFIED
+from models.package import SHIPPED_PACKAGES
+from models.records import UInt8
+from models.training.annotated import AnnotatedImage
+from models.training.dual_stage_cnn import CROP_PX
+from models.training.export import PARITY, export, write_manifest
+from models.training.exported import ExportedCells, ExportedRegions, ExportedTiles, ExportedTypes
+from models.training.recipe import Recipe, Source
+
+REGION_STRIDE_PX = 16
+_PARITY_IMAGES = 4
+_SEEN_SCORE = 0.05  # below it, the order of answers is a matter of rounding
+OUTPUTS = {
+    "detector": ("box_px", "score", "type_probability"),
+    "localiser": ("probability",),
+    "classifier": ("type_probability",),
+}
+# Until a site calibrates them on its own slides (Tayebi et al. 2021 give no threshold for χ²).
+_DIFFERENTIAL = {
+    "chi_square_threshold": 4e-5,
+    "chi_square_tiles": 10,
+    "minimum_cells": 500,
+    "unclassified_share_max": 0.10,
+}
+
+
+def stage_of(recipe: Recipe) -> str:
+    """Stage of a package that the recipe's network fills."""
+    if recipe.system == "choi2017":
+        return "classifier"
+    return "detector" if recipe.stage == "cells" else "localiser"
+
+
+def export_stage(
+    recipe: Recipe,
+    network: nn.Module,
+    images: Sequence[AnnotatedImage],
+    metrics: Mapping[str, Any],
+) -> Path:
+    """Write ``<stage>.onnx`` and ``<stage>.json`` (what a manifest says of it) into `recipe.out`.
+
+    Parameters
+    ----------
+    recipe
+    network
+        Trained, in evaluation mode.
+    images
+        Real images to compare PyTorch and ONNX Runtime on.
+    metrics
+        What was measured of it; ``score_threshold`` among it for a detector.
+
+    Raises
+    ------
+    TrainingInvalid
+        ONNX Runtime does not repeat PyTorch.
+    """
+    stage = stage_of(recipe)
+    module = _exported(recipe, network)
+    path = recipe.out / f"{stage}.onnx"
+    export(module, OUTPUTS[stage], path)
+    parity = parity_of(module, path, OUTPUTS[stage], _samples(recipe, stage, images))
+    for name, difference in parity.items():
+        if difference > PARITY[name]:
+            raise TrainingInvalid(
+                f"{path}: '{name}' differs from PyTorch's by {difference:.2g}, more than"
+                f" {PARITY[name]}: report this with the recipe."
+            )
+    described = {
+        "stage": stage,
+        "system": recipe.system,
+        "types": list(recipe.types),
+        "fields": _fields(recipe, stage, path.name, metrics),
+        "metrics": {**metrics, "parity_pytorch_onnx": parity},
+        "training": training_of(recipe),
+    }
+    (recipe.out / f"{stage}.json").write_text(json.dumps(described, indent=2) + "\n")
+    return path
+
+
+def pack(recipe: Recipe) -> Path | None:
+    """Put the stages of several trainings together as a package, where they make one.
+
+    Returns
+    -------
+    Path
+        Folder of the package under `recipe.out`; None for a localiser, which is no package by
+        itself, and where a type is none of the table of cell types.
+
+    Raises
+    ------
+    TrainingInvalid
+        What the recipe's ``together_with`` names has no such stage.
+    """
+    stage = stage_of(recipe)
+    if stage == "localiser" or not set(recipe.types) <= set(CELL_TYPES):
+        return None
+    folder = recipe.out / "package" / recipe.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    own = json.loads((recipe.out / f"{stage}.json").read_text())
+    shutil.copy(recipe.out / f"{stage}.onnx", folder)
+    stages: dict[str, Any] = {"localiser": None, "detector": None, "classifier": None}
+    stages[stage] = own["fields"]
+    for other in ("localiser",) if stage == "detector" else ("localiser", "detector"):
+        stages[other] = _borrowed(recipe, other, folder)
+    write_manifest(
+        folder,
+        {
+            "schema": 1,
+            "name": recipe.name,
+            "version": "1.0.0",
+            "intended_use": f"Research with {recipe.system}, not for clinical use.",
+            "demonstration": True,
+            "licence": "Apache-2.0",
+            "classes": [*recipe.types, UNCLASSIFIED],
+            "stages": stages,
+            "differential": {
+                **_DIFFERENTIAL,
+                "stop_when_converged": recipe.system == "tayebi2021",
+            },
+            "training": {"system": recipe.system, **own["training"]},
+            "metrics": own["metrics"],
+        },
+    )
+    return folder
+
+
+def parity_of(
+    module: nn.Module, path: Path, outputs: Sequence[str], images: Sequence[UInt8]
+) -> dict[str, float]:
+    """Largest absolute difference between PyTorch and ONNX Runtime, by output.
+
+    Of a detector, answers that may be cells are compared, in their order.
+    """
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    largest = dict.fromkeys(outputs, 0.0)
+    for image in images:
+        with torch.no_grad():
+            mine = module(torch.tensor(image[None]))
+        expected: tuple[Tensor, ...] = mine if isinstance(mine, tuple) else (mine,)
+        found = session.run(list(outputs), {"image": image[None]})
+        seen = np.s_[:]
+        if "score" in outputs:
+            seen = (expected[1].numpy() >= _SEEN_SCORE) | (found[1] >= _SEEN_SCORE)
+        for name, a, b in zip(outputs, expected, found, strict=True):
+            difference = np.abs(a.numpy() - b)[seen]
+            largest[name] = max(largest[name], float(difference.max(initial=0.0)))
+    return largest
+
+
+def training_of(recipe: Recipe) -> dict[str, Any]:
+    """What a manifest tells about a training, without paths of this machine."""
+    return {
+        "data": [_named(source) for source in recipe.data],
+        "steps": recipe.steps,
+        "batch": recipe.batch,
+        "size_px": recipe.size_px,
+        "seed": recipe.seed,
+        "init": "scratch" if recipe.init == "scratch" else Path(recipe.init).name,
+        "network": dict(recipe.network) or "full size",
+        "torch": torch.__version__,
+    }
+
+
+def _named(source: Source) -> str:
+    if source.folder is None:
+        return f"{source.images} images composed of the repository's cells"
+    return f"{source.format}: {source.folder.name}"
+
+
+def _exported(recipe: Recipe, network: nn.Module) -> nn.Module:
+    network = network.cpu().eval()
+    if recipe.system == "choi2017":
+        return ExportedTypes(network)
+    if recipe.stage == "tiles":
+        return ExportedTiles(network)
+    if recipe.stage == "regions":
+        return ExportedRegions(network, REGION_STRIDE_PX)
+    return ExportedCells(network)
+
+
+def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage's entry of a manifest, but for the digest."""
+    scale: dict[str, Any] = {"file": file, "um_per_px": recipe.um_per_px}
+    if stage == "classifier":
+        return {**scale, "crop_px": CROP_PX}
+    if stage == "detector":
+        return {
+            **scale,
+            "tile_px": 640,
+            "halo_px": 64,
+            "score_threshold": round(float(metrics["score_threshold"]), 4),
+            "nms_iou": 0.5,
+            "unclassified_below": 0.0,
+        }
+    tiles = recipe.stage == "tiles"
+    return {
+        **scale,
+        "output_stride_px": recipe.size_px if tiles else REGION_STRIDE_PX,
+        "tile_px": recipe.size_px if tiles else 512,
+        "context_px": 0 if tiles else 2 * REGION_STRIDE_PX,
+        "dilation": 0.0 if tiles else 0.5,
+        "sampled_grid": None,
+        "threshold": 0.5,
+    }
+
+
+def _borrowed(recipe: Recipe, stage: str, folder: Path) -> dict[str, Any]:
+    """Copy a stage from another training or package; its entry of the manifest."""
+    name = recipe.together_with
+    if not name:
+        raise TrainingInvalid(
+            f"{recipe.name}: field together_with must name what gives the {stage}: a package, or"
+            " the folder of another training."
+        )
+    shipped = SHIPPED_PACKAGES / name
+    source = shipped if (shipped / MANIFEST_FILE).exists() else Path(name)
+    fields: dict[str, Any]
+    try:
+        if (source / MANIFEST_FILE).exists():
+            fields = dict(json.loads((source / MANIFEST_FILE).read_text())["stages"][stage])
+        else:
+            fields = dict(json.loads((source / f"{stage}.json").read_text())["fields"])
+        shutil.copy(source / fields["file"], folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingInvalid(
+            f"{recipe.name}: together_with names {name}, which has no {stage}: train it first."
+        ) from error
+    fields.pop("sha256", None)
+    return fields
+
+
+def _samples(recipe: Recipe, stage: str, images: Sequence[AnnotatedImage]) -> list[UInt8]:
+    """Real images of the sizes that the stage is called with."""
+    samples = [image.read() for image in images[:_PARITY_IMAGES]]
+    if stage == "classifier":
+        return [_square(sample, CROP_PX) for sample in samples]
+    side = recipe.size_px if recipe.stage == "tiles" else -(-recipe.size_px // 64) * 64
+    return [_square(sample, side) for sample in samples]
+
+
+def _square(rgb: UInt8, side: int) -> UInt8:
+    """The image's corner, on white where it is smaller."""
+    square = np.full((side, side, 3), 255, np.uint8)
+    part = rgb[:side, :side]
+    square[: part.shape[0], : part.shape[1]] = part
+    return square
