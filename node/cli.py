@@ -20,6 +20,7 @@ from node.demo import run_demo
 from node.exit_codes import exit_code_table
 from node.jobs import open_job_list
 from node.log import set_up_logging
+from node.model_commands import compare, evaluate, field, train
 from node.pipeline import SlideReference
 from node.progress import Progress
 from node.stages import write_results_to
@@ -215,3 +216,7 @@ def config(settings: Settings, as_json: bool) -> None:
     for name, value, reason in rows:
         table.add_row(name, repr(str(value) if isinstance(value, Path) else value), reason)
     OUT.print(table)
+
+
+for _command in (train, evaluate, compare, field):
+    main.add_command(_command)

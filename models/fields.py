@@ -1,0 +1,80 @@
+"""One camera field, instead of a slide: the same detector, stitching and counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from models.classify import classify
+from models.detect import detect, detection_grid
+from models.package import ModelPackage, Stage
+from models.records import Cells, Float32, Float64, Regions, Tiles, UInt8
+from models.stitching import TileGeometry, stitch
+
+Sessions = Mapping[Stage, Callable[[UInt8], Mapping[str, Float32]]]
+
+
+def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions: Sessions) -> Cells:
+    """Find and classify the cells of one image.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8
+        Of any size; it is brought to the detector's scale and read in overlapping tiles.
+    um_per_px
+        Its scale.
+    package
+    sessions
+        Detector of `package`, and classifier where it has one.
+
+    Returns
+    -------
+    cells
+        Boxes in pixels of `rgb`.
+
+    Raises
+    ------
+    InferenceFailed
+        A network failed.
+    """
+    stage = package.manifest.detector
+    scaled = _scaled(rgb, um_per_px / stage.um_per_px)
+    height, width = scaled.shape[:2]
+    whole = np.array([[0, 0, width, height]], np.float64)
+    regions = Regions(whole, np.ones(1, np.float32), "camera field")
+    box, core = detection_grid(regions, (width, height), stage.um_per_px, stage, seed=0)
+    found = []
+    for number, tiles in enumerate(_tiles(scaled, box)):
+        detections = detect(tiles, sessions["detector"], package)
+        if "classifier" in sessions:
+            detections = classify(tiles, detections, sessions["classifier"], package)
+        found.append((detections, TileGeometry.of(tiles, number)))
+    cells = stitch(found, core, regions, package.manifest.classes, package.digest)
+    shrink = np.tile([rgb.shape[1] / width, rgb.shape[0] / height], 2)
+    limit = np.array([rgb.shape[1], rgb.shape[0]] * 2, np.float64)
+    return replace(cells, box_px=np.clip(cells.box_px * shrink, 0, limit))
+
+
+def _scaled(rgb: UInt8, factor: float) -> UInt8:
+    height, width = rgb.shape[:2]
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if size == (width, height):
+        return rgb
+    resample = Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(rgb).resize(size, resample))
+
+
+def _tiles(rgb: UInt8, box: Float64) -> Iterator[Tiles]:
+    """One tile after the other, white beyond the image as beyond a slide."""
+    height, width = rgb.shape[:2]
+    for x0, y0, x1, y1 in np.round(box).astype(int).tolist():
+        tile = np.full((1, y1 - y0, x1 - x0, 3), 255, np.uint8)
+        valid = np.zeros(tile.shape[:3], np.bool_)
+        top, left = max(-y0, 0), max(-x0, 0)
+        seen = rgb[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+        place = np.s_[0, top : top + seen.shape[0], left : left + seen.shape[1]]
+        tile[place], valid[place] = seen, True
+        yield Tiles(tile, np.array([[x0, y0]], np.float64), np.ones(2), valid)

@@ -1,0 +1,267 @@
+"""Commands for people who make and choose models: train, evaluate, compare, field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from models.cell_types import CELL_TYPES
+from models.errors import TrainingInvalid
+from models.fields import find_in_field
+from models.package import find_package
+from models.selection import Candidate, as_pascal_voc, rank
+from node.config import Settings
+from node.console import ERR, OUT
+from node.field import analyse_field, draw_field, field_as_json, open_sessions
+from node.pipeline import SlideReference
+from node.side_by_side import Row, compare_packages, rows_as_json
+
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+
+
+class _OrRecipe(click.Group):
+    """``train CONFIG.toml`` trains; ``train select …`` is a command of its own."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            return super().resolve_command(ctx, ["run", *args])
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_OrRecipe, subcommand_metavar="CONFIG.toml | select [OPTIONS] FOLDER")
+def train() -> None:
+    """Train a model: 'train CONFIG.toml'; or choose what to annotate next: 'train select'.
+
+    The configuration names one of wang2022, tayebi2021, liu2022, choi2017, the data (Pascal VOC,
+    COCO, YOLO, folders of single cells, or composed smears) and how long; models/training/recipes
+    holds examples. A training that was stopped goes on from its checkpoint when the same command
+    is given again. It ends in ONNX, a report with pictures, and a model package.
+    """
+
+
+@train.command("run", hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
+@click.argument("config", type=click.Path(path_type=Path))
+def run_training(config: Path, as_json: bool) -> None:
+    """Train from CONFIG."""
+    training = _training()
+    recipe = training.load_recipe(config)
+    result = training.run(recipe, ERR)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    OUT.print(f"report  {result['report']}", highlight=False, soft_wrap=True)
+    OUT.print(f"package {result['package'] or 'none: see --help'}", highlight=False, soft_wrap=True)
+
+
+@train.command()
+@click.option("--model", help="Model package that looks at the images.")
+@click.option("--um-per-px", type=float, required=True, help="Scale of the images.")
+@click.option("--top", type=click.IntRange(1), default=250, show_default=True, help="How many.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write what was found in the chosen images here, as Pascal VOC to be corrected.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.pass_obj
+def select(
+    settings: Settings,
+    model: str | None,
+    um_per_px: float,
+    top: int,
+    out: Path | None,
+    as_json: bool,
+    folder: Path,
+) -> None:
+    """Rank the unlabelled images of FOLDER by how rare and uncertain their cells are.
+
+    Active learning as in Tayebi et al. (2021), section 2.3: correct the labels that are written
+    for the first ones with LabelImg or alike, and name their folder as a source of the next
+    training.
+    """
+    from dicom_io.field_image import read_field_image  # noqa: PLC0415
+
+    package = find_package(model or settings.model.name, settings.model.folders)
+    sessions = open_sessions(settings, package)
+    candidates = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES):
+        rgb = read_field_image(path).rgb
+        cells = find_in_field(rgb, um_per_px, package, sessions)
+        candidates.append(Candidate(path, (rgb.shape[1], rgb.shape[0]), cells))
+    if not candidates:
+        raise TrainingInvalid(f"{folder} holds no image to choose from.")
+    chosen = rank(candidates)[:top]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for each in chosen:
+            path = out / f"{each.candidate.path.stem}.xml"
+            path.write_bytes(as_pascal_voc(each.candidate))
+    rows = [
+        {
+            "image": each.candidate.path.name,
+            "cells": len(each.candidate.cells),
+            "rarity_bits": round(each.rarity, 4),
+            "uncertainty": round(each.uncertainty, 4),
+            "score": round(each.score, 4),
+        }
+        for each in chosen
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    _print_rows(rows)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.")
+@click.option("--model", help="Evaluate this installed package on the test images of CONFIG.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.pass_obj
+def evaluate(
+    settings: Settings, out: Path | None, model: str | None, as_json: bool, config: Path
+) -> None:
+    """Measure a detector on the test images of a training's CONFIG, with the product's own code.
+
+    Writes report.json, report.md and pictures: per type recall, precision, F1, accuracy, average
+    precision at IoU 0.5 by eleven points, log-average miss rate; over all COCO's average
+    precision, Cohen's kappa, the confusion matrix, and bootstrap intervals.
+    """
+    training = _training()
+    recipe = training.load_recipe(config)
+    name = model or recipe.name
+    folders = (*settings.model.folders, recipe.out / "package")
+    package = find_package(name, folders)
+    sessions = open_sessions(settings, package)
+    table, written = training.evaluate_package(
+        recipe, package, sessions, out or recipe.out / "evaluation" / name
+    )
+    if as_json:
+        click.echo(json.dumps(table, indent=2))
+        return
+    for path in written:
+        OUT.print(str(path), highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.option("--pacs", "pacs_url", help="Where the slides are.")
+@click.option("--model", "models", multiple=True, required=True, help="A package; several times.")
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="True cells of the one slide, as 'marrow-node demo' writes them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.argument("uids", nargs=-1, required=True, metavar="STUDY_UID SERIES_UID …")
+@click.pass_obj
+def compare(
+    settings: Settings,
+    pacs_url: str | None,
+    models: tuple[str, ...],
+    truth: Path | None,
+    as_json: bool,
+    uids: tuple[str, ...],
+) -> None:
+    """Run several packages over the same slides and print one table; nothing is stored anywhere."""
+    if len(uids) % 2:
+        raise click.UsageError("Name each slide by two UIDs, its study's and its series'.")
+    slides = [
+        SlideReference(study, series, "comparison")
+        for study, series in zip(uids[::2], uids[1::2], strict=True)
+    ]
+    settings = replace(settings, pacs_url=pacs_url or settings.pacs_url)
+    rows = []
+    for row in compare_packages(settings, models, slides, truth):
+        ERR.print(f"{row.model}: {row.cells} cells in {row.seconds:.1f} s", highlight=False)
+        rows.append(row)
+    if as_json:
+        click.echo(rows_as_json(rows))
+    else:
+        _print_comparison(rows)
+
+
+@click.command()
+@click.option("--model", help="Model package, see 'marrow-node models'.")
+@click.option("--um-per-px", type=float, help="Scale of the image, where the file states none.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Picture with the cells drawn [IMAGE.cells.png]."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print cells and counts as JSON.")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.pass_obj
+def field(
+    settings: Settings,
+    model: str | None,
+    um_per_px: float | None,
+    out: Path | None,
+    as_json: bool,
+    image: Path,
+) -> None:
+    """Find the cells of one camera field: PNG, JPEG, TIFF, or a DICOM VL Microscopic Image.
+
+    Draws them, and prints how many there are of each type. One field is no differential count.
+    """
+    settings = replace(settings, model=replace(settings.model, name=model or settings.model.name))
+    result = analyse_field(settings, image, um_per_px)
+    drawn = out or image.with_suffix(".cells.png")
+    draw_field(result, drawn)
+    if as_json:
+        click.echo(json.dumps({**field_as_json(result), "picture": str(drawn)}, indent=2))
+        return
+    counted = result.differential
+    table = Table("type", "count", box=None)
+    for key, count in zip(counted.classes, counted.count.tolist(), strict=True):
+        if count:
+            table.add_row(CELL_TYPES[key].name, str(count))
+    OUT.print(table)
+    manifest = result.package.manifest
+    OUT.print(f"cells {len(result.cells)}; {manifest.name}: {manifest.intended_use}")
+    OUT.print(f"picture {drawn}", highlight=False, soft_wrap=True)
+
+
+def _training() -> Any:
+    """The training code, which needs PyTorch: an extra, and never loaded by the running node."""
+    try:
+        from models.training import commands  # noqa: PLC0415
+    except ImportError as error:
+        raise TrainingInvalid(
+            f"Training needs {error.name or 'PyTorch'}: install marrow-node[train]."
+        ) from error
+    return commands
+
+
+def _print_comparison(rows: list[Row]) -> None:
+    table = Table(
+        "model", "cells", "F1", "type", "± stage", "largest error", "tiles", "MB", "s", box=None
+    )
+    for row in rows:
+        table.add_row(
+            f"{row.model} {row.version}",
+            str(row.cells),
+            *(_shown(value, 3) for value in (row.f1, row.type_accuracy, row.neighbour_accuracy)),
+            _shown(row.largest_error_percent, 1),
+            f"{row.tiles} of {row.tiles_in_regions}",
+            f"{row.megabytes:.1f}",
+            f"{row.seconds:.1f}",
+        )
+    OUT.print(table)
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    OUT.print(table)
