@@ -106,3 +106,14 @@ def test_ten_thousand_proposals_fit() -> None:
     assert score.grad is not None
     # What goes to one side is taken from the other.
     assert float(score.grad.sum()) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_margin_moves_the_negatives_up() -> None:
+    score = torch.tensor([0.6, 0.0, -2.0], requires_grad=True)
+    iou = torch.tensor([0.8, 0.0, 0.0])
+    assert ranking_loss(score, iou).item() == 0
+    loss = ranking_loss(score, iou, margin=1.0)
+    assert loss.item() == pytest.approx(0.5)  # one negative within the margin: rank 2
+    loss.backward()
+    assert score.grad is not None
+    assert score.grad.tolist() == pytest.approx([-0.5, 0.5, 0.0])

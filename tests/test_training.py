@@ -55,9 +55,9 @@ def test_the_stream_is_the_same_for_the_same_seed() -> None:
 
 
 def test_targets_peak_at_the_middle_of_each_box(patches: PatchMaker) -> None:
-    example = patches._composed_patch()
+    example = patches.composed()
     heat, box, inside = targets(example)
-    assert len(example.box_px) >= 3
+    assert len(example.box_px) >= 1
     for edges in example.box_px:
         centre = (edges[:2] + edges[2:]) / 2
         if not ((centre > 0) & (centre < PATCH_PX)).all():

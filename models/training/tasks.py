@@ -27,7 +27,7 @@ from models.training.single_cells import Crops, batch, crops_of
 from models.training.yolov4 import YoloV4
 
 _ATTACKED_SHARE = 0.1  # of the batches of tayebi2021 that self-adversarial training changes
-_SHAPES_PX = 64  # random training shapes of tayebi2021: so much smaller or larger
+_SHAPE_STEP_PX = 32  # random training shapes of tayebi2021: up to a quarter smaller or larger
 
 Augment = Callable[[np.random.Generator, detector_augment.Draw, int], Sample]
 
@@ -77,7 +77,8 @@ class DetectionTask:
         recipe = self._recipe
         size = recipe.size_px
         if recipe.system == "tayebi2021":  # random training shapes
-            size += 32 * int(rng.integers(-_SHAPES_PX // 32, _SHAPES_PX // 32 + 1))
+            reach = size // 4 // _SHAPE_STEP_PX
+            size += _SHAPE_STEP_PX * int(rng.integers(-reach, reach + 1))
 
         def draw() -> Sample:
             image = self._train[int(rng.integers(len(self._train)))]

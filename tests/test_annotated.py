@@ -1,0 +1,176 @@
+"""Readers of annotated images: what is right is read, what is wrong is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.errors import TrainingInvalid
+from models.training.annotated import read_coco, read_crops, read_pascal_voc, read_rgb, read_yolo
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 150, 150)).save(path)
+    return path
+
+
+def voc(path: Path, objects: str, filename: str = "a.png") -> None:
+    path.write_text(f"<annotation><filename>{filename}</filename>{objects}</annotation>")
+
+
+def thing(name: str, *corners: object) -> str:
+    edges = "".join(
+        f"<{key}>{value}</{key}>"
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
+    return f"<object><name>{name}</name><bndbox>{edges}</bndbox></object>"
+
+
+def test_pascal_voc_counts_pixels_from_one(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    voc(tmp_path / "a.xml", thing("blast", 1, 1, 10, 20) + thing("band", 31, 21, 40, 30))
+    found = read_pascal_voc(tmp_path)
+    assert found.types == ("band", "blast")
+    (image,) = found.images
+    assert image.box_px.tolist() == [[0, 0, 10, 20], [30, 20, 40, 30]]
+    assert image.kind.tolist() == [1, 0]
+    assert image.read().shape == (30, 40, 3)
+    assert image.group == "a"
+
+
+def test_images_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "annotations").mkdir()
+    voc(tmp_path / "annotations" / "a.xml", thing("blast", 1, 1, 10, 20))
+    assert len(read_pascal_voc(tmp_path).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("objects", "says"),
+    [
+        (thing("blast", 1, 1, 60, 20), "leaves the image of 40 x 30 px"),
+        (thing("blast", 20, 1, 10, 20), "empty or inside out"),
+        (thing("blast", "one", 1, 10, 20), "object 1: its box is not four numbers"),
+        (thing("cat", 1, 1, 10, 20), "'cat' is none of the types"),
+        (thing("blast", 1, 1, 9, 9) + thing("band", 1, 1, 9, 9), "both 'blast' and 'band'"),
+        ("<object>", "is not XML"),
+        (thing("blast", "nan", 1, 10, 20), "empty or inside out"),
+        ("", "holds no annotated cell"),
+    ],
+)
+def test_every_wrong_label_is_named(tmp_path: Path, objects: str, says: str) -> None:
+    picture(tmp_path / "a.png")
+    voc(tmp_path / "a.xml", objects)
+    with pytest.raises(TrainingInvalid) as error:
+        read_pascal_voc(tmp_path, ("blast", "band"))
+    assert says in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_faulty_files_are_named_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png")
+        voc(tmp_path / f"{name}.xml", thing("blast", 1, 1, 99, 99), f"{name}.png")
+    with pytest.raises(TrainingInvalid, match=r"a\.xml.*Faulty as well: b\.png, c\.png"):
+        read_pascal_voc(tmp_path)
+
+
+def test_entities_and_other_folders_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text('<!DOCTYPE x [<!ENTITY e "boo">]><annotation>&e;</annotation>')
+    with pytest.raises(TrainingInvalid, match="entities"):
+        read_pascal_voc(tmp_path)
+    for name in ("../a.png", "/etc/passwd"):
+        voc(tmp_path / "a.xml", thing("blast", 1, 1, 10, 20), name)
+        with pytest.raises(TrainingInvalid, match="outside of its folder"):
+            read_pascal_voc(tmp_path)
+
+
+def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
+    voc(tmp_path / "a.xml", thing("blast", 1, 1, 10, 20))
+    with pytest.raises(TrainingInvalid, match=r"a\.png is missing"):
+        read_pascal_voc(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(TrainingInvalid, match=r"a\.png is not an image"):
+        read_pascal_voc(tmp_path)
+    whole = picture(tmp_path / "b.png", (400, 300)).read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingInvalid, match=r"b\.png cannot be decoded"):
+        read_rgb(tmp_path / "b.png")
+
+
+def coco(tmp_path: Path, **changes: Any) -> Path:
+    picture(tmp_path / "a.png")
+    root = {
+        "images": [{"id": 7, "file_name": "a.png"}],
+        "categories": [{"id": 3, "name": "blast"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20]}],
+    } | changes
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(root))
+    return path
+
+
+def test_coco_has_corner_and_size(tmp_path: Path) -> None:
+    (image,) = read_coco(coco(tmp_path), tmp_path).images
+    assert image.box_px.tolist() == [[1, 2, 11, 22]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotations": [{"image_id": 8, "category_id": 3, "bbox": [1, 2, 3, 4]}]},
+        {"annotations": [{"image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4]}]},
+        {"annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2]}]},
+        {"images": None},
+    ],
+)
+def test_a_wrong_coco_file_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(TrainingInvalid, match=r"coco\.json"):
+        read_coco(coco(tmp_path, **changes), tmp_path)
+
+
+def test_yolo_has_centres_and_shares(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    picture(tmp_path / "images" / "empty.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.5 0.2\n")
+    found = read_yolo(tmp_path, ("WBC", "RBC"))
+    first, second = found.images
+    np.testing.assert_allclose(first.box_px, [[10, 12, 30, 18]])
+    assert first.kind.tolist() == [1]
+    assert len(second.kind) == 0
+    assert len(read_yolo(tmp_path, ("WBC", "RBC"), leave_out=["empty"]).images) == 1
+
+
+@pytest.mark.parametrize("line", ["1 0.5 0.5 0.5", "x 0.5 0.5 0.1 0.1", "2 0.5 0.5 0.1 0.1"])
+def test_a_wrong_yolo_line_is_named(tmp_path: Path, line: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(f"0 0.5 0.5 0.5 0.2\n{line}\n")
+    with pytest.raises(TrainingInvalid, match=r"a\.txt, line 2"):
+        read_yolo(tmp_path, ("WBC", "RBC"))
+
+
+def test_crops_have_their_folders_type_and_their_tables_group(tmp_path: Path) -> None:
+    for name in ("blast/0.png", "blast/1.png", "band/0.png"):
+        picture(tmp_path / name)
+    found = read_crops(tmp_path)
+    assert [image.group for image in found.images] == ["0", "0", "1"]
+    (tmp_path / "groups.csv").write_text(
+        "file,label,group\nblast/0.png,blast,4\nblast/1.png,blast,4\nband/0.png,band,4\n"
+    )
+    found = read_crops(tmp_path)
+    assert [image.group for image in found.images] == ["band/4", "blast/4", "blast/4"]
+    assert found.images[0].box_px.tolist() == [[0, 0, 40, 30]]
+    (tmp_path / "groups.csv").write_text("file,group\nblast/0.png,4\n")
+    with pytest.raises(TrainingInvalid, match=r"groups\.csv has no line for band/0\.png"):
+        read_crops(tmp_path)
+    with pytest.raises(TrainingInvalid, match="is no type of this training"):
+        read_crops(tmp_path, ("blast",))

@@ -1,0 +1,114 @@
+"""The table of a detector against independent implementations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from models.average_precision import ScoredBoxes
+from models.detection_report import as_markdown, write_report
+from models.detection_table import (
+    Findings,
+    best_threshold,
+    detection_table,
+    look_at,
+    map_interval,
+    mean_ap_50,
+)
+
+TYPES = ("blast", "band")
+
+
+class _Known:
+    def __init__(self, box: np.ndarray, kind: np.ndarray) -> None:
+        self.box_px, self.kind = box, kind
+
+    @property
+    def read(self):
+        return lambda: np.zeros((10, 10, 3), np.uint8)
+
+
+@pytest.fixture
+def findings() -> Findings:
+    """Fifty images of cells that are found with errors: moved, missed, called another type."""
+    rng = np.random.default_rng(4)
+    images, answers = [], []
+    for _ in range(50):
+        corner = rng.permutation(10)[:5, None] * np.array([40.0, 0.0]) + rng.uniform(0, 5, (5, 2))
+        box = np.concatenate((corner, corner + 30), 1).astype(np.float32)
+        kind = rng.integers(2, size=5)
+        images.append(_Known(box, kind))
+        found = box + rng.normal(0, 3, box.shape).astype(np.float32)
+        called = np.where(rng.random(5) < 0.8, kind, 1 - kind)
+        probability = np.eye(2, dtype=np.float32)[called] * 0.8 + 0.1
+        score = rng.uniform(0, 1, 5).astype(np.float32)
+        answers.append((found[None], score[None], probability[None]))
+    answer = iter(answers)
+    return look_at(images, lambda rgb: next(answer))
+
+
+def test_kappa_and_confusion_are_scikit_learns(findings: Findings) -> None:
+    table = detection_table(findings, TYPES, 0.3)
+    confusion = np.array(table["confusion"])
+    true, said = (np.repeat(np.indices((2, 2))[axis].ravel(), confusion.ravel()) for axis in (0, 1))
+    assert table["kappa"] == pytest.approx(cohen_kappa_score(true, said), abs=1e-4)
+    assert confusion.sum() <= len(findings.truth.label)
+    accuracy = np.trace(confusion) / confusion.sum()
+    for row in table["types"].values():  # eq. 18 of two types is the same for both
+        assert row["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_recall_and_precision_by_hand() -> None:
+    box = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
+    truth = ScoredBoxes(np.zeros(3, int), box, np.array([0, 0, 1]), np.ones(3))
+    found = ScoredBoxes(
+        np.zeros(4, int), box[[0, 1, 2, 2]], np.array([0, 1, 1, 1]), np.array([0.9, 0.8, 0.7, 0.1])
+    )
+    table = detection_table(Findings(found, truth, 1), TYPES, 0.5)
+    assert table["types"]["blast"]["recall"] == 0.5
+    assert table["types"]["blast"]["precision"] == 1.0
+    assert table["types"]["band"]["recall"] == 1.0
+    assert table["types"]["band"]["precision"] == 0.5
+    assert table["confusion"] == [[1, 1], [0, 1]]
+
+
+def test_the_best_threshold_has_the_best_f1(findings: Findings) -> None:
+    chosen = best_threshold(findings, 2)
+    f1s = {}
+    for score in np.unique(findings.found.score):
+        table = detection_table(findings, TYPES, float(score))
+        right = sum(round(r["recall"] * r["cells"]) for r in table["types"].values())
+        called = (findings.found.score >= score).sum()
+        f1s[float(score)] = 2 * right / (called + len(findings.truth.label))
+    assert f1s[chosen] == pytest.approx(max(f1s.values()))
+
+
+def test_the_bootstrap_holds_the_value(findings: Findings) -> None:
+    low, high = map_interval(findings, 2, seed=0)
+    assert low < mean_ap_50(findings, 2) < high
+    assert (low, high) == map_interval(findings, 2, seed=0)
+
+
+def test_nothing_found_is_a_table_of_noughts() -> None:
+    truth = ScoredBoxes(np.zeros(1, int), np.array([[0, 0, 9, 9.0]]), np.array([1]), np.ones(1))
+    nothing = ScoredBoxes(np.empty(0, int), np.empty((0, 4)), np.empty(0, int), np.empty(0))
+    table = detection_table(Findings(nothing, truth, 1), TYPES, 0.5)
+    assert table["map_50"] == 0
+    assert table["types"]["band"]["recall"] == 0
+    assert table["kappa"] is not None or table["confusion"] == [[0, 0], [0, 0]]
+
+
+def test_a_report_has_every_file(findings: Findings, tmp_path: Path) -> None:
+    table = detection_table(findings, TYPES, 0.3)
+    files = write_report(tmp_path / "r", "tiny", table, TYPES, findings)
+    assert [path.name for path in files] == [
+        "report.json",
+        "report.md",
+        "confusion.png",
+        "precision_recall.png",
+    ]
+    assert all(path.stat().st_size > 100 for path in files)
+    assert "| blast |" in as_markdown("tiny", table)

@@ -1,0 +1,88 @@
+"""Splits are by group, the rarest type is dealt out first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.errors import TrainingInvalid
+from models.training.annotated import AnnotatedImage
+from models.training.splits import grouped_folds, leave_one_out, split_of
+
+
+def image(number: int, group: int, kinds: list[int]) -> AnnotatedImage:
+    box = np.tile(np.array([[0, 0, 5, 5]], np.float32), (len(kinds), 1))
+    return AnnotatedImage(
+        f"{number}",
+        f"g{group:03d}",
+        (10, 10),
+        lambda: np.zeros((10, 10, 3), np.uint8),
+        box,
+        np.array(kinds, np.int64),
+    )
+
+
+many = st.lists(
+    st.tuples(st.integers(0, 30), st.lists(st.integers(0, 3), max_size=6)),
+    min_size=12,
+    max_size=60,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(many, st.integers(2, 5), st.integers(0, 5))
+def test_no_group_is_parted_and_the_rarest_type_is_spread(
+    rows: list[tuple[int, list[int]]], folds: int, seed: int
+) -> None:
+    images = [image(number, group, kinds) for number, (group, kinds) in enumerate(rows)]
+    if len({each.group for each in images}) < folds:
+        with pytest.raises(TrainingInvalid, match="folds need as many groups"):
+            grouped_folds(images, 4, folds, seed)
+        return
+    fold = grouped_folds(images, 4, folds, seed)
+    assert set(fold.tolist()) <= set(range(folds))
+    for group in {each.group for each in images}:
+        assert len({f for f, each in zip(fold, images, strict=True) if each.group == group}) == 1
+    np.testing.assert_array_equal(fold, grouped_folds(images, 4, folds, seed))
+    total = np.zeros(4, int)
+    for each in images:
+        np.add.at(total, each.kind, 1)
+    present = np.flatnonzero(total)
+    if len(present):
+        rarest = present[total[present].argmin()]
+        if (total == total[rarest]).sum() > 1:
+            return  # more than one is the rarest
+        by_group: dict[str, int] = {}
+        in_fold = np.zeros(folds, int)
+        for f, each in zip(fold, images, strict=True):
+            held = int((each.kind == rarest).sum())
+            by_group[each.group] = by_group.get(each.group, 0) + held
+            in_fold[f] += held
+        assert in_fold.max() - in_fold.min() <= max(by_group.values())
+
+
+def test_leave_one_out_has_a_fold_per_slide() -> None:
+    images = [image(n, group, [0]) for n, group in enumerate((2, 0, 2, 1))]
+    assert leave_one_out(images).tolist() == [2, 0, 2, 1]
+
+
+def test_the_held_out_fold_is_divided_by_group() -> None:
+    images = [image(n, n // 2, [n % 3]) for n in range(240)]
+    fold = grouped_folds(images, 3, 5, seed=0)
+    split = split_of(images, fold, 1, seed=0)
+    rows = np.concatenate((split.train, split.validation, split.test))
+    assert sorted(rows.tolist()) == list(range(240))
+    groups = [{images[r].group for r in part} for part in (split.validation, split.test)]
+    assert not groups[0] & groups[1]
+    share = len(groups[0]) / (len(groups[0]) + len(groups[1]))
+    assert share == pytest.approx(0.7, abs=0.1)
+    whole = split_of(images, fold, 1, seed=0, validation_share=0)
+    assert len(whole.validation) == 0
+
+
+def test_a_split_without_a_test_is_refused() -> None:
+    images = [image(n, n, [0]) for n in range(4)]
+    with pytest.raises(TrainingInvalid, match="use fewer folds or more slides"):
+        split_of(images, np.array([0, 0, 0, 1]), 1, seed=0)

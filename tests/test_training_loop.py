@@ -1,0 +1,230 @@
+"""A training: its recipe, its loop, and that it goes on after SIGKILL as if nothing had been."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from models.errors import TrainingInvalid  # noqa: E402
+from models.training.loop import begin_with, learning_rate  # noqa: E402
+from models.training.recipe import (  # noqa: E402
+    PAPERS,
+    Optimisation,
+    load_recipe,
+    optimisation_of,
+)
+from models.training.sources import split_images  # noqa: E402
+from models.training.tasks import task_of, tile_measures  # noqa: E402
+from models.training.yolov4 import YoloV4  # noqa: E402
+
+RECIPES = Path(__file__).parent.parent / "models" / "training" / "recipes"
+
+RECIPE = """
+system = "tayebi2021"
+name = "tiny"
+out = "run"
+types = ["WBC", "RBC"]
+um_per_px = 0.25
+size_px = 64
+batch = 2
+steps = 12
+checkpoint_every = 2
+evaluate_every = 6
+threads = 1
+workers = {workers}
+folds = 3
+
+[network]
+width = 0.125
+depth = 0.2
+
+[optimisation]
+kind = "adamw"
+learning_rate = 1e-3
+
+[[data]]
+format = "yolo"
+folder = "fields"
+types = ["WBC", "RBC"]
+um_per_px = 0.25
+"""
+
+TRAIN = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from models.training.loop import train
+from models.training.recipe import load_recipe
+from models.training.sources import split_images
+from models.training.tasks import task_of
+if __name__ == "__main__":
+    recipe = load_recipe(Path(sys.argv[1]))
+    images, validation, _ = split_images(recipe)
+    print(train(task_of(recipe, images, validation), recipe, Console(file=sys.stderr)))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    fields = tmp_path / "fields"
+    fields.mkdir()
+    for number in range(12):
+        rgb = np.full((70, 80, 3), 220, np.uint8)
+        x, y = rng.integers(0, 40, 2)
+        rgb[y : y + 24, x : x + 24] = (110, 60, 150)
+        Image.fromarray(rgb).save(fields / f"{number}.png")
+        (fields / f"{number}.txt").write_text(
+            f"{number % 2} {(x + 12) / 80} {(y + 12) / 70} {24 / 80} {24 / 70}\n"
+        )
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(workers=0))
+    return path
+
+
+def started(recipe: Path) -> subprocess.Popen[bytes]:
+    script = recipe.with_suffix(".py")
+    script.write_text(TRAIN)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(recipe)], cwd=Path(__file__).parent.parent
+    )
+
+
+def losses(recipe: Path) -> list[dict[str, str]]:
+    with (recipe.parent / "run" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_killed_and_started_again_it_has_the_same_losses(recipe: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "recipe.toml").write_text(recipe.read_text().replace('"fields"', '"../fields"'))
+    assert started(whole / "recipe.toml").wait(timeout=300) == 0
+
+    training = started(recipe)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    end = time.monotonic() + 200
+    while not checkpoint.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    training.send_signal(signal.SIGKILL)
+    assert training.wait() == -signal.SIGKILL
+    assert len(losses(recipe)) < 12  # it was in the middle
+    assert started(recipe).wait(timeout=300) == 0
+
+    uninterrupted, resumed = losses(whole / "recipe.toml"), losses(recipe)
+    assert [row["step"] for row in resumed] == [str(step) for step in range(1, 13)]
+    for mine, theirs in zip(uninterrupted, resumed, strict=True):
+        assert float(mine["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-5)
+        assert mine["map_50"] == theirs["map_50"]
+
+
+def test_another_recipe_does_not_go_on_from_a_checkpoint(recipe: Path) -> None:
+    assert started(recipe).wait(timeout=300) == 0
+    recipe.write_text(recipe.read_text().replace("steps = 12", "steps = 14"))
+    training = subprocess.run(
+        [sys.executable, str(recipe.with_suffix(".py")), str(recipe)],
+        capture_output=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert b"belongs to another training" in training.stderr
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.out.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"tayebi2021"', '"yolo"', "field system"),
+        ("steps = 12", "steps = 0", "field steps"),
+        ("steps = 12", "steps = 12\nstepz = 12", "field stepz"),
+        ("steps = 12", "stage = 'regions'\nsteps = 12", "no stage 'regions'"),
+        ('["WBC", "RBC"]\num', '["WBC", "WBC"]\num', "names a type twice"),
+        ("folds = 3", "folds = 3\nheld_out = 3", "held_out must be less"),
+        ("size_px = 64", "size_px =", "is not TOML"),
+        ('types = ["WBC", "RBC"]\num_per_px = 0.25\n', "um_per_px = 0.25\n", "format yolo"),
+        ('folder = "fields"', "", "'folder' and 'um_per_px'"),
+        ('format = "yolo"', 'format = "smear"', "'images' goes with the format smear"),
+    ],
+)
+def test_every_wrong_field_is_named(recipe: Path, old: str, new: str, says: str) -> None:
+    text = recipe.read_text()
+    assert old in text
+    place = text.rindex(old) if "format yolo" in says else text.index(old)
+    recipe.write_text(text[:place] + new + text[place + len(old) :])
+    with pytest.raises(TrainingInvalid) as error:
+        load_recipe(recipe)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_setting_the_network_does_not_know_is_named(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("depth = 0.2", "dept = 0.2"))
+    loaded = load_recipe(recipe)
+    images, validation, _ = split_images(loaded)
+    with pytest.raises(TrainingInvalid, match=r"field network.*dept"):
+        task_of(loaded, images, validation)
+
+
+def test_weights_to_begin_with_must_fit(tmp_path: Path) -> None:
+    network = YoloV4(2, 0.125, 0.2)
+    with pytest.raises(TrainingInvalid, match="not a safetensors file"):
+        begin_with(network, str(tmp_path / "missing.safetensors"))
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.zeros(3)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(TrainingInvalid, match="holds no weight of this network"):
+        begin_with(network, str(tmp_path / "other.safetensors"))
+    state = {
+        name: tensor.contiguous() for name, tensor in YoloV4(5, 0.125, 0.2).state_dict().items()
+    }
+    save_file(state, str(tmp_path / "five.safetensors"))
+    begin_with(network, str(tmp_path / "five.safetensors"))  # all but the heads fit
+    torch.testing.assert_close(network.stem[0].weight, state["stem.0.weight"])
+
+
+def test_the_learning_rate_follows_the_paper() -> None:
+    """Tayebi et al. 2021, §4.4: 130 000 steps, ÷ 10 at 104 000 and 117 000, warm-up 1 000."""
+    settings = PAPERS["tayebi2021"]
+    rates = [
+        learning_rate(settings, step, 130_000) for step in (500, 1000, 104_000, 104_001, 117_001)
+    ]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-4, 1e-5])
+    cosine = Optimisation(schedule="cosine", learning_rate=1.0)
+    assert [learning_rate(cosine, step, 100) for step in (50, 100)] == pytest.approx(
+        [0.5, 0], abs=1e-6
+    )
+
+
+def test_without_its_own_optimisation_a_recipe_has_the_papers(recipe: Path) -> None:
+    text = recipe.read_text()
+    start, end = text.index("[optimisation]"), text.index("[[data]]")
+    recipe.write_text(text[:start] + text[end:])
+    assert optimisation_of(load_recipe(recipe)) is PAPERS["tayebi2021"]
+
+
+def test_tile_measures_by_hand() -> None:
+    said, true = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
+    expected: dict[str, Any] = {
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "specificity": 1 / 2,
+        "accuracy": 3 / 5,
+    }
+    assert tile_measures(said, true) == pytest.approx(expected)
