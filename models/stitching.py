@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.boxes import centres, first_box_holding, overlapping, suppressed
-from models.records import Cells, Detections, Float64, Int32, Regions, Tiles
+from models.boxes import areas, centres, first_box_holding, iou, overlapping, suppressed
+from models.records import Bool, Cells, Detections, Float64, Int32, Int64, Regions, Tiles
 
 # Two boxes of different tiles that overlap more than this are one cell.
 DUPLICATE_IOU = 0.5
+# A box that its tile's edge cuts is only a piece: one that lies in a better box of another tile by
+# more than this share of the smaller of the two is the same cell. Four tiles meet over a cell wider
+# than their overlap, and the pieces of opposite tiles have less than DUPLICATE_IOU in common.
+PIECE_SHARE = 0.5
+_PIECE_IOU = 0.1  # a piece that covers less of a cell is not looked for
+_EDGE_TILE_PX = 2.0  # how near to the edge a cut box ends
 # How far, as a share of the tile's core, a centre may lie outside of the core that finds it. Two
 # tiles place the same cell a little differently; without this, each could leave it to the other.
 _CORE_MARGIN = 1 / 64
@@ -28,17 +34,21 @@ class TileGeometry:
     origin_px : (N, 2) float64
         As in :class:`models.records.Tiles`.
     px_per_tile_px : (2,) float64
+    size_tile_px
+        Width and height of the tiles.
     """
 
     number: Int32
     origin_px: Float64
     px_per_tile_px: Float64
+    size_tile_px: tuple[int, int]
 
     @classmethod
     def of(cls, tiles: Tiles, first: int) -> TileGeometry:
         """Keep the geometry of `tiles`, the first of which is number `first`, without pixels."""
         number = np.arange(first, first + len(tiles.origin_px), dtype=np.int32)
-        return cls(number, tiles.origin_px, tiles.px_per_tile_px)
+        height, width = tiles.rgb.shape[1:3]
+        return cls(number, tiles.origin_px, tiles.px_per_tile_px, (width, height))
 
 
 def stitch(
@@ -76,10 +86,11 @@ def stitch(
     -----
     A tile contributes the cells whose centre lies in its core, or next to it. Where boxes of two
     tiles then overlap by more than `DUPLICATE_IOU` they are one cell whatever their labels, and
-    the one with the higher score stays. Boxes of the same tile are never merged here: what is one
+    the one with the higher score stays. So it does where the worse is a piece that lies for more
+    than `PIECE_SHARE` in the better one. Boxes of the same tile are never merged here: what is one
     cell within a tile was decided by :func:`models.detect.detect`.
     """
-    box, score, probability, label, tile = _gathered(batches, classes)
+    box, score, probability, label, tile, cut = _gathered(batches, classes)
     centre = centres(box)
     core = core_px[tile]
     margin = (core[:, 2:] - core[:, :2]) * _CORE_MARGIN
@@ -93,7 +104,7 @@ def stitch(
     corner = core_px[tile[kept]]
     keys = (corner[:, 0], corner[:, 1], label[kept], *box[kept].T[::-1], -score[kept])
     kept = kept[np.lexsort(keys)]
-    better, worse = overlapping(box[kept], DUPLICATE_IOU)
+    better, worse = _one_cell(box[kept], cut[kept])
     rivals = tile[kept[better]] != tile[kept[worse]]
     kept = kept[~suppressed(better[rivals], worse[rivals], len(kept))]
     kept = kept[np.lexsort((box[kept, 3], box[kept, 2], box[kept, 0], box[kept, 1]))]
@@ -108,10 +119,22 @@ def stitch(
     )
 
 
+def _one_cell(box: Float64, cut: Bool) -> tuple[Int64, Int64]:
+    """Return the pairs i < j of boxes that show one cell."""
+    i, j = overlapping(box, min(_PIECE_IOU, DUPLICATE_IOU))
+    overlap = iou(box[i], box[j])
+    area = areas(box)
+    both = area[i] + area[j]
+    common = both * overlap / (1 + overlap)
+    piece = (cut[i] | cut[j]) & (common > PIECE_SHARE * np.minimum(area[i], area[j]))
+    same = (overlap > DUPLICATE_IOU) | piece
+    return i[same], j[same]
+
+
 def _gathered(
     batches: Sequence[tuple[Detections, TileGeometry]], classes: tuple[str, ...]
-) -> tuple[Float64, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return box_px, score, probability, label and tile number of all detections."""
+) -> tuple[Float64, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Bool]:
+    """Return box_px, score, probability, label, tile number and cut of all detections."""
     for found, _ in batches:
         if found.classes != classes:
             raise ValueError("Detections of different model packages cannot be stitched together.")
@@ -121,6 +144,7 @@ def _gathered(
         np.empty((0, len(classes)), np.float32),
         np.empty(0, np.int32),
         np.empty(0, np.int32),
+        np.empty(0, np.bool_),
     )
     parts = [empty]
     for found, where in batches:
@@ -128,8 +152,11 @@ def _gathered(
         origin = np.tile(where.origin_px[found.tile], 2)
         box = origin + found.box_tile_px.astype(np.float64) * scale
         number = where.number[found.tile]
-        parts.append((box, found.score, found.probability, found.label, number))
-    box, score, probability, label, tile = (
+        limit = np.array(where.size_tile_px) - _EDGE_TILE_PX
+        edges = found.box_tile_px
+        cut = np.asarray((edges[:, :2] < _EDGE_TILE_PX).any(1) | (edges[:, 2:] > limit).any(1))
+        parts.append((box, found.score, found.probability, found.label, number, cut))
+    box, score, probability, label, tile, cut = (
         np.concatenate(columns) for columns in zip(*parts, strict=True)
     )
-    return box, score, probability, label, tile
+    return box, score, probability, label, tile, cut

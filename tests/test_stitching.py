@@ -16,6 +16,7 @@ from models.stitching import TileGeometry, stitch
 CLASSES = ("myeloblast", "promyelocyte", "unclassified")
 CORE = 512.0
 HALO = 64.0
+SIZE_PX = (int(CORE + 2 * HALO), int(CORE + 2 * HALO))
 EVERYWHERE = Regions(np.array([[-1e6, -1e6, 1e6, 1e6]]), np.ones(1, np.float32), "all")
 
 
@@ -43,7 +44,7 @@ def tile(
     origin = core[number, :2] - HALO
     local = np.asarray(box_px, dtype=np.float64).reshape(-1, 4) - np.tile(origin, 2)
     label = np.zeros(len(local)) if label is None else label
-    where = TileGeometry(np.array([number], np.int32), origin[None], np.ones(2))
+    where = TileGeometry(np.array([number], np.int32), origin[None], np.ones(2), SIZE_PX)
     return detections(local, np.asarray(score, dtype=np.float64), np.asarray(label)), where
 
 
@@ -115,7 +116,9 @@ def test_only_centres_in_a_region_count() -> None:
 
 def test_tile_pixels_of_another_size_are_scaled() -> None:
     core = np.array([[0.0, 0.0, 256.0, 256.0]])
-    where = TileGeometry(np.array([0], np.int32), np.array([[-32.0, -32.0]]), np.array([0.5, 0.25]))
+    where = TileGeometry(
+        np.array([0], np.int32), np.array([[-32.0, -32.0]]), np.array([0.5, 0.25]), SIZE_PX
+    )
     found = detections(np.array([[100.0, 200, 150, 300]]), np.ones(1), np.zeros(1))
     cells = stitched([(found, where)], core)
     assert cells.box_px.tolist() == [[18.0, 18.0, 43.0, 43.0]]
@@ -166,7 +169,7 @@ def test_every_cell_once_whatever_the_order_of_tiles(smear, random) -> None:  # 
     random.shuffle(order)
     place = np.argsort(order).astype(np.int32)  # old number → new number
     moved = [
-        (found, TileGeometry(place[where.number], where.origin_px, where.px_per_tile_px))
+        (found, TileGeometry(place[where.number], where.origin_px, where.px_per_tile_px, SIZE_PX))
         for found, where in (batches[k] for k in order)
     ]
     again = stitched(moved, core[order])

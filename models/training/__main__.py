@@ -34,7 +34,7 @@ from models.training.type_branch import TypeBranch, train_type_branch
 
 FOLDS = 5
 HELD_OUT = 4
-FINDER_STEPS = 1500
+FINDER_STEPS = 1300
 TYPE_STEPS = 600
 LOCALISER_STEPS = 500
 STAIN_STRENGTH = 1.0

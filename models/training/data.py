@@ -134,12 +134,11 @@ class PatchMaker:
         canvas = restain(rng, canvas, 0.5)
         if rng.random() < 0.25:
             canvas = greyed(rng, canvas)
-        example = Example(
-            canvas, np.array(boxes, np.float32).reshape(-1, 4), np.array(kinds, np.int64)
+        return Example(
+            imaged(rng, canvas),
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(kinds, np.int64),
         )
-        if rng.random() < 0.3:
-            example = _ended(rng, example)
-        return Example(imaged(rng, example.rgb), example.box_px, example.kind)
 
     def _cut_out(self, index: int) -> CutOut:
         rng, cell = self._rng, self._cells[index]
@@ -199,20 +198,6 @@ class PatchMaker:
         kept = (box[:, 2:] - box[:, :2]).min(1, initial=PATCH_PX) >= _SLIVER_PX
         box = box[kept]
         return Example(imaged(rng, canvas), box, np.full(len(box), UNKNOWN, np.int64))
-
-
-def _ended(rng: np.random.Generator, example: Example) -> Example:
-    """The image ends before the patch does: white beyond, and the cells there are cut."""
-    size = int(rng.integers(PATCH_PX // 2, PATCH_PX - 8))
-    rgb = example.rgb.copy()
-    rgb[:, size:] = 255
-    box = np.clip(example.box_px, None, [size, np.inf, size, np.inf])
-    kept = (box[:, 2:] - box[:, :2]).min(1, initial=PATCH_PX) >= _SLIVER_PX
-    box, kind = box[kept].astype(np.float32), example.kind[kept]
-    for _ in range(int(rng.integers(4))):  # which side it is
-        rgb = np.rot90(rgb)
-        box = np.stack((box[:, 1], PATCH_PX - box[:, 2], box[:, 3], PATCH_PX - box[:, 0]), 1)
-    return Example(np.ascontiguousarray(rgb), box, kind)
 
 
 def _free_spot(
