@@ -220,7 +220,7 @@ def test_without_its_own_optimisation_a_recipe_has_the_papers(recipe: Path) -> N
 
 
 def test_tile_measures_by_hand() -> None:
-    said, true = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
+    said, true = np.array([1, 1, 0, 0, 1]) > 0, np.array([1, 0, 0, 1, 1]) > 0
     expected: dict[str, Any] = {
         "precision": 2 / 3,
         "recall": 2 / 3,

@@ -64,7 +64,7 @@ class Trained:
     Attributes
     ----------
     steps
-        Step whose weights are the best; they are in the network.
+        Step whose weights are kept; they are in the network.
     best
         What `best_by` was then.
     device
@@ -114,7 +114,7 @@ def train(task: Task, recipe: Recipe, console: Console) -> Trained:
             network.eval()
             measured = task.measure(device)
             row |= measured
-            if measured[task.best_by] > state.best:
+            if recipe.keep == "last" or measured[task.best_by] > state.best:
                 state = _State(state.step, measured[task.best_by], step)
                 _save_atomically(recipe.out / BEST, _weights(network), {"step": step})
         log.write(step, row)

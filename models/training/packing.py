@@ -218,7 +218,7 @@ def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -
         "context_px": 0 if tiles else 2 * REGION_STRIDE_PX,
         "dilation": 0.0 if tiles else 0.5,
         "sampled_grid": None,
-        "threshold": 0.5,
+        "threshold": round(float(metrics["threshold" if tiles else "score_threshold"]), 4),
     }
 
 

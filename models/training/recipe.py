@@ -125,6 +125,9 @@ class Recipe:
     together_with
         What gives the other stages of the package: the name of a package, or the folder `out` of
         another training.
+    keep
+        ``best``: the weights that are best by the paper's measure on the validation images;
+        ``last``: those of the last step.
     init
         ``scratch``, or a safetensors file with weights to begin with.
     seed
@@ -156,6 +159,7 @@ class Recipe:
     size_px: Annotated[int, Field(ge=32)] = 512
     um_per_px: Positive = 0.25
     together_with: str = ""
+    keep: Literal["best", "last"] = "best"
     init: str = "scratch"
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Annotated[int, Field(ge=0)] = 0

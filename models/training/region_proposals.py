@@ -27,7 +27,7 @@ _ANCHORS = 2 * len(RATIOS)
 FOREGROUND_IOU, BACKGROUND_IOU = 0.7, 0.3
 SAMPLES, POSITIVE_SHARE = 256, 0.5
 PROPOSAL_IOU = 0.7
-CANDIDATES = 1000  # per level before suppression
+CANDIDATES = 1000  # per level and, at least, over all levels before suppression
 _UNIT = (1.0, 1.0, 1.0, 1.0)
 
 
@@ -103,7 +103,7 @@ class RegionProposals(nn.Module):
         score = torch.cat(scores, 1)
         side = box[..., 2:] - box[..., :2]
         score = score * (side > 1).all(-1)
-        score, place = best_of(score, 2 * self.proposals)
+        score, place = best_of(score, max(CANDIDATES, 2 * self.proposals))
         box = torch.gather(box, 1, place[..., None].expand(-1, -1, 4))
         score = score * surviving(box, score, PROPOSAL_IOU)
         score, place = best_of(score, self.proposals)

@@ -23,13 +23,19 @@ from models.detection_table import (
     look_at,
     map_interval,
 )
-from models.records import Int64
+from models.records import Float64, Int64
 from models.training.annotated import AnnotatedImage
 from models.training.loop import METRICS, Task, train
 from models.training.packing import export_stage, pack, stage_of
 from models.training.recipe import Recipe
 from models.training.sources import split_images
-from models.training.tasks import SingleCellTask, TileTask, detect_with, task_of
+from models.training.tasks import (
+    SingleCellTask,
+    TileTask,
+    detect_with,
+    task_of,
+    tile_measures,
+)
 
 
 def run(recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -81,9 +87,11 @@ def measured(
     if isinstance(task, SingleCellTask):
         return classification_table(*task.said_of(test), recipe.types), None
     if isinstance(task, TileTask):
-        said, true = task.said_of(test, cpu)
-        table = classification_table(said, true, recipe.types)
-        return {**table, **task.measure_of(said, true)}, None
+        chosen = _accepting(*task.probabilities_of(validation, cpu))
+        probability, true = task.probabilities_of(test, cpu)
+        said = probability >= chosen
+        table = classification_table(said.astype(np.int64), true, recipe.types)
+        return {"threshold": chosen, **table, **tile_measures(said, true == 1)}, None
     detect = detect_with(task.network, cpu)
     types = len(recipe.types)
     chosen = best_threshold(look_at(validation, detect), types)
@@ -91,6 +99,15 @@ def measured(
     interval = map_interval(findings, types, recipe.seed)
     table = detection_table(findings, recipe.types, chosen)
     return {**table, "map_50_interval": list(interval)}, findings
+
+
+def _accepting(probability: Float64, true: Int64) -> float:
+    """Probability from which accepted tiles have the best F1."""
+    candidates = np.unique(probability)
+    called = probability[None] >= candidates[:, None]
+    right = (called & (true == 1)).sum(1)
+    f1_of = 2 * right / np.maximum(called.sum(1) + (true == 1).sum(), 1)
+    return round(float(candidates[f1_of.argmax()]), 4)
 
 
 def classification_table(said: Int64, true: Int64, types: Sequence[str]) -> dict[str, Any]:

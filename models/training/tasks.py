@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.detection_table import best_threshold, detection_table, look_at
 from models.errors import TrainingInvalid
-from models.records import Float32, Int64, UInt8
+from models.records import Bool, Float32, Float64, Int64, UInt8
 from models.training import detector_augment
 from models.training.annotated import AnnotatedImage
 from models.training.cascade_rcnn import CascadeRcnn
@@ -90,7 +90,9 @@ class DetectionTask:
 
     def losses(self, batch: Any, device: torch.device) -> dict[str, Tensor]:
         rgb, truth = batch
-        image = rgb.to(device).float() / 255
+        # Planes one after the other: torch 2.13's convolutions on a CPU corrupt memory in the
+        # backward pass of some widths (32 channels) where channels come last.
+        image = (rgb.to(device).float() / 255).contiguous()
         truth = [Truth(each.box.to(device), each.kind.to(device)) for each in truth]
         network: Any = self.network
         if isinstance(network, YoloV4) and torch.rand(()) < _ATTACKED_SHARE:
@@ -205,22 +207,19 @@ class TileTask:
         return {"tile": functional.cross_entropy(self.network(tile.float() / 255), kind)}
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        return self.measure_of(*self.said_of(self._validation, device))
+        probability, true = self.probabilities_of(self._validation, device)
+        return tile_measures(probability >= 0.5, true == 1)
 
-    def said_of(
+    def probabilities_of(
         self, images: Sequence[AnnotatedImage], device: torch.device
-    ) -> tuple[Int64, Int64]:
-        """What the network says of tiles, and what they are."""
+    ) -> tuple[Float64, Int64]:
+        """How appropriate the network finds each tile, 0 to 1, and whether it is."""
         said = []
         for image in images:
             tile = torch.tensor(image.read(), device=device).permute(2, 0, 1)[None].float() / 255
             with torch.no_grad():
-                said.append(int(self.network(tile).argmax(1)))
+                said.append(float(torch.softmax(self.network(tile), 1)[0, 1]))
         return np.array(said), np.array([int(image.kind[0]) for image in images])
-
-    def measure_of(self, said: Int64, true: Int64) -> dict[str, float]:
-        """Figures of Tayebi et al. (2021), §4.5."""
-        return tile_measures(said, true)
 
 
 def tile_classifier(width: float = 1.0) -> nn.Module:
@@ -240,14 +239,13 @@ def tile_classifier(width: float = 1.0) -> nn.Module:
     )
 
 
-def tile_measures(said: Int64, true: Int64) -> dict[str, float]:
+def tile_measures(said: Bool, true: Bool) -> dict[str, float]:
     """Precision, recall, specificity and accuracy of accepted tiles (Tayebi et al. 2021, §4.5)."""
-    hits = int(((said == 1) & (true == 1)).sum())
-    rejected = int(((said == 0) & (true == 0)).sum())
+    hits, rejected = int((said & true).sum()), int((~said & ~true).sum())
     return {
-        "precision": hits / max(int((said == 1).sum()), 1),
-        "recall": hits / max(int((true == 1).sum()), 1),
-        "specificity": rejected / max(int((true == 0).sum()), 1),
+        "precision": hits / max(int(said.sum()), 1),
+        "recall": hits / max(int(true.sum()), 1),
+        "specificity": rejected / max(int((~true).sum()), 1),
         "accuracy": (hits + rejected) / max(len(true), 1),
     }
 
