@@ -31,6 +31,7 @@ CLASSES = (
 )
 TYPES = len(CLASSES) - 1
 STRIDE = 4  # px of the image per value of the detector's maps
+CROP_PX = 120  # of the classifier, at 0.2 µm per px: 24 µm
 WINDOW = 21  # values over which moments are taken: 84 px
 
 
@@ -42,12 +43,21 @@ def blob_side_px(label: int) -> float:
 def tiny_package(folder: Path, **changes: Any) -> Path:
     """Write a package named as `folder` and return `folder`.
 
-    `changes` replaces fields of the manifest: ``detector={"score_threshold": 0.9}`` merges.
+    `changes` replaces fields of the manifest: ``detector={"score_threshold": 0.9}`` merges;
+    ``second_stage=True`` adds a classifier that names a blob by its area.
     """
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(localiser(), folder / "localiser.onnx")
     onnx.save(detector(), folder / "detector.onnx")
     manifest = manifest_of(folder)
+    if changes.pop("second_stage", False):
+        onnx.save(classifier(), folder / "classifier.onnx")
+        manifest["stages"]["classifier"] = {
+            "file": "classifier.onnx",
+            "sha256": hashlib.sha256((folder / "classifier.onnx").read_bytes()).hexdigest(),
+            "um_per_px": 0.2,
+            "crop_px": CROP_PX,
+        }
     for stage in ("localiser", "detector"):
         manifest["stages"][stage].update(changes.pop(stage, {}))
     manifest["differential"].update(changes.pop("differential", {}))
@@ -218,6 +228,20 @@ def detector() -> onnx.ModelProto:
             "type_probability": ["N", "A", TYPES],
         }
     )
+
+
+def classifier() -> onnx.ModelProto:
+    """Types by the area of the purple pixels of a crop, turned round: the largest is the first."""
+    g = _Graph()
+    area = g.node("ReduceSum", g.purple(), g.constant([1, 2, 3], np.int64), keepdims=0)
+    # A disc's diameter, in px of the detector's scale.
+    disc = g.node("Mul", area, g.constant(4 / np.pi * (0.2 / 0.25) ** 2))
+    side = g.node("Unsqueeze", g.node("Sqrt", disc), g.constant([1], np.int64))
+    sizes = np.array([blob_side_px(TYPES - 1 - k) for k in range(TYPES)])
+    off = g.node("Sub", side, g.constant(sizes))
+    logit = g.node("Mul", g.node("Mul", off, off), g.constant(-0.5))
+    g.node("Softmax", logit, axis=1, output="type_probability")
+    return g.model({"type_probability": ["N", TYPES]})
 
 
 def draw_blob(

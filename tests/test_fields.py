@@ -1,0 +1,116 @@
+"""One camera field: from its file to cells, counts and a picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, VLMicroscopicImageStorage, generate_uid
+
+from dicom_io.errors import InputError, PixelsUnsupported
+from dicom_io.field_image import read_field_image
+from tests.tiny_package import TYPES, blob_side_px, draw_blob, tiny_package
+
+
+def blobs(width: int = 1500, height: int = 900) -> tuple[np.ndarray, int]:
+    """A field larger than two tiles, blobs over their borders."""
+    rgb = np.full((height, width, 3), 235, np.uint8)
+    count = 0
+    for number, x in enumerate(np.arange(90, width - 80, 130)):
+        for y in np.arange(90, height - 80, 150):
+            draw_blob(rgb, (float(x), float(y)), (blob_side_px(number % TYPES),) * 2)
+            count += 1
+    return rgb, count
+
+
+def microscopic(rgb: np.ndarray, **attributes: object) -> Dataset:
+    document = Dataset()
+    document.SOPClassUID = VLMicroscopicImageStorage
+    document.SOPInstanceUID = generate_uid()
+    document.Rows, document.Columns = rgb.shape[:2]
+    document.SamplesPerPixel, document.PhotometricInterpretation = 3, "RGB"
+    document.PlanarConfiguration, document.PixelRepresentation = 0, 0
+    document.BitsAllocated, document.BitsStored, document.HighBit = 8, 8, 7
+    document.PixelData = rgb.tobytes()
+    for name, value in attributes.items():
+        setattr(document, name, value)
+    document.file_meta = FileMetaDataset()
+    document.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    document.file_meta.MediaStorageSOPClassUID = document.SOPClassUID
+    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
+    return document
+
+
+def field(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    tiny_package(tmp_path / "packages" / "tiny")
+    settings = tmp_path / "node.toml"
+    settings.write_text(f"[model]\nfolders = [{json.dumps(str(tmp_path / 'packages'))}]\n")
+    return subprocess.run(
+        [sys.executable, "-m", "node", "--config", str(settings), "field", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_every_cell_of_a_large_field_is_found_once(tmp_path: Path) -> None:
+    rgb, count = blobs()
+    Image.fromarray(rgb).save(tmp_path / "field.png")
+    ended = field(
+        tmp_path, str(tmp_path / "field.png"), "--um-per-px", "0.25", "--model", "tiny", "--json"
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert len(result["cells"]) == count == sum(result["count"].values())
+    assert result["model"]["name"] == "tiny"
+    assert result["size_px"] == [1500, 900]
+    picture = np.asarray(Image.open(result["picture"]))
+    assert picture.shape[2] in (3, 4)
+    assert Path(result["picture"]) == tmp_path / "field.cells.png"
+
+
+def test_a_microscopic_image_states_its_own_scale(tmp_path: Path) -> None:
+    rgb, count = blobs(700, 600)
+    path = tmp_path / "field.dcm"
+    microscopic(rgb, PixelSpacing=[0.00025, 0.00025]).save_as(path, enforce_file_format=True)
+    ended = field(tmp_path, str(path), "--model", "tiny", "--json")
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert result["um_per_px"] == pytest.approx(0.25)
+    assert len(result["cells"]) == count
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    Image.fromarray(blobs(200, 200)[0]).save(tmp_path / "field.png")
+    ended = field(tmp_path, str(tmp_path / "field.png"), "--model", "tiny")
+    assert ended.returncode == 26
+    assert "--um-per-px" in ended.stderr
+    (tmp_path / "text.png").write_text("no picture")
+    for name, kind in (("missing.png", "cannot be read"), ("text.png", "no image")):
+        ended = field(tmp_path, str(tmp_path / name), "--um-per-px", "0.25", "--model", "tiny")
+        assert ended.returncode == 20
+        assert kind in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_only_one_colour_image_of_eight_bits(tmp_path: Path) -> None:
+    rgb = np.zeros((8, 8, 3), np.uint8)
+    path = tmp_path / "field.dcm"
+    microscopic(rgb, NumberOfFrames=2, PixelData=rgb.tobytes() * 2).save_as(
+        path, enforce_file_format=True
+    )
+    with pytest.raises(PixelsUnsupported, match="one colour image of 8 bits"):
+        read_field_image(path)
+    whole = tmp_path / "whole.dcm"
+    microscopic(rgb, PixelSpacing=[0.001, 0.0005]).save_as(whole, enforce_file_format=True)
+    assert read_field_image(whole).um_per_px is None  # not square: nobody guesses
+    whole.write_bytes(whole.read_bytes()[:300])
+    with pytest.raises(InputError):
+        read_field_image(whole)
