@@ -51,6 +51,8 @@ class MaturationCnn(nn.Module):
         K: ten for the global network, two for the local one.
     width
         Channels as a share of the full network's.
+    dropout
+        Dropout as a share of the paper's: what a narrow network can spare.
 
     Attributes
     ----------
@@ -61,7 +63,7 @@ class MaturationCnn(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, types: int, width: float = 1.0) -> None:
+    def __init__(self, types: int, width: float = 1.0, dropout: float = 1.0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 3
@@ -74,7 +76,8 @@ class MaturationCnn(nn.Module):
                     nn.ReLU(inplace=True),
                 ]
                 if place < len(block) - 1:  # between convolutions
-                    layers.append(nn.Dropout(_DROPOUT if len(layers) > 4 else _DROPOUT_FIRST))
+                    rate = _DROPOUT if len(layers) > 4 else _DROPOUT_FIRST
+                    layers.append(nn.Dropout(dropout * rate))
                 inputs = outputs
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
@@ -82,11 +85,11 @@ class MaturationCnn(nn.Module):
         connected = max(8, round(CONNECTED * width))
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Dropout(_DROPOUT_CONNECTED),
+            nn.Dropout(dropout * _DROPOUT_CONNECTED),
             nn.Linear(inputs * places, connected),
             nn.BatchNorm1d(connected),
             nn.ReLU(inplace=True),
-            nn.Dropout(_DROPOUT_CONNECTED),
+            nn.Dropout(dropout * _DROPOUT_CONNECTED),
             nn.Linear(connected, connected),
             nn.ReLU(inplace=True),
             nn.Linear(connected, types),

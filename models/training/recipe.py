@@ -29,7 +29,7 @@ class Source:
     ----------
     format
         ``pascal_voc``, ``coco``, ``yolo``, ``crops``; or ``smear`` for composed images that suit
-        the stage that is trained.
+        the stage that is trained (for choi2017, the repository's single cells as published).
     folder
         Where images (and labels) lie; not for ``smear``.
     um_per_px
@@ -43,6 +43,8 @@ class Source:
         near-duplicate group. Without one, each file is a group of its own.
     leave_out
         Parts of file names that are not used.
+    names
+        What the labels of this source call a type → what the recipe does.
     images
         How many are composed; only for ``smear``.
     held_out
@@ -56,6 +58,7 @@ class Source:
     types: tuple[str, ...] = ()
     group: str = ""
     leave_out: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     images: Annotated[int, Field(ge=0)] = 0
     held_out: bool = False
 

@@ -55,6 +55,25 @@ def smear_fields(
     return images
 
 
+def single_cells(types: Sequence[str], held_out: bool) -> list[tuple[AnnotatedImage, float]]:
+    """The repository's images of single cells as published, each with its scale in µm per px."""
+    cells = [cell for cell in _cells(held_out) if cell.type in types]
+    return [
+        (
+            AnnotatedImage(
+                f"cell{number:04d}",
+                f"group{cell.group}",
+                (cell.rgb.shape[1], cell.rgb.shape[0]),
+                partial(_same, cell.rgb),
+                np.array([[0, 0, cell.rgb.shape[1], cell.rgb.shape[0]]], np.float32),
+                np.array([types.index(cell.type)], np.int64),
+            ),
+            cell.um_per_px,
+        )
+        for number, cell in enumerate(cells)
+    ]
+
+
 def smear_tiles(count: int, seed: int, held_out: bool) -> list[AnnotatedImage]:
     """Tiles of 512 × 512 px at 0.25 µm per px, half of them appropriate (Tayebi et al. 2021, §4.3).
 

@@ -27,6 +27,7 @@ from models.training.data import TYPES
 from models.training.recipe import Recipe, Source
 from models.training.smears import (
     OVERVIEW_UM_PER_PX,
+    single_cells,
     smear_fields,
     smear_overviews,
     smear_tiles,
@@ -77,6 +78,11 @@ def _composed(source: Source, recipe: Recipe) -> list[AnnotatedImage]:
         unknown = sorted(set(recipe.types) - set(TYPES))
         if unknown:
             raise TrainingInvalid(f"{recipe.name}: no cell of the repository is {unknown}.")
+        if recipe.system == "choi2017":
+            return [
+                _scaled(image, um_per_px / recipe.um_per_px)
+                for image, um_per_px in single_cells(recipe.types, source.held_out)
+            ]
         images = smear_fields(source.images, recipe.types, seed, source.held_out)
         scale = UM_PER_PX
     return [_scaled(image, scale / recipe.um_per_px) for image in images]
@@ -84,26 +90,29 @@ def _composed(source: Source, recipe: Recipe) -> list[AnnotatedImage]:
 
 def _read(source: Source, folder: Path, types: Sequence[str]) -> Annotations:
     group_of = _group_of(source)
+    # A source that calls types by other names is read whole, and renamed.
+    known = None if source.names else types
     match source.format:
         case "pascal_voc":
-            return read_pascal_voc(folder, types, group_of, source.leave_out)
+            found = read_pascal_voc(folder, known, group_of, source.leave_out)
         case "coco":
             if source.file is None:
                 raise TrainingInvalid(f"{folder}: the format coco needs 'file'.")
-            return read_coco(source.file, folder, types, group_of, source.leave_out)
+            found = read_coco(source.file, folder, known, group_of, source.leave_out)
         case "crops":
-            return read_crops(folder, types, group_of, source.leave_out)
+            found = read_crops(folder, known, group_of, source.leave_out)
         case _:
             found = read_yolo(folder, source.types, group_of, source.leave_out)
-            return _renumbered(found, types, source)
+    return _renumbered(found, types, source)
 
 
 def _renumbered(found: Annotations, types: Sequence[str], source: Source) -> Annotations:
-    """YOLO's class numbers → the recipe's order of types."""
-    unknown = sorted(set(found.types) - set(types))
+    """Labels in the recipe's order of types, by the recipe's names."""
+    names = [source.names.get(name, name) for name in found.types]
+    unknown = sorted(set(names) - set(types))
     if unknown:
         raise TrainingInvalid(f"{source.folder}: {unknown} are none of the types {list(types)}.")
-    order = np.array([list(types).index(name) for name in found.types], np.int64)
+    order = np.array([list(types).index(name) for name in names], np.int64)
     images = tuple(replace(image, kind=order[image.kind]) for image in found.images)
     return Annotations(tuple(types), images)
 
