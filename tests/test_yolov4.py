@@ -5,6 +5,7 @@ Size, shapes, gradients and suppression of all detectors are in test_networks.py
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch")
 
 from models.training.boxes import pairwise_iou  # noqa: E402
 from models.training.detector import Truth  # noqa: E402
+from models.training.export import _fold_batch_norms  # noqa: E402
 from models.training.yolov4 import (  # noqa: E402
     ANSWERS,
     COCO_ANCHORS,
@@ -58,14 +60,14 @@ def discs() -> tuple[Any, Truth]:
 
 @pytest.fixture(scope="module")
 def learnt() -> Learnt:
-    """A reduced network after 90 steps with one image."""
+    """A reduced network after 99 steps with one image."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     image, truth = discs()
     network = YoloV4(3, 0.125, 0.33)
-    optimiser = torch.optim.AdamW(network.parameters(), 4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=90)
-    for _ in range(90):
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=99)
+    for _ in range(99):
         terms = network.losses(image[None], [truth])
         optimiser.zero_grad()
         sum(terms.values()).backward()
@@ -161,7 +163,9 @@ def test_a_near_miss_is_neither_right_nor_wrong() -> None:
         return float(network.losses(torch.zeros(1, 3, 64, 64), [truth])["objectness"])
 
     # Right: x = (2 + 1.1) · 8 = 24.8, an IoU of 11.3 / 12.7 = 0.89. Left: 15.2, 3.1 / 20.9 = 0.15.
-    assert loss_of(-20.0) - loss_of(20.0) == pytest.approx(math.log1p(math.exp(5.0)), rel=0.01)
+    # Two positives share the loss: the truth fits (12, 16), and (19, 36) with 192/684 = 0.28.
+    wrong = math.log1p(math.exp(5.0)) / 2
+    assert loss_of(-20.0) - loss_of(20.0) == pytest.approx(wrong, rel=1e-3)
 
 
 def test_images_without_cells_teach_objectness_alone() -> None:
@@ -205,12 +209,14 @@ def test_padding_moves_no_box(learnt: Learnt) -> None:
 
 def test_onnx_runtime_says_the_same_at_another_size(learnt: Learnt, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
-    batch, height, width = (torch.export.Dim.DYNAMIC for _ in range(3))
+    free, fixed = torch.export.Dim.DYNAMIC, torch.export.Dim.STATIC
+    network = copy.deepcopy(learnt.network)
+    _fold_batch_norms(network)  # as every export does; a third of the time
     program = torch.onnx.export(
-        learnt.network,
+        network,
         (torch.rand(2, 3, 96, 160),),
         output_names=["box", "score", "type_probability"],
-        dynamic_shapes=((batch, None, height, width),),
+        dynamic_shapes=((free, fixed, free, free),),
         dynamo=True,
         external_data=False,
     )
