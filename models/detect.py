@@ -94,9 +94,6 @@ def detect(
     )
     box, score, probability = box[tile, peak], score[tile, peak], probability[tile, peak]
     kept = _without_rivals(tile, box, score, manifest.detector.nms_iou)
-    if manifest.classifier is not None:
-        # A second stage names the types: until then nothing is known.
-        probability = np.zeros((len(box), len(manifest.types)), np.float32)
     probability, label = labelled(probability[kept], manifest)
     return Detections(
         tile=tile[kept].astype(np.int32),
@@ -112,9 +109,10 @@ def _outputs(
     outputs: Mapping[str, Float32], tiles: int, manifest: Manifest
 ) -> tuple[Float32, Float32, Float32]:
     box, score = outputs["box_px"], outputs["score"]
-    probability = outputs["type_probability"]
-    anchors = score.shape[1]
-    types = len(manifest.types) if manifest.classifier is None else probability.shape[-1]
+    anchors, types = score.shape[1], len(manifest.types)
+    # A second stage names the types: until then nothing is known.
+    unknown = np.zeros((tiles, anchors, types), np.float32)
+    probability = unknown if manifest.classifier else outputs["type_probability"]
     want = ((tiles, anchors, 4), (tiles, anchors), (tiles, anchors, types))
     if (box.shape, score.shape, probability.shape) != want:
         raise InferenceFailed(

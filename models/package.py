@@ -354,9 +354,9 @@ def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
         raise _not_the_stage(package, stage, "input 'image' must be (N, H, W, 3), N, H, W dynamic")
     nodes = {node.name: node for node in session.get_outputs()}
     for name, shape in _OUTPUTS[stage]:
-        # What a detector calls its cells is not used where a second stage names them.
-        types = None if _unused(package, stage) else len(package.manifest.types)
-        want = tuple(types if d == "types" else d for d in shape)
+        if name == "type_probability" and _unused(package, stage):
+            continue
+        want = tuple(len(package.manifest.types) if d == "types" else d for d in shape)
         node = nodes.get(name)
         if node is None or node.type != "tensor(float)" or not _fits(node.shape, want):
             raise _not_the_stage(
@@ -365,6 +365,7 @@ def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
 
 
 def _unused(package: ModelPackage, stage: Stage) -> bool:
+    """Tell whether a second stage names what this one finds: its own types are not asked for."""
     return stage == "detector" and package.manifest.classifier is not None
 
 

@@ -64,10 +64,10 @@ LOCALISER = {
     "sampled_grid": None,
     "threshold": 0.65,
 }
-# Calibrated on 10 000 cells of six types (2 to 45 %), 2.5, 5 and 10 of them a tile, 40 random orders
-# each: converged after a median of 2 760, 4 100 and 5 790 cells (the paper: 4 000 to 5 000), and
-# every percentage then lay within 2 points of the whole count in all 120. With 3e-6 it was 94 %,
-# with 1e-5 81 %. tests/test_convergence.py repeats it.
+# Calibrated on 10 000 cells of six types (2 to 45 %), 2.5, 5 and 10 of them a tile, 40 orders each:
+# converged after a median of 2 760, 4 100 and 5 790 cells (the paper: 4 000 to 5 000), and then
+# every percentage lay within 2 points of the whole count in all 120. With 3e-6 it was 94 %, with
+# 1e-5 81 %. tests/test_convergence.py repeats it.
 DIFFERENTIAL = {
     "chi_square_threshold": 1e-6,
     "chi_square_tiles": 10,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.utils
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -239,7 +240,12 @@ def _borrowed(recipe: Recipe, stage: str, folder: Path) -> dict[str, Any]:
             fields = dict(json.loads((source / MANIFEST_FILE).read_text())["stages"][stage])
         else:
             fields = dict(json.loads((source / f"{stage}.json").read_text())["fields"])
-        shutil.copy(source / fields["file"], folder)
+        if stage == "detector":  # its own types are not asked for: only what finds is taken
+            onnx.utils.extract_model(
+                source / fields["file"], folder / fields["file"], ["image"], ["box_px", "score"]
+            )
+        else:
+            shutil.copy(source / fields["file"], folder)
     except (OSError, ValueError, KeyError) as error:
         raise TrainingInvalid(
             f"{recipe.name}: together_with names {name}, which has no {stage}: train it first."

@@ -320,7 +320,7 @@ class YoloV4(nn.Module):
             inner = torch.sigmoid(each[..., :2]) * scale - (scale - 1) / 2
             x, y = (inner[..., 0] + columns) * stride, (inner[..., 1] + rows) * stride
             shape = raw.new_tensor(shapes)  # (3, 2)
-            half = each[..., 2:4].clamp(max=8).exp() * shape / 2
+            half = each[..., 2:4].clamp(-8, 8).exp() * shape / 2
             box = torch.stack(
                 (x - half[..., 0], y - half[..., 1], x + half[..., 0], y + half[..., 1]), -1
             )
@@ -370,11 +370,12 @@ def assigned(
         start += height * width * 3
     place, row = torch.cat(places), torch.cat(rows)
     order = side.prod(1)[row].argsort(descending=True)
-    owner = torch.full((start,), -1, dtype=torch.int64, device=box.device)
-    for number in order.tolist():
-        owner[place[number]] = row[number]
-    taken = (owner >= 0).nonzero()[:, 0]
-    return taken, owner[taken]
+    place, row = place[order], row[order]
+    by_place = place.argsort(stable=True)  # within a place still the largest first
+    place, row = place[by_place], row[by_place]
+    last = torch.ones_like(place, dtype=torch.bool)
+    last[:-1] = place[1:] != place[:-1]
+    return place[last], row[last]
 
 
 def _doubled(x: Tensor) -> Tensor:
