@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from models.errors import TrainingInvalid
 from models.fields import find_in_field
 from models.package import find_package
 from models.selection import Candidate, as_pascal_voc, rank
+from node.annotated_slides import annotated_images
 from node.config import Settings
 from node.console import ERR, OUT
 from node.field import analyse_field, draw_field, field_as_json, open_sessions
@@ -40,20 +42,22 @@ def train() -> None:
     """Train a model: 'train CONFIG.toml'; or choose what to annotate next: 'train select'.
 
     The configuration names one of wang2022, tayebi2021, liu2022, choi2017, the data (Pascal VOC,
-    COCO, YOLO, folders of single cells, or composed smears) and how long; models/training/recipes
-    holds examples. A training that was stopped goes on from its checkpoint when the same command
-    is given again. It ends in ONNX, a report with pictures, and a model package.
+    COCO, YOLO, folders of single cells, slides with DICOM annotations, or composed smears) and how
+    long; models/training/recipes holds examples. A training that was stopped goes on from its
+    checkpoint when the same command is given again. It ends in ONNX, a report with pictures, and
+    a model package.
     """
 
 
 @train.command("run", hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 @click.argument("config", type=click.Path(path_type=Path))
-def run_training(config: Path, as_json: bool) -> None:
+@click.pass_obj
+def run_training(settings: Settings, config: Path, as_json: bool) -> None:
     """Train from CONFIG."""
     training = _training()
     recipe = training.load_recipe(config)
-    result = training.run(recipe, ERR)
+    result = training.run(recipe, ERR, _dicom_reader(settings, recipe, training))
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
@@ -143,7 +147,11 @@ def evaluate(
     package = find_package(name, folders)
     sessions = open_sessions(settings, package)
     table, written = training.evaluate_package(
-        recipe, package, sessions, out or recipe.out / "evaluation" / name
+        recipe,
+        package,
+        sessions,
+        out or recipe.out / "evaluation" / name,
+        _dicom_reader(settings, recipe, training),
     )
     if as_json:
         click.echo(json.dumps(table, indent=2))
@@ -237,6 +245,10 @@ def _training() -> Any:
             f"Training needs {error.name or 'PyTorch'}: install marrow-node[train]."
         ) from error
     return commands
+
+
+def _dicom_reader(settings: Settings, recipe: Any, training: Any) -> Callable[[Any], list[Any]]:
+    return lambda source: annotated_images(settings, source, recipe, training.AnnotatedImage)
 
 
 def _print_comparison(rows: list[Row]) -> None:

@@ -18,13 +18,17 @@ from models.records import Float32, UInt8
 from models.training.annotated import AnnotatedImage
 from models.training.recipe import Recipe, load_recipe
 from models.training.run import run
-from models.training.sources import split_images
+from models.training.sources import ReadDicom, no_archive, split_images
 
-__all__ = ["evaluate_package", "load_recipe", "run"]
+__all__ = ["AnnotatedImage", "evaluate_package", "load_recipe", "run"]
 
 
 def evaluate_package(
-    recipe: Recipe, package: ModelPackage, sessions: Sessions, folder: Path
+    recipe: Recipe,
+    package: ModelPackage,
+    sessions: Sessions,
+    folder: Path,
+    read_dicom: ReadDicom = no_archive,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measure a package on the test images of a recipe, as the node runs it.
 
@@ -45,7 +49,7 @@ def evaluate_package(
             f"Model package {package.manifest.name} does not know the types {missing} of"
             f" {recipe.name}: evaluate one that does."
         )
-    *_, test = split_images(recipe)
+    *_, test = split_images(recipe, read_dicom)
     images = [_renamed(image, recipe.types, types) for image in test]
 
     def detect(rgb: UInt8) -> tuple[Float32, Float32, Float32]:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx.utils
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.cell_types import CELL_TYPES
@@ -24,6 +25,8 @@ from models.training.dual_stage_cnn import CROP_PX
 from models.training.export import PARITY, export, write_manifest
 from models.training.exported import ExportedCells, ExportedRegions, ExportedTiles, ExportedTypes
 from models.training.recipe import Recipe, Source
+
+Answers = NDArray[np.floating[Any]]
 
 REGION_STRIDE_PX = 16
 _PARITY_IMAGES = 4
@@ -149,22 +152,41 @@ def parity_of(
 ) -> dict[str, float]:
     """Largest absolute difference between PyTorch and ONNX Runtime, by output.
 
-    Of a detector, answers that may be cells are compared, in their order.
+    Of a detector, each answer that may be a cell is compared with the other side's nearest one: of
+    two answers with the same score, rounding decides which comes first.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     largest = dict.fromkeys(outputs, 0.0)
     for image in images:
         with torch.no_grad():
             mine = module(torch.tensor(image[None]))
-        expected: tuple[Tensor, ...] = mine if isinstance(mine, tuple) else (mine,)
-        found = session.run(list(outputs), {"image": image[None]})
-        seen = np.s_[:]
+        tensors: tuple[Tensor, ...] = mine if isinstance(mine, tuple) else (mine,)
+        expected = [tensor.numpy()[0] for tensor in tensors]
+        found = [array[0] for array in session.run(list(outputs), {"image": image[None]})]
         if "score" in outputs:
-            seen = (expected[1].numpy() >= _SEEN_SCORE) | (found[1] >= _SEEN_SCORE)
+            expected, found = _paired(expected, found)
         for name, a, b in zip(outputs, expected, found, strict=True):
-            difference = np.abs(a.numpy() - b)[seen]
-            largest[name] = max(largest[name], float(difference.max(initial=0.0)))
+            largest[name] = max(largest[name], float(np.abs(a - b).max(initial=0.0)))
     return largest
+
+
+def _paired(
+    expected: Sequence[Answers], found: Sequence[Answers]
+) -> tuple[list[Answers], list[Answers]]:
+    """Answers that may be cells, each beside the other side's nearest box, both ways."""
+    sides = []
+    for here, there in ((expected, found), (found, expected)):
+        rows = np.flatnonzero(here[1] >= _SEEN_SCORE)
+        apart = np.abs(here[0][rows, None] - there[0][None]).max(2)
+        # Among boxes that lie alike, the one of the nearest score.
+        apart = apart + np.abs(here[1][rows, None] - there[1][None])
+        nearest = apart.argmin(1) if len(rows) else rows
+        sides.append(([each[rows] for each in here], [each[nearest] for each in there]))
+    (one, its), (two, theirs) = sides
+    return (
+        [np.concatenate(pair) for pair in zip(one, theirs, strict=True)],
+        [np.concatenate(pair) for pair in zip(its, two, strict=True)],
+    )
 
 
 def training_of(recipe: Recipe) -> dict[str, Any]:

@@ -28,12 +28,13 @@ class Source:
     Attributes
     ----------
     format
-        ``pascal_voc``, ``coco``, ``yolo``, ``crops``; or ``smear`` for composed images that suit
+        ``pascal_voc``, ``coco``, ``yolo``, ``crops``; ``dicom`` for a slide and its annotations in
+        an archive; or ``smear`` for composed images that suit
         the stage that is trained (for choi2017, the repository's single cells as published).
     folder
-        Where images (and labels) lie; not for ``smear``.
+        Where images (and labels) lie; not for ``smear`` and ``dicom``.
     um_per_px
-        Of its images; not for ``smear``.
+        Of its images; not for ``smear`` and ``dicom``.
     file
         The COCO file; only with that format.
     types
@@ -45,13 +46,17 @@ class Source:
         Parts of file names that are not used.
     names
         What the labels of this source call a type → what the recipe does.
+    pacs_url
+        Archive of a ``dicom`` source; empty for that of the node's settings.
+    study_uid, series_uid, annotation_series_uid
+        Of a ``dicom`` source: the slide, and the ANN series in the same study.
     images
         How many are composed; only for ``smear``.
     held_out
         Compose of the cells that no shipped model has seen; only for ``smear``.
     """
 
-    format: Literal["pascal_voc", "coco", "yolo", "crops", "smear"]
+    format: Literal["pascal_voc", "coco", "yolo", "crops", "dicom", "smear"]
     folder: Path | None = None
     um_per_px: Positive | None = None
     file: Path | None = None
@@ -59,6 +64,10 @@ class Source:
     group: str = ""
     leave_out: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    pacs_url: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    annotation_series_uid: str = ""
     images: Annotated[int, Field(ge=0)] = 0
     held_out: bool = False
 
@@ -262,9 +271,17 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise TrainingInvalid(
                 f"{where}: 'images' goes with the format smear, and only with it."
             )
-        if composed != (source.folder is None) or composed != (source.um_per_px is None):
+        archived = source.format == "dicom"
+        in_folder = not composed and not archived
+        if in_folder in (source.folder is None, source.um_per_px is None):
             raise TrainingInvalid(
-                f"{where}: 'folder' and 'um_per_px' go with every format but smear."
+                f"{where}: 'folder' and 'um_per_px' go with every format but smear and dicom."
+            )
+        named = (source.study_uid, source.series_uid, source.annotation_series_uid)
+        if archived != all(named) or archived != any(named):
+            raise TrainingInvalid(
+                f"{where}: 'study_uid', 'series_uid' and 'annotation_series_uid' go together, with"
+                " the format dicom, and only with it."
             )
         if (source.format == "coco") != (source.file is not None):
             raise TrainingInvalid(f"{where}: 'file' goes with the format coco, and only with it.")

@@ -28,7 +28,7 @@ from models.training.annotated import AnnotatedImage
 from models.training.loop import METRICS, Task, train
 from models.training.packing import export_stage, pack, stage_of
 from models.training.recipe import Recipe
-from models.training.sources import split_images
+from models.training.sources import ReadDicom, no_archive, split_images
 from models.training.tasks import (
     SingleCellTask,
     TileTask,
@@ -38,8 +38,16 @@ from models.training.tasks import (
 )
 
 
-def run(recipe: Recipe, console: Console) -> dict[str, Any]:
+def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) -> dict[str, Any]:
     """Train what a recipe says and write everything into its folder.
+
+    Parameters
+    ----------
+    recipe
+    console
+        Where progress is shown.
+    read_dicom
+        Reads sources of the format dicom.
 
     Returns
     -------
@@ -51,7 +59,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
     TrainingInvalid
         The data or the recipe cannot be used.
     """
-    images, validation, test = split_images(recipe)
+    images, validation, test = split_images(recipe, read_dicom)
     console.print(
         f"{recipe.name}: {len(images)} images to train on, {len(validation)} to choose with,"
         f" {len(test)} to test on",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,13 @@ from models.training.smears import (
 )
 from models.training.splits import Split, grouped_folds, split_of
 
+# Reads a source of the format dicom; given by whoever knows archives.
+ReadDicom = Callable[[Source], Sequence[AnnotatedImage]]
 
-def load_sources(sources: Sequence[Source], recipe: Recipe) -> tuple[AnnotatedImage, ...]:
+
+def load_sources(
+    sources: Sequence[Source], recipe: Recipe, read_dicom: ReadDicom
+) -> tuple[AnnotatedImage, ...]:
     """Read and check every source; images come at the recipe's scale when they are read.
 
     Raises
@@ -43,8 +48,11 @@ def load_sources(sources: Sequence[Source], recipe: Recipe) -> tuple[AnnotatedIm
     TrainingInvalid
         Naming the file.
     """
-    images = []
+    images: list[AnnotatedImage] = []
     for source in sources:
+        if source.format == "dicom":
+            images += read_dicom(source)
+            continue
         if source.folder is None or source.um_per_px is None:
             images += _composed(source, recipe)
             continue
@@ -54,11 +62,18 @@ def load_sources(sources: Sequence[Source], recipe: Recipe) -> tuple[AnnotatedIm
     return tuple(images)
 
 
-def split_images(recipe: Recipe) -> tuple[list[AnnotatedImage], ...]:
+def no_archive(source: Source) -> Sequence[AnnotatedImage]:
+    """Refuse sources of the format dicom: nobody here knows archives."""
+    raise TrainingInvalid(f"Slide {source.series_uid} can be read by 'marrow-node train' only.")
+
+
+def split_images(
+    recipe: Recipe, read_dicom: ReadDicom = no_archive
+) -> tuple[list[AnnotatedImage], ...]:
     """Images to train on, to choose the best model with, and to report."""
-    images = load_sources(recipe.data, recipe)
+    images = load_sources(recipe.data, recipe, read_dicom)
     if recipe.validation:
-        measured = list(load_sources(recipe.validation, recipe))
+        measured = list(load_sources(recipe.validation, recipe, read_dicom))
         return list(images), measured, measured
     fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)
     split: Split = split_of(images, fold, recipe.held_out, recipe.seed)

@@ -1,0 +1,68 @@
+"""Slides with annotations in an archive → annotated images that training takes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dicom_io.annotated_slide import annotated_tiles, read_annotations
+from dicom_io.pacs import open_pacs
+from dicom_io.slide import open_slide
+from models.errors import TrainingInvalid
+from models.records import UInt8
+from node.config import Settings
+
+
+def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -> list[Any]:
+    """The annotated tiles of one slide, read into memory.
+
+    Parameters
+    ----------
+    settings
+        For the archive; the source may name another address.
+    source, recipe
+        :class:`models.training.recipe.Source` of the format ``dicom``, and its recipe.
+    image
+        :class:`models.training.annotated.AnnotatedImage`, which only training code may import.
+
+    Raises
+    ------
+    TrainingInvalid
+        An annotated cell is of none of the recipe's types.
+    InputError, PacsError
+        The slide or its annotations cannot be read.
+    """
+    images = []
+    url = source.pacs_url or settings.pacs_url
+    with open_pacs(url, settings.pacs) as pacs:
+        slide = open_slide(pacs, source.study_uid, source.series_uid, settings.max_matrix_px)
+        cells = read_annotations(pacs, source.study_uid, source.annotation_series_uid)
+        for tile in annotated_tiles(pacs, slide, cells, recipe.size_px, recipe.um_per_px):
+            x, y = (round(value) for value in tile.origin_px)
+            images.append(
+                image(
+                    f"{source.series_uid} at ({x}, {y})",
+                    source.series_uid,
+                    (tile.rgb.shape[1], tile.rgb.shape[0]),
+                    partial(_same, tile.rgb),
+                    tile.box_tile_px.astype(np.float32),
+                    np.array([_kind(key, source, recipe) for key in tile.types], np.int64),
+                )
+            )
+    return images
+
+
+def _kind(key: str, source: Any, recipe: Any) -> int:
+    name = source.names.get(key, key)
+    if name not in recipe.types:
+        raise TrainingInvalid(
+            f"Annotations {source.annotation_series_uid}: {key!r} is none of the types"
+            f" {list(recipe.types)} of {recipe.name}: add it, or rename it under names."
+        )
+    return int(recipe.types.index(name))
+
+
+def _same(rgb: UInt8) -> UInt8:
+    return rgb

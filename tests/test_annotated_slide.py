@@ -1,0 +1,104 @@
+"""Annotations in an archive are training data: what the node wrote is read back as images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dicom_io.annotated_slide import annotated_tiles, read_annotations
+from dicom_io.errors import InputError
+from dicom_io.pacs import PacsSettings, open_pacs
+from dicom_io.slide import open_slide
+from models.errors import TrainingInvalid
+from models.training.annotated import AnnotatedImage
+from models.training.recipe import load_recipe
+from models.training.sources import split_images
+from node.annotated_slides import annotated_images
+from node.config import load_settings
+from tests.smears import Smear, small_smear
+
+RECIPE = """
+system = "tayebi2021"
+name = "corrected"
+out = "run"
+types = {types}
+steps = 1
+size_px = 256
+folds = 2
+
+[[data]]
+format = "dicom"
+pacs_url = "{pacs}"
+study_uid = "{study}"
+series_uid = "{series}"
+annotation_series_uid = "{annotations}"
+"""
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Smear, list[str], int]:
+    smear = small_smear(tmp_path_factory.mktemp("smear"))
+    code, result, said = smear.analyse()
+    assert code == 0, said
+    return smear, result["ann"][0], result["cells"]
+
+
+def test_every_annotated_cell_is_in_one_tile(analysed: tuple[Smear, list[str], int]) -> None:
+    smear, (study, series, _), cells = analysed
+    with open_pacs(smear.pacs_url, PacsSettings()) as pacs:
+        slide = open_slide(pacs, smear.slide.study_uid, smear.slide.series_uid, 10**12)
+        found = read_annotations(pacs, study, series)
+        tiles = list(annotated_tiles(pacs, slide, found, 256, 0.25))
+        assert sum(len(tile.types) for tile in tiles) == cells
+        written = np.concatenate([each.box_px for each in found])
+        read = []
+        for tile in tiles:
+            assert tile.rgb.shape == (256, 256, 3)
+            assert len(tile.types)
+            corner = np.tile(tile.origin_px, 2)
+            whole = (tile.box_tile_px > 0).all(1) & (tile.box_tile_px < 256).all(1)
+            read += (tile.box_tile_px[whole] + corner).tolist()
+        assert len(read) > cells / 3
+        for box in read:  # what no tile's edge cuts lies where it was written
+            assert np.abs(written - box).max(1).min() < 1e-3
+        with pytest.raises(InputError, match="holds no annotations"):
+            read_annotations(pacs, smear.slide.study_uid, smear.slide.series_uid)
+
+
+def test_a_recipe_trains_on_them(analysed: tuple[Smear, list[str], int], tmp_path: Path) -> None:
+    smear, (study, series, _), cells = analysed
+    every = list(small_classes())
+
+    def written(types: list[str]) -> Path:
+        path = tmp_path / "recipe.toml"
+        text = RECIPE.format(
+            types=str(types).replace("'", '"'),
+            pacs=smear.pacs_url,
+            study=smear.slide.study_uid,
+            series=smear.slide.series_uid,
+            annotations=series,
+        )
+        path.write_text(text)
+        return path
+
+    assert study == smear.slide.study_uid
+    recipe = load_recipe(written(every))
+    settings = load_settings(None, {})
+    images = annotated_images(settings, recipe.data[0], recipe, AnnotatedImage)
+    assert sum(len(image.kind) for image in images) == cells
+    assert {image.group for image in images} == {smear.slide.series_uid}
+    with pytest.raises(
+        TrainingInvalid, match="folds need as many groups"
+    ):  # one slide is one group
+        split_images(recipe, lambda source: images)
+    few = load_recipe(written(["megakaryocyte"]))
+    with pytest.raises(TrainingInvalid, match="is none of the types"):
+        annotated_images(settings, few.data[0], few, AnnotatedImage)
+
+
+def small_classes() -> tuple[str, ...]:
+    from tests.tiny_package import CLASSES
+
+    return CLASSES
