@@ -282,7 +282,7 @@ def open_session(package: ModelPackage, stage: Stage, device: Device, threads: i
         ) from error
     provider = _active(session, device)
     _check_graph(package, stage, session)
-    outputs = tuple(name for name, _ in _OUTPUTS[stage])
+    outputs = tuple(name for name, _ in _outputs_of(package, stage))
     opened = Session(
         stage=stage,
         file=file,
@@ -353,9 +353,7 @@ def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
     if len(image.shape) != 4 or image.shape[3] != 3 or any(_fixed(d) for d in image.shape[:3]):
         raise _not_the_stage(package, stage, "input 'image' must be (N, H, W, 3), N, H, W dynamic")
     nodes = {node.name: node for node in session.get_outputs()}
-    for name, shape in _OUTPUTS[stage]:
-        if name == "type_probability" and _unused(package, stage):
-            continue
+    for name, shape in _outputs_of(package, stage):
         want = tuple(len(package.manifest.types) if d == "types" else d for d in shape)
         node = nodes.get(name)
         if node is None or node.type != "tensor(float)" or not _fits(node.shape, want):
@@ -364,9 +362,13 @@ def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
             )
 
 
-def _unused(package: ModelPackage, stage: Stage) -> bool:
-    """Tell whether a second stage names what this one finds: its own types are not asked for."""
-    return stage == "detector" and package.manifest.classifier is not None
+def _outputs_of(
+    package: ModelPackage, stage: Stage
+) -> tuple[tuple[str, tuple[int | Literal["types"] | None, ...]], ...]:
+    """Return the outputs that a stage is asked for: no types where a second stage names them."""
+    if stage == "detector" and package.manifest.classifier is not None:
+        return tuple(each for each in _OUTPUTS[stage] if each[0] != "type_probability")
+    return _OUTPUTS[stage]
 
 
 def _fixed(dimension: object) -> bool:
