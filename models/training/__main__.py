@@ -17,12 +17,11 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from models.cell_types import CELL_TYPES
 from models.composing import ASSETS, load_cells
+from models.detection_report import draw_confusion
 from models.package import load_package, open_session
-from models.records import Int64
 from models.training.crops import CropMaker
 from models.training.data import TYPES, load_field
 from models.training.evaluate import field_table, fold_confusion, type_table
@@ -155,7 +154,9 @@ def release(
     shipped = sorted((ASSETS / "fields").glob("*.jpg"))
     metrics["blood_fields_in_repository"] = field_table(shipped, session, package)
     write_manifest(folder, manifest(metrics, len(validation)))
-    draw_confusion(confusion, folder / "confusion.png")
+    names = [CELL_TYPES[key].name for key in TYPES]
+    title = "types over five folds by group, four views of each cell"
+    draw_confusion(confusion, names, title, folder / "confusion.png")
     click.echo(json.dumps(metrics, indent=1), err=True)
 
 
@@ -193,25 +194,6 @@ def manifest(metrics: dict[str, Any], validation_fields: int) -> dict[str, Any]:
         },
         "metrics": metrics,
     }
-
-
-def draw_confusion(confusion: Int64, path: Path) -> None:
-    """Draw the confusion matrix, rows in percent of the true type."""
-    names = [CELL_TYPES[key].name for key in TYPES]
-    percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("reported")
-    axes.set_ylabel("true")
-    axes.set_title(f"types over five folds by group, percent of true ({confusion.sum()} views)")
-    for row, column in np.argwhere(confusion > 0):
-        value = percent[row, column]
-        colour = "white" if value > 55 else "black"
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
-    figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
 if __name__ == "__main__":
