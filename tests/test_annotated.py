@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from models.errors import TrainingInvalid
-from models.training.annotated import read_coco, read_crops, read_pascal_voc, read_rgb, read_yolo
+from models.training.annotated import (
+    AnnotatedImage,
+    read_coco,
+    read_crops,
+    read_pascal_voc,
+    read_rgb,
+    read_yolo,
+)
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
@@ -61,6 +68,8 @@ def test_images_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
         (thing("blast", 1, 1, 9, 9) + thing("band", 1, 1, 9, 9), "both 'blast' and 'band'"),
         ("<object>", "is not XML"),
         (thing("blast", "nan", 1, 10, 20), "empty or inside out"),
+        (thing("blast", 0, 1, 0, 20), "object 1: nothing of its box lies in the image"),
+        (thing("", 1, 1, 10, 20), "object 1 has no type"),
         ("", "holds no annotated cell"),
     ],
 )
@@ -93,6 +102,80 @@ def test_entities_and_other_folders_are_refused(tmp_path: Path) -> None:
             read_pascal_voc(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_no_encoding_hides_an_entity(tmp_path: Path, encoding: str) -> None:
+    picture(tmp_path / "a.png")
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE x [<!ENTITY e "boo">]>'
+        f"<annotation><filename>a.png</filename>{thing('&e;', 1, 1, 10, 20)}</annotation>"
+    )
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(TrainingInvalid, match=r"a\.xml declares a document type or entities"):
+        read_pascal_voc(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b'<?xml version="1.0" encoding="none"?><annotation/>'])
+def test_what_is_no_xml_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.xml").write_bytes(text)
+    with pytest.raises(TrainingInvalid, match=r"a\.xml is not XML"):
+        read_pascal_voc(tmp_path)
+
+
+def test_one_image_is_labelled_once(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for name in ("a.xml", "b.xml"):
+        voc(tmp_path / name, thing("blast", 1, 1, 10, 20))
+    with pytest.raises(TrainingInvalid, match=r"b\.xml: .*a\.png is annotated twice"):
+        read_pascal_voc(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint16, 3000), (np.float32, 0.5)])
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, dtype: Any, value: float) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((30, 40), value, dtype)).save(path)
+    with pytest.raises(TrainingInvalid, match=r"a\.tif has more than 8 bits"):
+        read_rgb(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow says what it skips
+def test_damaged_images_are_sentences_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a"
+    pixels = Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8))
+    refused = 0
+    for suffix in ("PNG", "JPEG", "TIFF", "BMP"):
+        pixels.save(path, suffix)
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(150):
+            broken = whole.copy()
+            broken[rng.integers(0, 60, 4)] = rng.integers(0, 256, 4)
+            path.write_bytes(broken.tobytes())
+            try:
+                read_rgb(path)
+            except TrainingInvalid as error:
+                refused += str(path) in str(error)
+    assert refused > 300
+
+
+def test_a_record_takes_its_own_types_of_array_only() -> None:
+    def record(box: Any, kind: Any) -> AnnotatedImage:
+        return AnnotatedImage("a", "a", (9, 9), lambda: np.zeros((9, 9, 3), np.uint8), box, kind)
+
+    box, kind = np.array([[0, 0, 5, 5]], np.float32), np.array([-1], np.int64)
+    made = record(box, kind)
+    assert not made.box_px.flags.writeable
+    assert not made.kind.flags.writeable
+    for wrong in (
+        (box.astype(np.float64), kind),
+        (box, kind.astype(np.int32)),
+        (box, np.array([0, 1])),
+        (box, kind[:, None]),
+        (box * np.float32(np.nan), kind),
+    ):
+        with pytest.raises(ValueError, match=r"^a: "):
+            record(*wrong)
+
+
 def test_missing_and_broken_images_are_named(tmp_path: Path) -> None:
     voc(tmp_path / "a.xml", thing("blast", 1, 1, 10, 20))
     with pytest.raises(TrainingInvalid, match=r"a\.png is missing"):
@@ -123,18 +206,37 @@ def test_coco_has_corner_and_size(tmp_path: Path) -> None:
     assert image.box_px.tolist() == [[1, 2, 11, 22]]
 
 
+CELL = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "says"),
     [
-        {"annotations": [{"image_id": 8, "category_id": 3, "bbox": [1, 2, 3, 4]}]},
-        {"annotations": [{"image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4]}]},
-        {"annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2]}]},
-        {"images": None},
+        ({"annotations": [CELL, CELL | {"image_id": 8}]}, "annotation 2 lacks or misnames 8"),
+        ({"annotations": [CELL | {"category_id": 9}]}, "annotation 1 lacks or misnames 9"),
+        ({"annotations": [CELL | {"bbox": [1, 2]}]}, "annotation 1: its box is not four numbers"),
+        ({"annotations": [CELL | {"bbox": None}]}, "annotation 1: its box is not four numbers"),
+        ({"annotations": []}, "holds no annotated cell"),
+        ({"images": None}, "is not COCO"),
+        ({"images": [{"id": 7, "file_name": "../a.png"}]}, "outside of its folder"),
+        ({"images": [{"id": 7, "file_name": "/a.png"}]}, "outside of its folder"),
+        ({"images": [{"id": 7, "file_name": "a.png"}] * 2}, "one id to two images"),
+        ({"images": [{"id": i, "file_name": "a.png"} for i in (7, 8)]}, "annotated twice"),
+        ({"categories": [{"id": 3, "name": name} for name in "ab"]}, "one id to two images or"),
+        ({"categories": [{"id": 3, "name": None}]}, "has no type"),
     ],
 )
-def test_a_wrong_coco_file_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(TrainingInvalid, match=r"coco\.json"):
+def test_a_wrong_coco_file_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(TrainingInvalid, match=r"coco\.json") as error:
         read_coco(coco(tmp_path, **changes), tmp_path)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_what_is_no_coco_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "coco.json").write_bytes(text)
+    with pytest.raises(TrainingInvalid, match=r"coco\.json is not (COCO|UTF-8)"):
+        read_coco(tmp_path / "coco.json", tmp_path)
 
 
 def test_yolo_has_centres_and_shares(tmp_path: Path) -> None:
@@ -158,6 +260,52 @@ def test_a_wrong_yolo_line_is_named(tmp_path: Path, line: str) -> None:
         read_yolo(tmp_path, ("WBC", "RBC"))
 
 
+def test_yolo_labels_and_images_belong_together(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.5 0.2\n")
+    (tmp_path / "labels" / "classes.txt").write_text("WBC\nRBC\n")
+    assert len(read_yolo(tmp_path, ("WBC", "RBC")).images) == 1
+    (tmp_path / "labels" / "b.txt").write_text("1 0.5 0.5 0.5 0.2\n")
+    with pytest.raises(TrainingInvalid, match=r"b\.txt has no image"):
+        read_yolo(tmp_path, ("WBC", "RBC"))
+    picture(tmp_path / "images" / "b.png")
+    picture(tmp_path / "images" / "b.jpg")
+    with pytest.raises(TrainingInvalid, match=r"b\.png and b\.jpg share one label file"):
+        read_yolo(tmp_path, ("WBC", "RBC"))
+
+
+def test_yolo_labels_that_are_no_text_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe0")
+    with pytest.raises(TrainingInvalid, match=r"a\.txt is not UTF-8"):
+        read_yolo(tmp_path, ("WBC",))
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"", "needs the columns file and group"),
+        (b"file,group\n", r"has no line for blast/0\.png"),
+        (b"file,group\nblast/0.png\n", "line 2: file or group is empty"),
+        (b"file,label,group\nblast/0.png,blast,\n", "line 2: file or group is empty"),
+        (b"file,group\nblast/0.png,1\nblast/0.png,2\n", r"line 3: blast/0\.png is in two groups"),
+        (b"file,group\n\xff,1\n", "is not UTF-8"),
+    ],
+)
+def test_a_wrong_table_of_groups_is_named(tmp_path: Path, table: bytes, says: str) -> None:
+    picture(tmp_path / "blast" / "0.png")
+    (tmp_path / "groups.csv").write_bytes(table)
+    with pytest.raises(TrainingInvalid, match=rf"groups\.csv.*{says}"):
+        read_crops(tmp_path)
+
+
+def test_a_table_of_groups_may_come_from_a_spreadsheet(tmp_path: Path) -> None:
+    picture(tmp_path / "blast" / "0.png")
+    (tmp_path / "groups.csv").write_bytes(b"\xef\xbb\xbffile,group\r\nblast/0.png,7\r\n")
+    assert read_crops(tmp_path).images[0].group == "7"
+
+
 def test_crops_have_their_folders_type_and_their_tables_group(tmp_path: Path) -> None:
     for name in ("blast/0.png", "blast/1.png", "band/0.png"):
         picture(tmp_path / name)
@@ -167,7 +315,7 @@ def test_crops_have_their_folders_type_and_their_tables_group(tmp_path: Path) ->
         "file,label,group\nblast/0.png,blast,4\nblast/1.png,blast,4\nband/0.png,band,4\n"
     )
     found = read_crops(tmp_path)
-    assert [image.group for image in found.images] == ["band/4", "blast/4", "blast/4"]
+    assert [image.group for image in found.images] == ["4", "4", "4"]  # a group may span types
     assert found.images[0].box_px.tolist() == [[0, 0, 40, 30]]
     (tmp_path / "groups.csv").write_text("file,group\nblast/0.png,4\n")
     with pytest.raises(TrainingInvalid, match=r"groups\.csv has no line for band/0\.png"):

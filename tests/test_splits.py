@@ -42,7 +42,8 @@ def test_no_group_is_parted_and_the_rarest_type_is_spread(
             grouped_folds(images, 4, folds, seed)
         return
     fold = grouped_folds(images, 4, folds, seed)
-    assert set(fold.tolist()) <= set(range(folds))
+    assert fold.shape == (len(images),)
+    assert set(fold.tolist()) == set(range(folds))  # no fold stays empty
     for group in {each.group for each in images}:
         assert len({f for f, each in zip(fold, images, strict=True) if each.group == group}) == 1
     np.testing.assert_array_equal(fold, grouped_folds(images, 4, folds, seed))
@@ -51,9 +52,7 @@ def test_no_group_is_parted_and_the_rarest_type_is_spread(
         np.add.at(total, each.kind, 1)
     present = np.flatnonzero(total)
     if len(present):
-        rarest = present[total[present].argmin()]
-        if (total == total[rarest]).sum() > 1:
-            return  # more than one is the rarest
+        rarest = present[total[present].argmin()]  # the first of equals
         by_group: dict[str, int] = {}
         in_fold = np.zeros(folds, int)
         for f, each in zip(fold, images, strict=True):
@@ -61,6 +60,19 @@ def test_no_group_is_parted_and_the_rarest_type_is_spread(
             by_group[each.group] = by_group.get(each.group, 0) + held
             in_fold[f] += held
         assert in_fold.max() - in_fold.min() <= max(by_group.values())
+
+
+def test_a_type_in_as_many_groups_as_folds_is_in_every_fold() -> None:
+    images = [image(n, n, [0] * 5 + [1] * (n < 4)) for n in range(40)]
+    for seed in range(5):
+        fold = grouped_folds(images, 2, 4, seed)
+        assert sorted(fold[:4].tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("folds", [0, 1])
+def test_fewer_than_two_folds_are_refused(folds: int) -> None:
+    with pytest.raises(TrainingInvalid, match="ask for two or more"):
+        grouped_folds([image(0, 0, [0]), image(1, 1, [0])], 1, folds, seed=0)
 
 
 def test_leave_one_out_has_a_fold_per_slide() -> None:
@@ -80,6 +92,23 @@ def test_the_held_out_fold_is_divided_by_group() -> None:
     assert share == pytest.approx(0.7, abs=0.1)
     whole = split_of(images, fold, 1, seed=0, validation_share=0)
     assert len(whole.validation) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 30), min_size=12, max_size=60), st.integers(0, 5))
+def test_every_image_is_in_one_part_and_every_group_too(groups: list[int], seed: int) -> None:
+    images = [image(n, group, [n % 3]) for n, group in enumerate(groups)]
+    if len(set(groups)) < 4:
+        return
+    fold = grouped_folds(images, 3, 2, seed)
+    for held_out in range(2):
+        if len({images[r].group for r in np.flatnonzero(fold == held_out)}) < 2:
+            continue  # one group cannot be divided
+        split = split_of(images, fold, held_out, seed)
+        parts = (split.train, split.validation, split.test)
+        assert sorted(np.concatenate(parts).tolist()) == list(range(len(images)))
+        owned = [{images[int(row)].group for row in part} for part in parts]
+        assert sum(len(names) for names in owned) == len(set(groups))
 
 
 def test_a_split_without_a_test_is_refused() -> None:

@@ -8,8 +8,10 @@ annotations come in as the same records, from :mod:`dicom_io`.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,8 +60,12 @@ class AnnotatedImage:
     kind: Int64
 
     def __post_init__(self) -> None:
-        if self.box_px.shape != (len(self.kind), 4) or not np.isfinite(self.box_px).all():
+        if self.box_px.dtype != np.float32 or self.kind.dtype != np.int64:
+            raise ValueError(f"{self.name}: boxes are float32 and kinds int64.")
+        if self.kind.ndim != 1 or self.box_px.shape != (len(self.kind), 4):
             raise ValueError(f"{self.name}: boxes (M, 4) and kinds (M,) are wanted.")
+        if not np.isfinite(self.box_px).all():
+            raise ValueError(f"{self.name}: a box is not finite.")
         self.box_px.setflags(write=False)
         self.kind.setflags(write=False)
 
@@ -125,23 +131,7 @@ def read_coco(
     leave_out: Sequence[str] = (),
 ) -> Annotations:
     """Read one COCO ``instances`` file with its images in `folder`; else as `read_pascal_voc`."""
-    try:
-        root = json.loads(file.read_text(encoding="utf-8"))
-        names = {each["id"]: str(each["name"]) for each in root["categories"]}
-        boxes: dict[Any, list[tuple[str, list[float]]]] = {
-            each["id"]: [] for each in root["images"]
-        }
-        for each in root["annotations"]:
-            x, y, width, height = (float(value) for value in each["bbox"])
-            entry = (names[each["category_id"]], [x, y, x + width, y + height])
-            boxes[each["image_id"]].append(entry)
-        images = {each["id"]: str(each["file_name"]) for each in root["images"]}
-    except OSError as error:
-        raise TrainingInvalid(f"{file} cannot be read ({error.strerror}).") from error
-    except KeyError as error:
-        raise TrainingInvalid(f"{file} lacks or misnames {error}: export COCO again.") from error
-    except (ValueError, TypeError) as error:
-        raise TrainingInvalid(f"{file} is not COCO ({error}): export it again.") from error
+    images, boxes = _coco(file)
     labelled = (
         _Labelled(
             _inside(folder, images[key], str(file)),
@@ -164,10 +154,20 @@ def read_yolo(
 ) -> Annotations:
     """Read ``images/`` with ``labels/`` beside it, or both in one folder; see `read_pascal_voc`.
 
-    An image without a label file, or with an empty one, holds no cell.
+    An image without a label file, or with an empty one, holds no cell. In ``labels/`` every file
+    but ``classes.txt`` needs its image; beside the images there may be other texts.
     """
     images = _wanted(_images(_existing(folder / "images", folder)), leave_out)
     labels = _existing(folder / "labels", folder)
+    stems: dict[str, Path] = {}
+    for image in images:
+        other = stems.setdefault(image.stem, image)
+        if other != image:
+            raise TrainingInvalid(f"{image} and {other.name} share one label file: rename one.")
+    if labels != folder:
+        for label in _wanted(labels.glob("*.txt"), leave_out):
+            if label.stem not in stems and label.name != "classes.txt":
+                raise TrainingInvalid(f"{label} has no image: add the image or remove the labels.")
     return _gathered(
         (_yolo(image, labels / f"{image.stem}.txt", types, group_of) for image in images),
         types,
@@ -184,7 +184,7 @@ def read_crops(
     """Read images of single cells, a subfolder for each type; see `read_pascal_voc`.
 
     ``groups.csv`` in `folder`, with the columns file (relative) and group, says what belongs
-    together; `group_of` is asked where there is none.
+    together, also across types; `group_of` is asked where there is none.
     """
     groups = _groups(folder / "groups.csv")
 
@@ -196,9 +196,11 @@ def read_crops(
                 )
             for image in _wanted(_images(kind), leave_out):
                 name = image.relative_to(folder).as_posix()
-                group = groups.get(name) if groups else group_of(image.stem)
+                group = group_of(image.stem) if groups is None else groups.get(name)
                 if group is None:
-                    raise TrainingInvalid(f"{folder / 'groups.csv'} has no line for {name}.")
+                    raise TrainingInvalid(
+                        f"{folder / 'groups.csv'} has no line for {name}: add its group."
+                    )
                 width, height = _size(image)
                 yield _Labelled(image, str(image), group, [kind.name], [[0, 0, width, height]])
 
@@ -207,14 +209,36 @@ def read_crops(
     return _gathered(labelled(), types, folder)
 
 
-def _voc(file: Path, folder: Path, group_of: GroupOf) -> _Labelled:
-    text = file.read_bytes()
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise TrainingInvalid(f"{file} declares entities, which labels need not: remove them.")
+class _Doctype(Exception):
+    """The XML declares a document type, and may declare entities in it."""
+
+
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    """Stops before any entity is declared, in whatever encoding the file is."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Refuse."""
+        raise _Doctype
+
+
+def _xml(file: Path) -> ElementTree.Element:
+    parser = ElementTree.XMLParser(target=_WithoutDoctype())  # noqa: S314 - no entity is expanded
     try:
-        root = ElementTree.fromstring(text)  # noqa: S314 - without entities nothing can expand
-    except ElementTree.ParseError as error:
+        parser.feed(file.read_bytes())
+        root: ElementTree.Element = parser.close()
+    except _Doctype as error:
+        raise TrainingInvalid(
+            f"{file} declares a document type or entities, which labels need not: remove them."
+        ) from error
+    except OSError as error:
+        raise TrainingInvalid(f"{file} cannot be read ({error.strerror}): check it.") from error
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise TrainingInvalid(f"{file} is not XML ({error}): write it again.") from error
+    return root
+
+
+def _voc(file: Path, folder: Path, group_of: GroupOf) -> _Labelled:
+    root = _xml(file)
     names, boxes = [], []
     for number, found in enumerate(root.iter("object"), start=1):
         try:
@@ -236,10 +260,38 @@ def _voc(file: Path, folder: Path, group_of: GroupOf) -> _Labelled:
     return _Labelled(image, str(file), group_of(file.stem), names, boxes)
 
 
+def _coco(file: Path) -> tuple[dict[Any, str], dict[Any, list[tuple[str, list[float]]]]]:
+    """File name and (type, box) of the cells, both by the image's id."""
+    try:
+        root = json.loads(_text(file))
+        names = {each["id"]: str(each["name"] or "") for each in root["categories"]}
+        images = {each["id"]: str(each["file_name"]) for each in root["images"]}
+        annotations = list(root["annotations"])
+        unique = (len(root["categories"]), len(root["images"])) == (len(names), len(images))
+    except KeyError as error:
+        raise TrainingInvalid(f"{file} lacks {error}: export COCO again.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TrainingInvalid(f"{file} is not COCO ({error}): export it again.") from error
+    if not unique:
+        raise TrainingInvalid(f"{file} gives one id to two images or categories: export it again.")
+    boxes: dict[Any, list[tuple[str, list[float]]]] = {key: [] for key in images}
+    for number, each in enumerate(annotations, start=1):
+        where = f"{file}, annotation {number}"
+        try:
+            x, y, width, height = (float(value) for value in each["bbox"])
+            entry = (names[each["category_id"]], [x, y, x + width, y + height])
+            boxes[each["image_id"]].append(entry)
+        except KeyError as error:
+            raise TrainingInvalid(f"{where} lacks or misnames {error}: correct it.") from error
+        except (ValueError, TypeError) as error:
+            raise TrainingInvalid(f"{where}: its box is not four numbers: correct it.") from error
+    return images, boxes
+
+
 def _yolo(image: Path, label: Path, types: Sequence[str], group_of: GroupOf) -> _Labelled:
     width, height = _size(image)
     names, boxes = [], []
-    lines = label.read_text(encoding="utf-8").splitlines() if label.exists() else []
+    lines = _text(label).splitlines() if label.exists() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -273,7 +325,7 @@ def _gathered(
     for each in found:
         try:
             if each.image in seen:
-                raise TrainingInvalid(f"{each.source}: {each.image} is annotated twice.")
+                raise TrainingInvalid(f"{each.source}: {each.image} is annotated twice, keep one.")
             seen.add(each.image)
             images.append(_checked(each, index))
         except TrainingInvalid as fault:
@@ -294,31 +346,42 @@ def _checked(each: _Labelled, index: Mapping[str, int]) -> AnnotatedImage:
     limit = np.array([width, height, width, height], np.float64)
     for number, (name, corners) in enumerate(zip(each.names, box, strict=True), start=1):
         where = f"{each.source}, object {number}"
+        if not name:
+            raise TrainingInvalid(f"{where} has no type: name it.")
         if name not in index:
             raise TrainingInvalid(f"{where}: {name!r} is none of the types {list(index)}.")
         if not np.isfinite(corners).all() or (corners[2:] <= corners[:2]).any():
             raise TrainingInvalid(f"{where}: its box is empty or inside out, draw it again.")
         if (corners < -_ROUNDING_PX).any() or (corners > limit + _ROUNDING_PX).any():
-            raise TrainingInvalid(f"{where}: its box leaves the image of {width} x {height} px.")
-    box = np.clip(box, 0, limit)
-    _refuse_contradictions(each, box)
+            raise TrainingInvalid(
+                f"{where}: its box leaves the image of {width} x {height} px, draw it again."
+            )
+    cut = np.clip(box, 0, limit).astype(np.float32)
+    empty = np.flatnonzero((cut[:, 2:] <= cut[:, :2]).any(axis=1))
+    if len(empty):
+        raise TrainingInvalid(
+            f"{each.source}, object {empty[0] + 1}: nothing of its box lies in the image, draw it"
+            " again."
+        )
+    _refuse_contradictions(each, cut)
     return AnnotatedImage(
         name=each.image.name,
         group=each.group,
         size_px=(width, height),
         read=partial(read_rgb, each.image),
-        box_px=box.astype(np.float32),
+        box_px=cut,
         kind=np.array([index[name] for name in each.names], np.int64),
     )
 
 
-def _refuse_contradictions(each: _Labelled, box: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+def _refuse_contradictions(each: _Labelled, box: Float32) -> None:
     known: dict[tuple[float, ...], str] = {}
     for name, corners in zip(each.names, box.tolist(), strict=True):
         other = known.setdefault(tuple(corners), name)
         if other != name:
             raise TrainingInvalid(
-                f"{each.source}: the box {corners} is both {other!r} and {name!r}, keep one."
+                f"{each.source}: the box {[round(corner, 1) for corner in corners]} px is both"
+                f" {other!r} and {name!r}, keep one."
             )
 
 
@@ -330,23 +393,33 @@ def read_rgb(path: Path) -> UInt8:
     TrainingInvalid
         It cannot be decoded.
     """
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise TrainingInvalid(f"{path} cannot be decoded: remove it or save it again.") from error
+    with _opened(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _size(path: Path) -> tuple[int, int]:
+    """Width and height from the header; nothing is decoded."""
+    with _opened(path) as picture:
+        return picture.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
-            return picture.size
+            if picture.mode.startswith(("I", "F")):  # would be cut off at 255
+                raise TrainingInvalid(f"{path} has more than 8 bits: save it as 8-bit RGB.")
+            yield picture
     except FileNotFoundError as error:
         raise TrainingInvalid(
-            f"{path} is missing: its labels are there, the image is not."
+            f"{path} is missing: its labels are there, the image is not; add it."
         ) from error
-    except (OSError, UnidentifiedImageError) as error:
+    except UnidentifiedImageError as error:
         raise TrainingInvalid(f"{path} is not an image: remove it or save it again.") from error
+    except Image.DecompressionBombError as error:
+        raise TrainingInvalid(f"{path} has too many pixels: cut it into smaller fields.") from error
+    except (OSError, ValueError, SyntaxError) as error:  # all three come out of broken files
+        raise TrainingInvalid(f"{path} cannot be decoded: remove it or save it again.") from error
 
 
 def _images(folder: Path) -> list[Path]:
@@ -370,12 +443,33 @@ def _inside(folder: Path, name: str, source: str) -> Path:
     return folder / path
 
 
-def _groups(path: Path) -> dict[str, str]:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the text
+    except OSError as error:
+        raise TrainingInvalid(f"{path} cannot be read ({error.strerror}): check it.") from error
+    except UnicodeDecodeError as error:
+        raise TrainingInvalid(f"{path} is not UTF-8 text: save it as UTF-8.") from error
+
+
+def _groups(path: Path) -> dict[str, str] | None:
+    """Group of each file; None where there is no table."""
     if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as table:
-        rows = list(csv.DictReader(table))
-    if rows and not {"file", "group"} <= set(rows[0]):
-        raise TrainingInvalid(f"{path} needs the columns file and group.")
-    # Groups are numbered within a type where a label stands beside them.
-    return {row["file"]: "/".join(filter(None, (row.get("label"), row["group"]))) for row in rows}
+        return None
+    table = csv.DictReader(io.StringIO(_text(path), newline=""))
+    groups: dict[str, str] = {}
+    try:
+        if not {"file", "group"} <= set(table.fieldnames or ()):
+            raise TrainingInvalid(f"{path} needs the columns file and group: name them so.")
+        for row in table:
+            if not row["file"] or not row["group"]:
+                raise TrainingInvalid(
+                    f"{path}, line {table.line_num}: file or group is empty, fill it in."
+                )
+            if groups.setdefault(row["file"], row["group"]) != row["group"]:
+                raise TrainingInvalid(
+                    f"{path}, line {table.line_num}: {row['file']} is in two groups, keep one."
+                )
+    except csv.Error as error:
+        raise TrainingInvalid(f"{path} is not CSV ({error}): save it again.") from error
+    return groups

@@ -28,7 +28,13 @@ class Split:
 
 
 def grouped_folds(images: Sequence[AnnotatedImage], types: int, folds: int, seed: int) -> Int64:
-    """Deal groups out to folds, those with the rarest type first (Wang et al. 2022, §4.2).
+    """Deal groups out to folds, those with the rarest type first.
+
+    Wang et al. (2022), §4.2: "image patches with the cell type that has the least number of cells
+    are first distributed evenly to each subset, and then the remaining patches with the cell type
+    that has the second least number of cells are distributed evenly to each subset. The data
+    allocation process continues until there is no remaining patch." Groups take the place of
+    patches here, those with most of the type first. No fold stays empty.
 
     Parameters
     ----------
@@ -48,8 +54,10 @@ def grouped_folds(images: Sequence[AnnotatedImage], types: int, folds: int, seed
     Raises
     ------
     TrainingInvalid
-        There are fewer groups than folds.
+        There are fewer than two folds, or fewer groups than folds.
     """
+    if folds < 2:
+        raise TrainingInvalid(f"{folds} folds leave nothing to train on: ask for two or more.")
     names = sorted({image.group for image in images})
     if len(names) < folds:
         raise TrainingInvalid(
@@ -80,7 +88,8 @@ def grouped_folds(images: Sequence[AnnotatedImage], types: int, folds: int, seed
 def leave_one_out(images: Sequence[AnnotatedImage]) -> Int64:
     """A fold for every group, by name (Wang et al. 2022, §4.2: slide-wise)."""
     names = sorted({image.group for image in images})
-    return np.array([names.index(image.group) for image in images], np.int64)
+    row = {name: place for place, name in enumerate(names)}
+    return np.array([row[image.group] for image in images], np.int64)
 
 
 def split_of(
@@ -92,8 +101,9 @@ def split_of(
 ) -> Split:
     """One round of cross-validation.
 
-    Tayebi et al. (2021), §4.4, divide the fold that training does not see into 70 % for validation
-    and 30 % for the test. Groups stay whole here, too.
+    Tayebi et al. (2021), §4.4: "The test-validation data portion was split into two main partitions
+    (70% validation and 30% test)." Groups stay whole here, too, and the shares are of groups; the
+    paper parts tiles and enforces the shares on each type individually.
 
     Parameters
     ----------
