@@ -174,6 +174,17 @@ def test_every_wrong_field_is_named(recipe: Path, old: str, new: str, says: str)
     assert "\n" not in str(error.value)
 
 
+def test_one_slide_at_a_time_may_be_left_out(recipe: Path) -> None:
+    text = recipe.read_text().replace("folds = 3", 'folds = "each"\nheld_out = 11')
+    recipe.write_text(text)
+    images, validation, test = split_images(load_recipe(recipe))
+    assert (len(images), len(test)) == (11, 1)
+    assert [image.name for image in test] == [image.name for image in validation] == ["9.png"]
+    recipe.write_text(text.replace("held_out = 11", "held_out = 12"))
+    with pytest.raises(TrainingInvalid, match="leaves 12 images to train and 0 to test on"):
+        split_images(load_recipe(recipe))
+
+
 def test_a_setting_the_network_does_not_know_is_named(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("depth = 0.2", "dept = 0.2"))
     loaded = load_recipe(recipe)

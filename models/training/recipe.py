@@ -128,6 +128,7 @@ class Recipe:
         Images to choose and measure with, instead of a split.
     folds, held_out
         Of the split by group; the held-out fold is divided 70 to 30 into validation and test.
+        ``each`` leaves out one group (slide) at a time, by name, and tests on all of it.
     batch
         Images of a batch.
     size_px
@@ -165,7 +166,7 @@ class Recipe:
     steps: Count
     stage: Stage = "cells"
     validation: tuple[Source, ...] = ()
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(ge=2)] | Literal["each"] = 5
     held_out: Annotated[int, Field(ge=0)] = 0
     batch: Count = 4
     size_px: Annotated[int, Field(ge=32)] = 512
@@ -262,7 +263,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise TrainingInvalid(f"{path}: {recipe.system} has no stage {recipe.stage!r}: {allowed}.")
     if len(set(recipe.types)) != len(recipe.types):
         raise TrainingInvalid(f"{path}: field types names a type twice; correct it.")
-    if recipe.held_out >= recipe.folds:
+    if recipe.folds != "each" and recipe.held_out >= recipe.folds:
         raise TrainingInvalid(f"{path}: field held_out must be less than folds, {recipe.folds}.")
     for number, source in enumerate((*recipe.data, *recipe.validation)):
         where = f"{path}: data source {number + 1} ({source.folder or source.format})"

@@ -32,7 +32,7 @@ from models.training.smears import (
     smear_overviews,
     smear_tiles,
 )
-from models.training.splits import Split, grouped_folds, split_of
+from models.training.splits import Split, grouped_folds, leave_one_out, split_of
 
 # Reads a source of the format dicom; given by whoever knows archives.
 ReadDicom = Callable[[Source], Sequence[AnnotatedImage]]
@@ -75,8 +75,13 @@ def split_images(
     if recipe.validation:
         measured = list(load_sources(recipe.validation, recipe, read_dicom))
         return list(images), measured, measured
-    fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)
-    split: Split = split_of(images, fold, recipe.held_out, recipe.seed)
+    if recipe.folds == "each":  # one group is too little to choose with, too
+        fold = leave_one_out(images)
+        split: Split = split_of(images, fold, recipe.held_out, recipe.seed, validation_share=0)
+        split = replace(split, validation=split.test)
+    else:
+        fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)
+        split = split_of(images, fold, recipe.held_out, recipe.seed)
     return tuple(
         [images[int(row)] for row in rows] for rows in (split.train, split.validation, split.test)
     )
