@@ -6,7 +6,7 @@ which less than :data:`VISIBLE_SHARE` is left is no longer asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,15 +38,22 @@ Draw = Callable[[], Sample]
 
 
 def wang2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
-    """Rotation, contrast, saturation, brightness (Wang et al. 2022, §3.2)."""
+    """Rotation, contrast, saturation, brightness (Wang et al. 2022, §3.2).
+
+    One of the eight ways always, any angle up to 30° in half of the samples, colour always.
+    """
     sample = quarter_turned(rng, cropped(rng, draw(), size_px))
     if rng.random() < 0.5:
         sample = rotated(rng, sample, 30.0)
-    return _recoloured(sample, *rng.uniform(0.7, 1.3, 3))
+    return recoloured(rng, sample, 0.3)
 
 
 def liu2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
-    """Flips, rotation, translation, Gaussian noise (Liu et al. 2022, "Data preprocessing")."""
+    """Flips, rotation, translation, Gaussian noise (Liu et al. 2022, "Data preprocessing").
+
+    One of the eight ways always, any angle up to 30° in 0.3 of the samples, translation and noise
+    in half of them each.
+    """
     sample = quarter_turned(rng, cropped(rng, draw(), size_px))
     if rng.random() < 0.3:
         sample = rotated(rng, sample, 30.0)
@@ -56,7 +63,10 @@ def liu2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
 
 
 def tayebi2021(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
-    """Mosaic or CutMix, flips, hue, saturation, exposure (Tayebi et al. 2021, §4.2 and 4.4)."""
+    """Mosaic or CutMix, flips, hue, saturation, exposure (Tayebi et al. 2021, §4.2 and 4.4).
+
+    Mosaic in 0.5 of the samples, CutMix in 0.15; the eight ways and colour always.
+    """
     chance = rng.random()
     if chance < 0.5:
         sample = mosaic(rng, [quarter_turned(rng, draw()) for _ in range(4)], size_px)
@@ -69,7 +79,7 @@ def tayebi2021(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
 
 
 def quarter_turned(rng: np.random.Generator, sample: Sample) -> Sample:
-    """One of the eight ways to lay a square."""
+    """One of the eight ways to lay a square: four turns, two flips (Choi et al. 2017, fig. 2)."""
     rgb, box = sample.rgb, sample.box_px
     if rng.random() < 0.5:
         width = rgb.shape[1]
@@ -87,14 +97,16 @@ def quarter_turned(rng: np.random.Generator, sample: Sample) -> Sample:
 
 
 def rotated(rng: np.random.Generator, sample: Sample, most_deg: float) -> Sample:
-    """Turned about the middle by up to `most_deg`, corners filled with the image's median colour.
+    """Turned about the middle by up to `most_deg` (Liu et al. 2022; Wang et al. 2022, §3.2).
+
+    The corners are filled with the image's median colour.
 
     A cell is round: its new box is that of the turned ellipse that its box holds, not of the turned
     corners, which would grow it.
     """
     angle = float(rng.uniform(-most_deg, most_deg))
     height, width = sample.rgb.shape[:2]
-    fill = tuple(int(v) for v in np.median(sample.rgb.reshape(-1, 3), 0))
+    fill = tuple(int(v) for v in _median_colour(sample))
     turned = Image.fromarray(sample.rgb).rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill)
     radians = np.deg2rad(-angle)  # Pillow turns anticlockwise, y points down
     cos, sin = np.cos(radians), np.sin(radians)
@@ -108,30 +120,37 @@ def rotated(rng: np.random.Generator, sample: Sample, most_deg: float) -> Sample
 
 
 def translated(rng: np.random.Generator, sample: Sample, most_share: float) -> Sample:
-    """Shifted by up to a share of the image's sides; median colour comes in."""
+    """Shifted by up to a share of the image's sides; median colour comes in (Liu et al. 2022)."""
     height, width = sample.rgb.shape[:2]
     x, y = (
         int(rng.integers(-round(most_share * length), round(most_share * length) + 1))
         for length in (width, height)
     )
-    rgb = np.empty_like(sample.rgb)
-    rgb[:] = np.median(sample.rgb.reshape(-1, 3), 0)
-    rgb[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = sample.rgb[
-        max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)
-    ]
-    box = sample.box_px + np.array([x, y, x, y], np.float32)
-    return _cut(Sample(rgb, box, sample.kind))
+    return _window(sample, -x, -y, width, height)
 
 
 def noisy(rng: np.random.Generator, sample: Sample, most_spread: float) -> Sample:
-    """Gaussian noise of up to `most_spread` of 255."""
+    """Gaussian noise with a spread of up to `most_spread` of 255 (Liu et al. 2022)."""
     noise = rng.normal(0, rng.uniform(0, most_spread), sample.rgb.shape)
-    rgb: UInt8 = np.clip(sample.rgb + noise, 0, 255).astype(np.uint8)
+    rgb: UInt8 = np.clip(np.rint(sample.rgb + noise), 0, 255).astype(np.uint8)
     return Sample(rgb, sample.box_px, sample.kind)
 
 
+def recoloured(rng: np.random.Generator, sample: Sample, most: float) -> Sample:
+    """Contrast, saturation, brightness times 1 − `most` to 1 + `most` (Wang et al. 2022, §3.2)."""
+    picture = Image.fromarray(sample.rgb)
+    enhancers = (ImageEnhance.Contrast, ImageEnhance.Color, ImageEnhance.Brightness)
+    for enhance, by in zip(enhancers, rng.uniform(1 - most, 1 + most, 3), strict=True):
+        picture = enhance(picture).enhance(float(by))
+    return Sample(np.asarray(picture), sample.box_px, sample.kind)
+
+
 def recoloured_hsv(rng: np.random.Generator, sample: Sample) -> Sample:
-    """Hue by up to 0.1 of the circle, saturation and exposure by up to 1.5, as darknet's."""
+    """Hue by up to 0.1 of the circle, saturation and exposure by up to 1.5 times.
+
+    Photometric distortion of Bochkovskiy et al. 2020, §2.2, with the numbers of YOLOv4's
+    published configuration.
+    """
     hue, saturation, value = Image.fromarray(sample.rgb).convert("HSV").split()
     turn = float(rng.uniform(-0.1, 0.1)) * 255
     gains = np.exp(rng.uniform(-np.log(1.5), np.log(1.5), 2))
@@ -146,29 +165,18 @@ def recoloured_hsv(rng: np.random.Generator, sample: Sample) -> Sample:
 
 def cropped(rng: np.random.Generator, sample: Sample, size_px: int) -> Sample:
     """A square of `size_px`: cut out at random, or laid on the median colour where too small."""
-    height, width = sample.rgb.shape[:2]
-    x, y = (
-        int(rng.integers(min(0, length - size_px), max(0, length - size_px) + 1))
-        for length in (width, height)
-    )
-    rgb = np.empty((size_px, size_px, 3), np.uint8)
-    rgb[:] = np.median(sample.rgb.reshape(-1, 3), 0)
-    seen = sample.rgb[max(y, 0) : y + size_px, max(x, 0) : x + size_px]
-    top, left = max(-y, 0), max(-x, 0)
-    rgb[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
-    box = sample.box_px - np.array([x, y, x, y], np.float32)
-    return _cut(Sample(rgb, box, sample.kind))
+    return _window(sample, *_place(rng, sample, size_px, size_px), size_px, size_px)
 
 
-def mosaic(rng: np.random.Generator, samples: list[Sample], size_px: int) -> Sample:
+def mosaic(rng: np.random.Generator, samples: Sequence[Sample], size_px: int) -> Sample:
     """Four images around a random point (Bochkovskiy et al. 2020, §3.3)."""
     x, y = (round(size_px * float(share)) for share in rng.uniform(0.3, 0.7, 2))
     spans = ((0, 0, x, y), (x, 0, size_px, y), (0, y, x, size_px), (x, y, size_px, size_px))
     rgb = np.empty((size_px, size_px, 3), np.uint8)
     boxes, kinds = [], []
     for sample, (left, top, right, bottom) in zip(samples, spans, strict=True):
-        side = max(right - left, bottom - top)
-        part = _window(cropped(rng, sample, side), 0, 0, right - left, bottom - top)
+        wide, high = right - left, bottom - top
+        part = _window(sample, *_place(rng, sample, wide, high), wide, high)
         rgb[top:bottom, left:right] = part.rgb
         boxes.append(part.box_px + np.array([left, top, left, top], np.float32))
         kinds.append(part.kind)
@@ -176,12 +184,16 @@ def mosaic(rng: np.random.Generator, samples: list[Sample], size_px: int) -> Sam
 
 
 def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
-    """A rectangle of the second image over the first (Yun et al. 2019, eq. 2), both of one size."""
+    """A rectangle of the second image over the same place of the first (Yun et al. 2019, eq. 2).
+
+    As in Bochkovskiy et al. 2020, §3.4, with boxes: a cell of the first image stays asked for where
+    no more than :data:`VISIBLE_SHARE` of it is hidden, one of the second where that much is seen.
+    """
     height, width = first.rgb.shape[:2]
     share = np.sqrt(1 - rng.uniform(0.4, 0.9))
     wide, high = round(width * share), round(height * share)
     left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
-    part = _window(second, left, top, left + wide, top + high)
+    part = _window(second, left, top, wide, high)
     rgb = first.rgb.copy()
     rgb[top : top + high, left : left + wide] = part.rgb
     hole = np.array([left, top, left + wide, top + high], np.float64)
@@ -194,20 +206,30 @@ def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
     )
 
 
-def _recoloured(sample: Sample, contrast: float, saturation: float, brightness: float) -> Sample:
-    picture = Image.fromarray(sample.rgb)
-    for enhance, by in (
-        (ImageEnhance.Contrast, contrast),
-        (ImageEnhance.Color, saturation),
-        (ImageEnhance.Brightness, brightness),
-    ):
-        picture = enhance(picture).enhance(float(by))
-    return Sample(np.asarray(picture), sample.box_px, sample.kind)
+def _place(rng: np.random.Generator, sample: Sample, width: int, height: int) -> tuple[int, int]:
+    """Where a window of that size begins: anywhere inside, or around an image that is smaller."""
+    x, y = (
+        int(rng.integers(min(0, spare), max(0, spare) + 1))
+        for spare in (sample.rgb.shape[1] - width, sample.rgb.shape[0] - height)
+    )
+    return x, y
 
 
-def _window(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:
-    box = sample.box_px - np.array([left, top, left, top], np.float32)
-    return _cut(Sample(sample.rgb[top:bottom, left:right], box, sample.kind))
+def _window(sample: Sample, x: int, y: int, width: int, height: int) -> Sample:
+    """What a window at (x, y) sees, in pixels of its own; median colour outside the image."""
+    seen = sample.rgb[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+    rgb = np.empty((height, width, 3), np.uint8)
+    if seen.shape != rgb.shape:
+        rgb[:] = _median_colour(sample)
+    top, left = max(-y, 0), max(-x, 0)
+    rgb[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    box = sample.box_px - np.array([x, y, x, y], np.float32)
+    return _cut(Sample(rgb, box, sample.kind))
+
+
+def _median_colour(sample: Sample) -> Float64:
+    colour: Float64 = np.median(sample.rgb.reshape(-1, 3), 0)
+    return colour
 
 
 def _cut(sample: Sample) -> Sample:
