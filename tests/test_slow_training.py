@@ -122,10 +122,10 @@ def test_a_reduced_dual_stage_network_learns_eight_cells_by_heart(tmp_path: Path
     kinds = [TYPES.index(cell.type) for cell in chosen]
     crops = crops_of([cell.rgb for cell in chosen], kinds)
     torch.manual_seed(0)
-    whole = MaturationCnn(len(TYPES), 0.125)
+    whole = MaturationCnn(len(TYPES), 0.125, dropout=0.25)
     whole.normalise_as(crops.centred())
     optimiser = torch.optim.AdamW(whole.parameters(), 1e-3)
-    for _ in range(150):
+    for _ in range(300):
         whole.train()
         loss = torch.nn.functional.cross_entropy(whole(crops.centred()), crops.kind)
         optimiser.zero_grad()
@@ -135,7 +135,7 @@ def test_a_reduced_dual_stage_network_learns_eight_cells_by_heart(tmp_path: Path
     with torch.no_grad():
         said = whole(crops.centred()).argmax(1)
     assert said.tolist() == kinds
-    network = DualStageCnn(whole, MaturationCnn(2, 0.125).eval()).eval()
+    network = DualStageCnn(whole, MaturationCnn(2, 0.125, dropout=0.25).eval()).eval()
     module = ExportedTypes(network)
     export(module, OUTPUTS["classifier"], tmp_path / "classifier.onnx")
     images = [np.asarray(Image.fromarray(cell.rgb)) for cell in chosen]
