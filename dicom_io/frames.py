@@ -1,9 +1,10 @@
 """Boxes of the slide → decoded tiles: only the frames that are needed, streamed.
 
 Three things go on at a time: frames are fetched in windows of many tiles, one window ahead;
-batches of tiles are decoded on all cores, some ahead; and the consumer works on the batch it has. An
-archive that reads the whole file for every request is so asked seldom; a cache of compressed frames
-serves tiles that overlap. Memory is bounded by :class:`ReadSettings`, however large the slide.
+batches of tiles are decoded on all cores, some ahead; and the consumer works on the batch it has.
+An archive that reads the whole file for every request is so asked seldom; a cache of compressed
+frames serves tiles that overlap. Memory is bounded by :class:`ReadSettings`, however large the
+slide.
 """
 
 from __future__ import annotations
