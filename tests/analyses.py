@@ -9,9 +9,9 @@ import numpy as np
 
 from dicom_io.analysis import Analysis, ModelIdentity
 from dicom_io.demonstration import compose_demonstration_slide
-from dicom_io.tile_plan import frame_boxes
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
+from dicom_io.tile_plan import frame_boxes
 from models.differential import count_differential
 from models.manifest import DifferentialRules
 from models.records import Cells, Regions
