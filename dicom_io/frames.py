@@ -9,6 +9,7 @@ slide.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.tile_plan import (
     Key,
+    Place,
     Plan,
     Plans,
     choose_level,
@@ -33,7 +35,7 @@ from dicom_io.tile_plan import (
     grid_size,
     plan_tiles,
 )
-from models.records import Bool, Float64, Int64, Regions, Tiles, UInt8
+from models.records import Bool, Float64, Regions, Tiles, UInt8
 
 TYPICAL_COMPRESSION = 8
 # The first window is small, so that the first cells are found soon; each one is so much larger than
@@ -192,42 +194,43 @@ def _decoded(plans: Plans, batch: Sequence[Plan], frames: Mapping[Key, bytes]) -
     rgb = np.empty((len(batch), height, width, 3), np.uint8)
     valid = np.zeros((len(batch), height, width), np.bool_)
     for plan, tile, known in zip(batch, rgb, valid, strict=True):
-        corner = np.floor(plan.corner).astype(int)
-        end = np.ceil(plan.corner + plan.extent).astype(int)
-        if (plan.corner == corner).all() and tuple(end - corner) == plans.size:
-            _join(plans.level, plan, frames, corner, tile, known)
+        left, top = (math.floor(side) for side in plan.corner)
+        right, bottom = (math.ceil(side) for side in plan.corner + plan.extent)
+        box = (left, top, right, bottom)
+        if plan.is_whole_px and (right - left, bottom - top) == plans.size:
+            _join(plans.level, plan.places, frames, box, tile, known)
         else:
-            canvas = np.empty((end[1] - corner[1], end[0] - corner[0], 3), np.uint8)
+            canvas = np.empty((bottom - top, right - left, 3), np.uint8)
             here = np.zeros(canvas.shape[:2], np.bool_)
-            _join(plans.level, plan, frames, corner, canvas, here)
+            _join(plans.level, plan.places, frames, box, canvas, here)
             tile[:], known[:] = resampled(
-                canvas, here, plan.corner - corner, plan.extent, plans.size
+                canvas, here, plan.corner - (left, top), plan.extent, plans.size
             )
     return Tiles(rgb, np.stack([plan.origin_px for plan in batch]), plans.px_per_tile_px, valid)
 
 
 def _join(
     level: Level,
-    plan: Plan,
+    places: Sequence[Place],
     frames: Mapping[Key, bytes],
-    corner: Int64,
+    box: tuple[int, int, int, int],
     canvas: UInt8,
     known: Bool,
 ) -> None:
-    """Lay a tile's frames on a canvas (h, w, 3) whose corner is given in level pixels.
+    """Lay frames on a canvas (h, w, 3) that shows `box`: x0, y0, x1, y1 in level pixels.
 
     White where there is none; `known` (h, w) says where there is.
     """
-    tile = np.array(level.tile_size_px)
-    for key, column, row in plan.places:
-        at = tile * (column, row)
+    tile_width, tile_height = level.tile_size_px
+    for key, column, row in places:
+        left, top = column * tile_width, row * tile_height
+        x0, y0 = max(left, box[0]), max(top, box[1])
         # The last frames of a row and of the matrix are padded beyond its edge.
-        end = np.minimum(at + tile, level.size_px)
-        x0, y0 = np.maximum(at, corner)
-        x1, y1 = np.minimum(end, corner + known.shape[::-1])
-        target = np.s_[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+        x1 = min(left + tile_width, level.size_px[0], box[2])
+        y1 = min(top + tile_height, level.size_px[1], box[3])
+        target = np.s_[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
         pixels = _pixels(level, key, frames[key])
-        canvas[target] = pixels[y0 - at[1] : y1 - at[1], x0 - at[0] : x1 - at[0]]
+        canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
         known[target] = True
     if not known.all():
         canvas[~known] = 255

@@ -5,7 +5,7 @@ No pixels and no archive here: what is planned in this file, :mod:`dicom_io.fram
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,11 @@ class Plan:
     extent: Float64
     places: tuple[Place, ...]
 
+    @property
+    def is_whole_px(self) -> bool:
+        """Whether its corner lies between pixels, so that they can be given as they are."""
+        return bool((self.corner == np.rint(self.corner)).all())
+
 
 @dataclass(frozen=True, slots=True)
 class Plans:
@@ -51,6 +56,8 @@ class Plans:
     ----------
     level
         The one that is read.
+    scale : (2,) float64
+        Base-level pixels per pixel of the level.
     size : (width, height)
         Of every tile, in tile pixels.
     px_per_tile_px : (2,) float64
@@ -70,28 +77,27 @@ class Plans:
 
     def __iter__(self) -> Iterator[Plan]:
         """Each tile's plan, made when it is asked for: a slide has many tiles."""
-        for corner_px in self.box_px[:, :2]:
-            yield self._plan(corner_px)
-
-    def _plan(self, origin_px: Float64) -> Plan:
         step = self.px_per_tile_px / self.scale
-        corner = origin_px / self.scale
+        origin_px, corner = self.box_px[:, :2], self.box_px[:, :2] / self.scale
         if _as_stored(step):
             corner = np.rint(corner)
             origin_px = corner * self.scale
         extent = np.array(self.size) * step
-        limit = np.array(grid_size(self.level))
-        tile = self.level.tile_size_px
+        limit, tile = np.array(grid_size(self.level)), self.level.tile_size_px
         first = np.clip(np.floor(corner / tile), 0, limit).astype(int).tolist()
         last = np.clip(np.ceil((corner + extent) / tile), 0, limit).astype(int).tolist()
-        places = [
-            (key, column, row)
-            for row in range(first[1], last[1])
-            for column in range(first[0], last[0])
-            if (self.wanted is None or self.wanted[row, column])
-            and (key := self.level.frame(column, row)) is not None
-        ]
-        return Plan(origin_px, corner, extent, tuple(places))
+        for number, (start, stop) in enumerate(zip(first, last, strict=True)):
+            places = tuple(self._places(start, stop))
+            yield Plan(origin_px[number], corner[number], extent, places)
+
+    def _places(self, first: Sequence[int], last: Sequence[int]) -> Iterator[Place]:
+        for row in range(first[1], last[1]):
+            for column in range(first[0], last[0]):
+                if self.wanted is not None and not self.wanted[row, column]:
+                    continue
+                key = self.level.frame(column, row)
+                if key is not None:
+                    yield key, column, row
 
 
 def plan_tiles(slide: Slide, box_px: Float64, um_per_px: float, within: Regions | None) -> Plans:
