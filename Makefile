@@ -36,8 +36,8 @@ lint: $(VENV)/.developer
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.developer  ## time the stages of the demonstration analysis
-	$(BIN)/python -m tests.bench
+bench: $(VENV)/.developer  ## time reading, whole analyses and growth beside other readers and the limit
+	$(BIN)/python -m tests.bench --out bench
 
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 	$(BIN)/python -m models.training $(DATA)

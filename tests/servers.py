@@ -28,9 +28,12 @@ class Orthanc:
     rest_url
         Orthanc's own interface.
     dicomweb_url
+    pid
+        Of its process.
     """
 
     rest_url: str
+    pid: int
 
     @property
     def dicomweb_url(self) -> str:
@@ -82,7 +85,7 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
     with (folder / "orthanc.log").open("w") as log:
         process = subprocess.Popen([str(ORTHANC), str(configuration)], stdout=log, stderr=log)
         try:
-            server = Orthanc(f"http://127.0.0.1:{port}")
+            server = Orthanc(f"http://127.0.0.1:{port}", process.pid)
             _wait_for(f"{server.rest_url}/system", process)
             yield server
         finally:
