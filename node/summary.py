@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dicom_io.analysis import Analysis
@@ -38,6 +40,17 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB of 10⁶ bytes."""
+    """Largest resident memory of this process so far, in MB of 10⁶ bytes.
+
+    From ``VmHWM`` (proc(5)) where there is one: getrusage(2) on Linux counts what the parent had
+    held before it started this process.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = re.search(
+            r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.M
+        )
+        if peak is not None:
+            return round(int(peak[1]) * 1024 / 1e6, 1)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
