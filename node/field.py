@@ -15,8 +15,9 @@ from dicom_io.field_image import FieldImage, read_field_image
 from models.cell_types import CELL_TYPES
 from models.differential import count_differential
 from models.fields import Sessions, find_in_field
-from models.package import ModelPackage, find_package, open_session, stages_of
+from models.package import ModelPackage, find_package, stages_of
 from models.records import Cells, Differential
+from models.session import open_session
 from node.config import Settings
 
 

@@ -21,8 +21,9 @@ from models.detect import detection_grid
 from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
-from models.package import open_session, stages_of
+from models.package import stages_of
 from models.records import Detections, Float64, Regions, Tiles
+from models.session import open_session
 from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings

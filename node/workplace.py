@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from models.package import ModelPackage, find_package, provider_for
+from models.package import ModelPackage, find_package
+from models.session import provider_for
 from node import __version__
 from node.config import Settings
 from node.progress import Progress

@@ -12,8 +12,9 @@ from models.detect import detect
 from models.errors import ManifestInvalid
 from models.fields import find_in_field
 from models.manifest import ClassifierStage
-from models.package import ModelPackage, load_package, open_session, stages_of
+from models.package import ModelPackage, load_package, stages_of
 from models.records import Detections, Tiles
+from models.session import open_session
 from tests.smears import small_smear
 from tests.tiny_package import CLASSES, TYPES, blob_side_px, draw_blob, tiny_package
 

@@ -10,8 +10,9 @@ import pytest
 from models.boxes import iou
 from models.detect import detect, detection_grid
 from models.errors import InferenceFailed
-from models.package import ModelPackage, Session, load_package, open_session
+from models.package import ModelPackage, load_package
 from models.records import Detections, Float32, Float64, Regions, Tiles, UInt8
+from models.session import Session, open_session
 from models.stitching import TileGeometry, stitch
 from tests.tiny_package import CLASSES, blob_side_px, draw_blob, tiny_package
 

@@ -64,10 +64,10 @@ def test_only_the_train_commands_import_training() -> None:
     assert users == {ROOT / "node" / "model_commands.py"}
 
 
-def test_onnxruntime_is_imported_where_packages_are_loaded_only() -> None:
+def test_onnxruntime_is_imported_where_networks_run_only() -> None:
     users = {path for room in ROOMS for path in sources(room) if "onnxruntime" in tops(path)}
     assert {path for path in users if not path.is_relative_to(TRAINING)} == {
-        ROOT / "models" / "package.py"
+        ROOT / "models" / "session.py"
     }
 
 

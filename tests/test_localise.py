@@ -11,8 +11,9 @@ import pytest
 from models.boxes import first_box_holding
 from models.errors import InferenceFailed
 from models.localise import localise, localiser_grid
-from models.package import ModelPackage, Session, load_package, open_session
+from models.package import ModelPackage, load_package
 from models.records import Float64, Tiles, UInt8
+from models.session import Session, open_session
 from tests.tiny_package import tiny_package
 
 SIZE_PX = (9000, 5000)  # base level, 0.25 µm/px

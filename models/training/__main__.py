@@ -21,7 +21,8 @@ import torch
 from models.cell_types import CELL_TYPES
 from models.composing import ASSETS, load_cells
 from models.detection_report import draw_confusion
-from models.package import load_package, open_session
+from models.package import load_package
+from models.session import open_session
 from models.training.crops import CropMaker
 from models.training.data import TYPES, load_field
 from models.training.evaluate import field_table, fold_confusion, type_table

@@ -20,8 +20,8 @@ from dicom_io.frames import read_tiles
 from dicom_io.pacs import open_pacs
 from dicom_io.slide import open_slide
 from models.detect import detect, detection_grid
-from models.package import open_session
 from models.records import Regions, Tiles
+from models.session import open_session
 from node.config import ModelSettings, Settings
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress

@@ -1,0 +1,294 @@
+"""Networks ready to run. The only file that imports ONNX Runtime.
+
+A network's bytes are compared with the SHA-256 of the manifest, and the session is made from those
+same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from models.errors import InferenceFailed, ManifestInvalid
+from models.package import ModelPackage, Stage, described_stage, network_of
+from models.records import Float32, UInt8
+
+Device = Literal["auto", "cuda", "cpu"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+# Fixed algorithms in full precision: the same slide must give the same coordinates twice.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+
+# A network of one Relu, to see which provider works.
+_PROBE = bytes.fromhex(
+    "080812003a330a0c0a0178120179220452656c751201705a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+# What ONNX Runtime raises: classes without a base of their own, so all that it defines.
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        value
+        for value in vars(runtime_errors).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ),
+    RuntimeError,
+    ValueError,
+)
+
+_log = logging.getLogger(__name__)
+# As the runtime's allocator, CUDA and cuBLAS say it.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|Failed to allocate memory|smaller than requested bytes|ALLOC_FAILED", re.I
+)
+
+
+class _OutOfMemory(InferenceFailed):
+    """The device has no memory left for so many images."""
+
+
+@dataclass(slots=True)
+class _BatchLimit:
+    """Images that are run at a time."""
+
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A network ready to run: call it with images, get its outputs by name.
+
+    Attributes
+    ----------
+    stage
+    file
+        Name of the network's file, for messages.
+    provider
+        ONNX Runtime execution provider that runs it, part of what can change a result.
+    runtime
+        Name and version of the runtime, for example ``onnxruntime 1.23.2``.
+    """
+
+    stage: Stage
+    file: str
+    provider: str
+    runtime: str
+    _run: Callable[[UInt8], list[NDArray[Any]]]
+    _outputs: tuple[str, ...]
+    _limit: _BatchLimit
+
+    def __call__(self, image: UInt8) -> Mapping[str, Float32]:
+        """Run the network.
+
+        Parameters
+        ----------
+        image : (N, H, W, 3) uint8
+            RGB; N at least 1, H and W multiples of 32 (but for a classifier's crops).
+
+        Returns
+        -------
+        outputs
+            Name → float32 array with first axis N.
+
+        Raises
+        ------
+        InferenceFailed
+            The runtime refused, or an output holds values that are not finite.
+
+        Notes
+        -----
+        The CPU runs one image at a time: it is no slower, needs less memory, and the result
+        cannot depend on which images share a batch. A GPU whose memory does not suffice is given
+        half as many, from then on.
+        """
+        parts: list[list[NDArray[Any]]] = []
+        at = 0
+        while at < len(image):
+            part = image[at : at + self._limit.images]
+            try:
+                parts.append(self._checked(part))
+            except _OutOfMemory as error:
+                if len(part) == 1:
+                    raise
+                self._limit.images = len(part) // 2
+                _log.warning("%s From now on %d at a time.", error, self._limit.images)
+                continue
+            at += len(part)
+        return {
+            name: np.concatenate([part[k] for part in parts])
+            for k, name in enumerate(self._outputs)
+        }
+
+    def _checked(self, image: UInt8) -> list[NDArray[Any]]:
+        try:
+            arrays = self._run(image)
+        except _RUNTIME_ERRORS as error:
+            kind = _OutOfMemory if _OUT_OF_MEMORY.search(str(error)) else InferenceFailed
+            raise kind(
+                f"Model network {self.file}: {self.provider} could not run it on images of shape"
+                f" {image.shape} ({_first_line(error)}); try device 'cpu' or less memory use."
+            ) from error
+        for name, array in zip(self._outputs, arrays, strict=True):
+            if not np.isfinite(array).all():
+                raise InferenceFailed(
+                    f"Model network {self.file}: output '{name}' holds values that are not finite;"
+                    " the package is defective or the device is."
+                )
+        return arrays
+
+
+def open_session(package: ModelPackage, stage: Stage, device: Device, threads: int) -> Session:
+    """Load one stage of `package` into ONNX Runtime.
+
+    Parameters
+    ----------
+    package
+    stage
+    device
+        ``auto`` takes CUDA where it really works, else the CPU; ``cuda`` refuses anything else.
+    threads
+        Threads of one operator on the CPU; 0 leaves it to the runtime.
+
+    Raises
+    ------
+    DigestMismatch, ManifestInvalid
+        The file changed since it was loaded, or its inputs and outputs are not those of the stage.
+    InferenceFailed
+        The runtime cannot load it, or the device is not there.
+    """
+    content = network_of(package, stage)
+    file = described_stage(package, stage).file
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
+    except _RUNTIME_ERRORS as error:
+        raise InferenceFailed(
+            f"Model package {package.manifest.name}: ONNX Runtime cannot load {file}"
+            f" ({_first_line(error)}); install the package again."
+        ) from error
+    provider = _active(session, device)
+    _check_graph(package, stage, session)
+    outputs = tuple(name for name, _ in _outputs_of(package, stage))
+    opened = Session(
+        stage=stage,
+        file=file,
+        provider=provider,
+        runtime=f"onnxruntime {onnxruntime.__version__}",
+        _run=lambda image: list(session.run(list(outputs), {"image": image})),
+        _outputs=outputs,
+        _limit=_BatchLimit(1 if provider == CPU_PROVIDER else sys.maxsize),
+    )
+    _log.info(
+        "model %s %s: %s runs on %s with %s",
+        package.manifest.name,
+        package.manifest.version,
+        stage,
+        opened.provider,
+        opened.runtime,
+    )
+    return opened
+
+
+def provider_for(device: Device) -> str:
+    """Return the execution provider that `device` comes to on this machine, by trying it.
+
+    Raises
+    ------
+    InferenceFailed
+        ``cuda`` is asked for and does not work here.
+    """
+    probe = onnxruntime.InferenceSession(_PROBE, providers=_providers(device))
+    return _active(probe, device)
+
+
+def _active(session: Any, device: Device) -> str:
+    """Return the provider that a session really got; the runtime falls back without an error."""
+    provider = str(session.get_providers()[0])
+    if device == "cuda" and provider != CUDA_PROVIDER:
+        raise InferenceFailed(
+            f"Model device 'cuda' is not usable here, ONNX Runtime fell back to {provider};"
+            " install the extra 'gpu' and its drivers or set the device to 'cpu' or 'auto'."
+        )
+    return provider
+
+
+def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
+    if device == "cpu" or CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return [CPU_PROVIDER]
+    onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
+    return [(CUDA_PROVIDER, _CUDA_OPTIONS), CPU_PROVIDER]
+
+
+# Outputs of each stage: name, and shape with None for a dimension that the image decides.
+_OUTPUTS: Mapping[Stage, tuple[tuple[str, tuple[int | Literal["types"] | None, ...]], ...]] = {
+    "localiser": (("probability", (None, None, None)),),
+    "detector": (
+        ("box_px", (None, None, 4)),
+        ("score", (None, None)),
+        ("type_probability", (None, None, "types")),
+    ),
+    "classifier": (("type_probability", (None, "types")),),
+}
+
+
+def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
+    """Compare the network's inputs and outputs with what the stage is called with."""
+    inputs = {node.name: node for node in session.get_inputs()}
+    image = inputs.get("image")
+    if set(inputs) != {"image"} or image is None or image.type != "tensor(uint8)":
+        raise _not_the_stage(package, stage, "must have one input 'image' of type uint8")
+    if len(image.shape) != 4 or image.shape[3] != 3 or any(_fixed(d) for d in image.shape[:3]):
+        raise _not_the_stage(package, stage, "input 'image' must be (N, H, W, 3), N, H, W dynamic")
+    nodes = {node.name: node for node in session.get_outputs()}
+    for name, shape in _outputs_of(package, stage):
+        want = tuple(len(package.manifest.types) if d == "types" else d for d in shape)
+        node = nodes.get(name)
+        if node is None or node.type != "tensor(float)" or not _fits(node.shape, want):
+            raise _not_the_stage(
+                package, stage, f"must have an output '{name}' of type float32 and shape {want}"
+            )
+
+
+def _outputs_of(
+    package: ModelPackage, stage: Stage
+) -> tuple[tuple[str, tuple[int | Literal["types"] | None, ...]], ...]:
+    """Return the outputs that a stage is asked for: no types where a second stage names them."""
+    if stage == "detector" and package.manifest.classifier is not None:
+        return tuple(each for each in _OUTPUTS[stage] if each[0] != "type_probability")
+    return _OUTPUTS[stage]
+
+
+def _fixed(dimension: object) -> bool:
+    return isinstance(dimension, int)
+
+
+def _fits(shape: Sequence[object], want: Sequence[int | None]) -> bool:
+    """Tell whether a declared shape can be `want`; a dynamic dimension can be anything."""
+    return len(shape) == len(want) and all(
+        expected is None or not _fixed(got) or got == expected
+        for got, expected in zip(shape, want, strict=True)
+    )
+
+
+def _not_the_stage(package: ModelPackage, stage: Stage, demand: str) -> ManifestInvalid:
+    return ManifestInvalid(
+        f"Model package {package.manifest.name}: field 'stages.{stage}.file' names"
+        f" {described_stage(package, stage).file}, which {demand}; export it again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]

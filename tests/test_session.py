@@ -1,0 +1,185 @@
+"""Sessions: which device, what is refused, and what does not change a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid
+from models.package import load_package
+from models.records import UInt8
+from models.session import Session, _BatchLimit, open_session, provider_for
+from tests.tiny_package import tiny_package
+
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_package(tmp_path / "tiny")
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    return json.dumps(manifest).encode()
+
+
+def test_a_network_changed_after_loading_is_refused(folder: Path) -> None:
+    package = load_package(folder)
+    (folder / "localiser.onnx").write_bytes(b"other")
+    with pytest.raises(DigestMismatch, match=r"localiser\.onnx"):
+        open_session(package, "localiser", "cpu", 1)
+
+
+def test_the_provider_is_chosen_logged_and_readable(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="models.session"):
+        session = open_session(load_package(folder), "detector", "cpu", 1)
+    assert session.provider == provider_for("cpu") == "CPUExecutionProvider"
+    assert session.runtime == f"onnxruntime {onnxruntime.__version__}"
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert all(part in message for part in ("tiny", "0.0.1", "CPUExecutionProvider", "detector"))
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this runtime has CUDA")
+def test_cuda_is_refused_where_it_does_not_run(folder: Path) -> None:
+    with pytest.raises(InferenceFailed, match="cuda"):
+        open_session(load_package(folder), "detector", "cuda", 1)
+    with pytest.raises(InferenceFailed, match="cuda"):
+        provider_for("cuda")
+    assert provider_for("auto") == "CPUExecutionProvider"
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="no CUDA in this runtime")
+def test_cuda_runs_and_agrees_with_the_cpu(folder: Path) -> None:
+    package = load_package(folder)
+    image = np.random.default_rng(1).integers(0, 255, (2, 64, 96, 3), dtype=np.uint8)
+    cuda = open_session(package, "detector", "cuda", 1)
+    assert cuda.provider == provider_for("cuda") == provider_for("auto") == "CUDAExecutionProvider"
+    expected = open_session(package, "detector", "cpu", 1)(image)
+    np.testing.assert_allclose(cuda(image)["score"], expected["score"], atol=1e-4)
+
+
+def test_a_session_does_not_depend_on_the_batch(folder: Path) -> None:
+    session = open_session(load_package(folder), "detector", "cpu", 1)
+    image = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), dtype=np.uint8)
+    together = session(image)
+    assert together["type_probability"].shape == (3, 64 * 96 // 16, 10)
+    for i in range(3):
+        for name, array in session(image[i : i + 1]).items():
+            assert array.tobytes() == together[name][i : i + 1].tobytes()
+
+
+def test_what_the_runtime_refuses_is_an_inference_failure(folder: Path) -> None:
+    session = open_session(load_package(folder), "detector", "cpu", 1)
+    with pytest.raises(InferenceFailed, match=r"detector\.onnx"):
+        session(np.zeros((1, 64, 64, 4), np.uint8))
+    with pytest.raises(InferenceFailed, match=r"detector\.onnx"):
+        session(np.zeros((1, 64, 64, 3), np.float32))  # type: ignore[arg-type]
+
+
+def replace_network(folder: Path, stage: str, content: bytes) -> None:
+    (folder / f"{stage}.onnx").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_bytes(
+        changed(folder, lambda m: m["stages"][stage].update(sha256=digest))
+    )
+
+
+def test_a_file_that_is_no_network_is_refused(folder: Path) -> None:
+    replace_network(folder, "detector", b"this is not a network")
+    with pytest.raises(InferenceFailed, match=r"cannot load detector\.onnx"):
+        open_session(load_package(folder), "detector", "cpu", 1)
+
+
+def test_a_network_of_another_stage_is_refused(folder: Path) -> None:
+    replace_network(folder, "detector", (folder / "localiser.onnx").read_bytes())
+    with pytest.raises(ManifestInvalid, match="output 'box_px'"):
+        open_session(load_package(folder), "detector", "cpu", 1)
+
+
+def test_classes_and_network_must_agree(tmp_path: Path) -> None:
+    folder = tiny_package(tmp_path / "tiny", classes=["myeloblast", "unclassified"])
+    with pytest.raises(ManifestInvalid, match="type_probability"):
+        open_session(load_package(folder), "detector", "cpu", 1)
+
+
+def network(node: onnx.NodeProto, element: int, shape: list[str | int]) -> bytes:
+    """Return a localiser-like network of one node."""
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("image", element, shape)],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, None)],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("element", "shape"),
+    [
+        (TensorProto.FLOAT, ["N", "H", "W", 3]),
+        (TensorProto.UINT8, [1, 640, 640, 3]),
+        (TensorProto.UINT8, ["N", 3, "H", "W"]),
+        (TensorProto.UINT8, ["N", "H", "W"]),
+    ],
+)
+def test_a_wrong_input_is_refused(folder: Path, element: int, shape: list[str | int]) -> None:
+    node = helper.make_node("Cast", ["image"], ["probability"], to=TensorProto.FLOAT)
+    replace_network(folder, "localiser", network(node, element, shape))
+    with pytest.raises(ManifestInvalid, match=r"localiser\.onnx.*image"):
+        open_session(load_package(folder), "localiser", "cpu", 1)
+
+
+def test_an_output_that_is_not_finite_is_an_inference_failure(folder: Path) -> None:
+    model = onnx.load(folder / "localiser.onnx")
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]))
+    model.graph.node.append(helper.make_node("Div", ["zero", "zero"], ["nan"]))
+    model.graph.node.append(helper.make_node("Add", ["before", "nan"], ["probability"]))
+    replace_network(folder, "localiser", model.SerializeToString())
+    session = open_session(load_package(folder), "localiser", "cpu", 1)
+    with pytest.raises(InferenceFailed, match=r"'probability'.*not finite"):
+        session(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[int] = []
+
+    def run(image: UInt8) -> list[np.ndarray]:
+        asked.append(len(image))
+        if len(image) > 2:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return [image[:, 0, 0, :1].astype(np.float32)]
+
+    session = Session("localiser", "x.onnx", "CUDA", "test", run, ("probability",), _BatchLimit(99))
+    image = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    with caplog.at_level(logging.WARNING):
+        assert session(image)["probability"].ravel().tolist() == list(range(7))
+    assert asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert "From now on 1 at a time" in caplog.text
+    asked.clear()
+    session(image[:3])
+    assert asked == [1, 1, 1]
+
+
+def test_memory_that_does_not_hold_one_image_is_a_failure() -> None:
+    def run(image: UInt8) -> list[np.ndarray]:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
+
+    session = Session("localiser", "x.onnx", "CUDA", "test", run, ("probability",), _BatchLimit(4))
+    with pytest.raises(InferenceFailed, match="Failed to allocate"):
+        session(np.zeros((4, 8, 8, 3), np.uint8))
