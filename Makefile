@@ -8,7 +8,7 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DATA    ?=
 
-.PHONY: install demo test test-slow lint bench train serve faults clean
+.PHONY: install demo test test-slow lint bench bench-gpu train serve faults clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,9 @@ lint: $(VENV)/.developer
 
 bench: $(VENV)/.developer  ## time reading, whole analyses and growth beside other readers and the limit
 	$(BIN)/python -m tests.bench --out bench
+
+bench-gpu: $(VENV)/.developer  ## tiles a second on the GPU, how busy it is, agreement with the CPU
+	$(BIN)/python -m tests.bench.gpu
 
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 	$(BIN)/python -m models.training $(DATA)
