@@ -108,7 +108,7 @@ def _reading(orthanc: Orthanc, slide: StoredSlide, rounds: int) -> dict[str, Any
     decode = by_name["libjpeg-turbo on all cores"].median
     # Server and reader share the cores, so the limit is the sum of both times.
     limit = 1 / (1 / fetch + 1 / decode)
-    table = {
+    table: dict[str, Any] = {
         "instance_bytes": slide.path.stat().st_size,
         "timings": [timing.as_json() for timing in timings],
         "times_faster_than_wsidicom": round(this / by_name["wsidicom"].median, 2),
@@ -134,7 +134,7 @@ def _large(orthanc: Orthanc, slide: StoredSlide, rounds: int) -> dict[str, Any]:
     one_frame = {name: reader for name, reader in READERS.items() if name != "this reader"}
     others = _in_turn(one_frame, orthanc, slide, dict.fromkeys(one_frame, ONE_FRAME_SAMPLE), 1)
     fastest = max(timing.median for timing in others)
-    table = {
+    table: dict[str, Any] = {
         "instance_bytes": slide.path.stat().st_size,
         "timings": [timing.as_json() for timing in (*this, *others)],
         "times_faster_than_one_frame_readers": round(this[0].median / fastest, 1),
