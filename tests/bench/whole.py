@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -102,7 +102,7 @@ def _parts_alone(
             settings.model.tile_seed,
         )
 
-        def tiles() -> Iterator[Tiles]:
+        def tiles() -> Generator[Tiles, None, None]:
             return read_tiles(
                 pacs,
                 slide,
