@@ -104,13 +104,11 @@ class FrameRequests:
         if self._gives_instances_only:
             return self._whole.frames(instance.path, instance.sop_uid, numbers)
         try:
-            frames = self._in_batches(instance, numbers, transfer_syntax_uid)
+            return self._in_batches(instance, numbers, transfer_syntax_uid)
         except PacsError as refused:
             if self._gives_frames or refused.status not in NO_FRAMES_HERE:
                 raise
             return self._from_whole_instance(instance, numbers, refused)
-        self._gives_frames = True
-        return frames
 
     def _from_whole_instance(
         self, instance: InstanceReference, numbers: Sequence[int], refused: PacsError
@@ -128,15 +126,15 @@ class FrameRequests:
     ) -> list[bytes]:
         """Fewer at a time where more are refused."""
         frames: list[bytes] = []
-        size, refused = len(numbers), False
+        size, refused = min(len(numbers), self._sizes.limit), False
         while len(frames) < len(numbers):
             batch = numbers[len(frames) : len(frames) + size]
             try:
                 frames += self._in_some_media_type(instance, batch, transfer_syntax_uid)
             except PacsError as error:
-                if isinstance(error, WrongCount) and len(batch) == 1:
+                if len(batch) == 1 and self._lacks_it(error):
                     raise self._missing(instance, batch[0], error) from error
-                if not _fewer_may_help(error) or len(batch) == 1:
+                if len(batch) == 1 or not _fewer_may_help(error):
                     raise
                 given = error.given if isinstance(error, WrongCount) else 0
                 size = max(1, min(len(batch) // 2, given or len(batch)))
@@ -148,11 +146,17 @@ class FrameRequests:
                 refused = False
         return frames
 
-    def _missing(self, instance: InstanceReference, number: int, error: WrongCount) -> FrameInvalid:
+    def _lacks_it(self, error: PacsError) -> bool:
+        """Whether an archive that gives frames says that it has not this one."""
+        return isinstance(error, WrongCount) or (
+            self._gives_frames and error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
+        )
+
+    def _missing(self, instance: InstanceReference, number: int, error: PacsError) -> FrameInvalid:
+        got = f"status {error.status}" if error.status else "another number of frames"
         return FrameInvalid(
             f"{self._service.name} does not give frame {number} of instance {instance.sop_uid}"
-            f" ({error.given} frames came when it alone was asked for): store the instance again,"
-            " complete."
+            f" ({got} when it alone was asked for): store the instance again, complete."
         )
 
     def _in_some_media_type(
@@ -172,6 +176,7 @@ class FrameRequests:
             if index > start:
                 self._learnt("another media type", instance, accepts[index])
             self._media[transfer_syntax_uid] = index
+            self._gives_frames = True
             return frames
         raise RuntimeError("no media type was asked for")
 

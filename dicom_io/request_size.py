@@ -143,6 +143,11 @@ class RequestSizes:
         """Requests to have in flight now."""
         return self._connections.level
 
+    @property
+    def limit(self) -> int:
+        """Most frames that one request may ask for here, as far as is known."""
+        return self._limit
+
     def frames(self, sop_uid: str) -> int:
         """Frames to ask for in the next request for this instance."""
         with self._lock:
