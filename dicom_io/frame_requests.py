@@ -189,15 +189,15 @@ class FrameRequests:
     ) -> list[bytes]:
         """Ask until all came; what came whole is not asked for again."""
         asked = _Asked(instance, numbers, accept, transfer_syntax_uid, {}, {})
-        counted_wrong = False
+        wrong_counts = self._service.retries if len(numbers) == 1 else 1  # else fewer are asked for
         while missing := asked.missing():
             what = f"frames {missing[0]} to {missing[-1]} of instance {instance.sop_uid}"
             try:
                 self._service.ask(what, lambda: self._request(asked))
             except WrongCount:
-                if counted_wrong:
+                if wrong_counts == 0:
                     raise
-                counted_wrong = True
+                wrong_counts -= 1
             except PacsError as error:
                 if not error.transient or asked.missing() == missing:
                     raise

