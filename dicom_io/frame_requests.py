@@ -8,9 +8,8 @@ space would pass in silence.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from http import HTTPStatus
 from typing import NamedTuple
@@ -18,35 +17,18 @@ from typing import NamedTuple
 import requests
 
 from dicom_io.errors import FrameInvalid, PacsAnswerInvalid, PacsError, PacsRefused
-from dicom_io.multipart import Multipart, MultipartInvalid, Part, chunks_of, media_type
+from dicom_io.frame_answers import (
+    accept_headers,
+    frame_number,
+    frame_parts,
+    same_bytes,
+    transfer_syntax_given,
+)
+from dicom_io.multipart import Part
 from dicom_io.pacs_errors import WrongCount
 from dicom_io.pacs_http import Faults, Service
 from dicom_io.request_size import RequestSizes
 from dicom_io.whole_instances import WholeInstances
-
-# Media type in which a server gives the stored bytes of a transfer syntax (PS3.18 table 8.7.3-5).
-# Asked for by name, because a media type without transfer syntax makes some archives re-encode.
-MEDIA_TYPES = {
-    "1.2.840.10008.1.2.1": "application/octet-stream",
-    "1.2.840.10008.1.2.4.50": "image/jpeg",
-    "1.2.840.10008.1.2.4.51": "image/jpeg",
-    "1.2.840.10008.1.2.4.57": "image/jpeg",
-    "1.2.840.10008.1.2.4.70": "image/jpeg",
-    "1.2.840.10008.1.2.4.80": "image/jls",
-    "1.2.840.10008.1.2.4.81": "image/jls",
-    "1.2.840.10008.1.2.4.90": "image/jp2",
-    "1.2.840.10008.1.2.4.91": "image/jp2",
-    "1.2.840.10008.1.2.4.110": "image/jxl",
-    "1.2.840.10008.1.2.4.111": "image/jxl",
-    "1.2.840.10008.1.2.4.112": "image/jxl",
-    "1.2.840.10008.1.2.4.201": "image/jphc",
-    "1.2.840.10008.1.2.4.202": "image/jphc",
-    "1.2.840.10008.1.2.4.203": "image/jphc",
-    "1.2.840.10008.1.2.5": "image/dicom-rle",
-}
-RAW = "application/octet-stream"
-# Uncompressed frames are the same bytes in all of these.
-UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"}
 
 FEWER_MAY_HELP = {
     HTTPStatus.BAD_REQUEST,
@@ -68,7 +50,6 @@ NO_FRAMES_HERE = OTHER_MEDIA_MAY_HELP | {
     HTTPStatus.NOT_IMPLEMENTED,
 }
 ASKED_TOO_MUCH = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-FRAME_IN_LOCATION = re.compile(r"/frames/(\d{1,9})/?$")
 
 
 class InstanceReference(NamedTuple):
@@ -162,7 +143,7 @@ class FrameRequests:
     def _in_some_media_type(
         self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
     ) -> list[bytes]:
-        accepts = _accepts(transfer_syntax_uid)
+        accepts = accept_headers(transfer_syntax_uid)
         start = self._media.get(transfer_syntax_uid, 0)
         for index in range(start, len(accepts)):
             try:
@@ -214,8 +195,8 @@ class FrameRequests:
         start = time.perf_counter()
         try:
             with closing(self._service.get(path, asked.accept)) as response:
-                for part in _parts(response, len(missing)):
-                    came.append((_labelled(part), self._checked(part, asked)))
+                for part in frame_parts(response, len(missing)):
+                    came.append((frame_number(part), self._content(part, asked)))
                     if len(came) > len(missing):
                         break
             whole = True
@@ -229,19 +210,18 @@ class FrameRequests:
         seconds = time.perf_counter() - start
         self._sizes.measured(asked.instance.sop_uid, len(missing), seconds, n_bytes)
 
-    def _checked(self, part: Part, asked: _Asked) -> bytes:
-        kind, parameters = media_type(part.headers.get("content-type", RAW))
-        if kind.startswith("text/") or kind.endswith(("json", "xml", "html")):
-            raise MultipartInvalid(f"a part is {kind}")
-        given, wanted = parameters.get("transfer-syntax"), asked.transfer_syntax_uid
-        if given and wanted and given not in {wanted, "*"} and not {given, wanted} <= UNCOMPRESSED:
-            refused = PacsRefused(
-                f"{self._service.name} gave frames of instance {asked.instance.sop_uid} in transfer"
-                f" syntax {given} instead of {wanted}, as it is stored: let it give what is stored."
-            )
-            refused.status = HTTPStatus.NOT_ACCEPTABLE
-            raise refused
-        return part.content
+    def _content(self, part: Part, asked: _Asked) -> bytes:
+        """Bytes of a part, unless they are not the stored ones."""
+        given = transfer_syntax_given(part)
+        if same_bytes(given, asked.transfer_syntax_uid):
+            return part.content
+        refused = PacsRefused(
+            f"{self._service.name} gave frames of instance {asked.instance.sop_uid} in transfer"
+            f" syntax {given} instead of {asked.transfer_syntax_uid}, as it is stored: let it give"
+            " what is stored."
+        )
+        refused.status = HTTPStatus.NOT_ACCEPTABLE
+        raise refused
 
     def _sort_in(
         self,
@@ -316,32 +296,3 @@ class _Asked(NamedTuple):
 
 def _fewer_may_help(error: PacsError) -> bool:
     return isinstance(error, WrongCount) or error.status in FEWER_MAY_HELP
-
-
-def _accepts(transfer_syntax_uid: str | None) -> list[str]:
-    """Accept headers that ask for the stored bytes, the most exact first."""
-    exact = MEDIA_TYPES.get(transfer_syntax_uid or "")
-    types = [(exact, transfer_syntax_uid)] if exact else []
-    types.append((RAW, "*"))
-    if transfer_syntax_uid is not None:
-        types.append((RAW, transfer_syntax_uid))
-    return [f'multipart/related; type="{kind}"; transfer-syntax={uid}' for kind, uid in types]
-
-
-def _labelled(part: Part) -> int | None:
-    found = FRAME_IN_LOCATION.search(part.headers.get("content-location", ""))
-    return int(found[1]) if found else None
-
-
-def _parts(response: requests.Response, asked: int) -> Iterator[Part]:
-    """Parts of an answer; one frame may come without multipart."""
-    kind, parameters = media_type(response.headers.get("Content-Type", ""))
-    chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=True))
-    framed = "Content-Length" in response.headers or bool(response.raw.chunked)
-    if kind.startswith("multipart/"):
-        yield from Multipart(chunks, parameters.get("boundary", ""), framed)
-    elif asked == 1 and framed and (kind == RAW or kind.startswith("image/")):
-        headers: Mapping[str, str] = {"content-type": response.headers["Content-Type"]}
-        yield Part(headers, b"".join(chunks))
-    else:
-        raise MultipartInvalid(f"the answer is {kind}")

@@ -24,7 +24,7 @@ MEMORY = 0.95
 SPREAD = 0.05
 """Sizes closer together than this share of their mean say nothing about a slope."""
 
-TRUST = 32
+TRUST = 100
 """Requests at a learnt limit before a larger one is tried: refusals may have been mishaps."""
 
 WORTHWHILE = 1.1
