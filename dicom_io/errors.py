@@ -81,8 +81,20 @@ class ConfigurationInvalid(InputError):
 
 
 class PacsError(MarrowNodeError):
+    """The archive's side failed.
+
+    Attributes
+    ----------
+    status
+        HTTP status of the answer, if one came.
+    retry_after_s
+        Seconds to wait as the archive asked, if it did.
+    """
+
     exit_code = 30
     meaning = "PACS: the archive could not be used"
+    status: int | None = None
+    retry_after_s: float | None = None
 
 
 class PacsUnreachable(PacsError):

@@ -1,98 +1,83 @@
 """The PACS: a DICOMweb server or a folder of DICOM files, behind one interface.
 
 Everything foreign ends here. Errors of requests, dicomweb-client, JSON and the file system leave
-this module as the classes of :mod:`dicom_io.errors`; only transient ones are tried again.
+this module as the classes of :mod:`dicom_io.errors`. How a server is spoken to is in
+:mod:`dicom_io.pacs_http`, and how its frames are had, in :mod:`dicom_io.frame_requests`.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import requests
-import stamina
-from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
-from requests.adapters import HTTPAdapter
 
-from dicom_io.errors import (
-    ConfigurationInvalid,
-    FrameInvalid,
-    PacsAnswerInvalid,
-    PacsError,
-    PacsNotFound,
-)
+from dicom_io.bulk_data import read_bulk_data
+from dicom_io.errors import PacsAnswerInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.folder import FolderClient
+from dicom_io.frame_requests import FrameRequests, InstanceReference
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error, refusal_in
+from dicom_io.pacs_http import Faults, Service, services
+from dicom_io.pacs_settings import PacsSettings, secret
+from dicom_io.request_size import Bounds, RequestSizes
+from dicom_io.whole_instances import WholeInstances
+
+__all__ = ["InstanceReference", "Pacs", "PacsSettings", "open_pacs", "secret"]
 
 T = TypeVar("T")
-
-# Media type in which a server gives the stored bytes of a transfer syntax (PS3.18 table 8.7.3-5).
-# Asked for by name, because a media type without transfer syntax makes some archives re-encode.
-MEDIA_TYPES = {
-    "1.2.840.10008.1.2.1": "application/octet-stream",
-    "1.2.840.10008.1.2.4.50": "image/jpeg",
-    "1.2.840.10008.1.2.4.80": "image/jls",
-    "1.2.840.10008.1.2.4.81": "image/jls",
-    "1.2.840.10008.1.2.4.90": "image/jp2",
-    "1.2.840.10008.1.2.4.91": "image/jp2",
-}
-AS_STORED = ("application/octet-stream", "*")
+log = logging.getLogger(__name__)
 
 
-class InstanceReference(NamedTuple):
-    """Where an instance lies."""
+class _Archive(Protocol):
+    """One service of an archive: its client, and how calls to it are made."""
 
-    study_uid: str
-    series_uid: str
-    sop_uid: str
+    name: str
+    client: Any
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call that may be repeated."""
+
+    def once(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call that must not be repeated blindly."""
 
 
-@dataclass(frozen=True, slots=True)
-class PacsSettings:
-    """How the archive is spoken to.
+class _FrameSource(Protocol):
+    """Where frames come from."""
 
-    Attributes
-    ----------
-    timeout_s
-        Seconds to connect, and seconds without a byte, after which a request counts as lost.
-    retries
-        Attempts after the first one, for transient failures only.
-    retry_wait_s
-        Seconds before the second attempt; doubled for each further one.
-    connections
-        Requests in flight at a time.
-    frames_per_request
-        Frames asked for in one request: archives that read the whole stored file for every
-        request want many; the URL grows by up to seven characters a frame.
-    username
-        For HTTP basic authentication, with `password`.
-    password, bearer_token
-        Where the secret lies: ``env:NAME`` or ``file:/path``; never the secret itself.
-    headers
-        Further request headers; a value may be ``env:NAME`` or ``file:/path`` too.
-    ca_bundle
-        PEM file of the certificate authority of an archive inside the hospital.
-    """
+    def frames(
+        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
+    ) -> list[bytes]:
+        """Stored bytes of frames, counted from 1, in the order of `numbers`."""
 
-    timeout_s: float = 30.0
-    retries: int = 3
-    retry_wait_s: float = 0.5
-    connections: int = 4
-    frames_per_request: int = 200
-    username: str | None = None
-    password: str | None = None
-    bearer_token: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    ca_bundle: Path | None = None
+
+class _Folder:
+    """A folder of files, as a service and as a source of frames."""
+
+    def __init__(self, url: str) -> None:
+        self.name = f"The folder {urlsplit(url).path}"
+        self.client: FolderClient = self.once("indexing its files", lambda: FolderClient(url))
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        return self.once(what, call)
+
+    def once(self, what: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except FOREIGN_ERRORS as error:
+            raise pacs_error(self.name, what, error) from error
+
+    def frames(
+        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
+    ) -> list[bytes]:
+        what = f"frames {numbers[0]} to {numbers[-1]} of instance {instance.sop_uid}"
+        return self.once(what, lambda: self.client.retrieve_instance_frames(*instance, numbers))
 
 
 class Pacs:
@@ -103,15 +88,23 @@ class Pacs:
     """
 
     def __init__(
-        self, name: str, client: DICOMwebClient | FolderClient, settings: PacsSettings
+        self,
+        archive: tuple[_Archive, _Archive, _Archive],
+        source: _FrameSource,
+        settings: PacsSettings,
+        sizes: RequestSizes,
+        faults: Faults,
+        close: Callable[[], None],
     ) -> None:
-        self.name = name
-        self._client = client
-        self._settings = settings
+        self._query, self._retrieve, self._store = archive
+        self.name = self._retrieve.name
+        self._source, self._settings, self._sizes = source, settings, sizes
+        self._faults, self._close = faults, close
         self._pool = ThreadPoolExecutor(settings.connections, thread_name_prefix="pacs")
         self._lock = threading.Lock()
         self._bytes_read = 0
         self._frames_read = 0
+        self._waited_s: defaultdict[str, float] = defaultdict(float)
 
     def __enter__(self) -> Pacs:
         return self
@@ -126,8 +119,15 @@ class Pacs:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        if isinstance(self._client, FolderClient):
-            self._client.close()
+        self._close()
+        if self._faults.counts:
+            told = ", ".join(f"{kind} {count}" for kind, count in self.faults.most_common())
+            log.warning("%s: what went wrong on the way: %s", self.name, told)
+
+    @property
+    def faults(self) -> Counter[str]:
+        """What went wrong so far, and was overcome or reported: kind → how often."""
+        return Counter(self._faults.counts)
 
     @property
     def bytes_read(self) -> int:
@@ -141,32 +141,37 @@ class Pacs:
 
     @property
     def frames_per_request(self) -> int:
+        """Most frames of one request."""
         return self._settings.frames_per_request
 
     @property
     def connections(self) -> int:
+        """Most requests in flight."""
         return self._settings.connections
 
     def search_instances(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
         """QIDO-RS: one DICOM JSON object per instance of the series; empty if there is none."""
         what = f"the search for series {series_uid}"
+        client = self._query.client
         return self._datasets(
-            what, lambda: self._client.search_for_instances(study_uid, series_uid)
+            self._query, what, lambda: client.search_for_instances(study_uid, series_uid)
         )
 
     def series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
         """WADO-RS: metadata of every instance of the series as DICOM JSON objects."""
         what = f"the metadata of series {series_uid}"
+        client = self._retrieve.client
         return self._datasets(
-            what, lambda: self._client.retrieve_series_metadata(study_uid, series_uid)
+            self._retrieve, what, lambda: client.retrieve_series_metadata(study_uid, series_uid)
         )
 
     def has_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> bool:
         """Whether the archive lists the instance."""
         try:
             found = self._datasets(
+                self._query,
                 f"the search for instance {sop_uid}",
-                lambda: self._client.search_for_instances(
+                lambda: self._query.client.search_for_instances(
                     study_uid, series_uid, search_filters={"SOPInstanceUID": sop_uid}
                 ),
             )
@@ -177,9 +182,10 @@ class Pacs:
 
     def retrieve_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> Dataset:
         """Read an instance back as it is stored."""
-        dataset = self._asked(
+        client = self._retrieve.client
+        dataset: Dataset = self._retrieve.ask(
             f"instance {sop_uid}",
-            lambda: self._client.retrieve_instance(study_uid, series_uid, sop_uid),
+            lambda: client.retrieve_instance(study_uid, series_uid, sop_uid),
         )
         if dataset.get("SOPInstanceUID") != sop_uid:
             raise PacsAnswerInvalid(
@@ -196,16 +202,29 @@ class Pacs:
         """
         wanted = {str(dataset.SOPInstanceUID) for dataset in datasets}
         what = f"storing instance {', '.join(sorted(wanted))}"
-        answer = self._once(what, lambda: self._client.store_instances(datasets))
-        refused = refusal_in(self.name, answer)
+        client, name = self._store.client, self._store.name
+        answer: Dataset = self._store.once(what, lambda: client.store_instances(datasets))
+        refused = refusal_in(name, answer)
         if refused is not None:
             raise refused
         taken = {str(i.ReferencedSOPInstanceUID) for i in answer.get("ReferencedSOPSequence", [])}
         if not wanted <= taken:
             raise PacsAnswerInvalid(
-                f"{self.name} did not say that it stored instance {min(wanted - taken)}:"
+                f"{name} did not say that it stored instance {min(wanted - taken)}:"
                 " look for it in the archive and check that its STOW-RS answers as PS3.18 §10.5."
             )
+
+    def bulk_data(self, uri: str) -> bytes:
+        """Bytes of an attribute that the metadata name by a BulkDataURI (PS3.18 §8.6.1.2.2).
+
+        Fetched from the archive and from `further_hosts` only, and credentials go to the archive
+        alone. A relative URI counts from the retrieve service.
+        """
+        if not isinstance(self._retrieve, Service):
+            raise PacsRefused(
+                f"{self.name} gives no bulk data: read the instance whole (retrieve_instance)."
+            )
+        return read_bulk_data(self._retrieve, uri)
 
     def frames(
         self,
@@ -226,90 +245,59 @@ class Pacs:
         Raises
         ------
         FrameInvalid
-            A frame is missing from the answer, or empty.
+            A frame is missing from the archive, or empty.
         """
-        size = self._settings.frames_per_request
-        parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         pending: deque[Future[list[bytes]]] = deque()
+        start = 0
         try:
-            for part in parts:
-                pending.append(self._pool.submit(self._part, instance, part, transfer_syntax_uid))
-                if len(pending) > self._settings.connections:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
+            while pending or start < len(numbers):
+                while start < len(numbers) and len(pending) <= self._sizes.connections:
+                    part = numbers[start : start + self._sizes.frames(instance.sop_uid)]
+                    start += len(part)
+                    pending.append(
+                        self._pool.submit(self._part, instance, part, transfer_syntax_uid)
+                    )
+                yield from self._awaited(instance, pending.popleft())
         finally:
             for future in pending:
                 future.cancel()
 
+    def _awaited(self, instance: InstanceReference, coming: Future[list[bytes]]) -> list[bytes]:
+        """Wait for frames, within what the slide has left."""
+        waited_s = self._waited_s[instance.series_uid]
+        begin = time.monotonic()
+        try:
+            return coming.result(max(0.0, self._settings.slide_deadline_s - waited_s))
+        except TimeoutError as error:
+            raise PacsTimeout(
+                f"{self.name} took more than {self._settings.slide_deadline_s:g} s to give the"
+                f" frames of series {instance.series_uid}: try again later or raise"
+                " slide_deadline_s."
+            ) from error
+        finally:
+            with self._lock:
+                self._waited_s[instance.series_uid] += time.monotonic() - begin
+
     def _part(
         self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
     ) -> list[bytes]:
-        one_based = [number + 1 for number in numbers]  # DICOM counts frames from 1
-        what = f"frames {one_based[0]} to {one_based[-1]} of instance {instance.sop_uid}"
-        frames = self._asked(what, lambda: self._request(instance, one_based, transfer_syntax_uid))
-        # Orthanc leaves a frame it does not have out of the answer and says 200.
-        if len(frames) != len(one_based):
-            raise FrameInvalid(
-                f"{self.name} gave {len(frames)} of {len(one_based)} frames asked for between"
-                f" frame {min(one_based)} and {max(one_based)} of instance {instance.sop_uid}:"
-                " store the instance again, complete."
-            )
-        for number, frame in zip(one_based, frames, strict=True):
-            if not frame:
-                raise FrameInvalid(
-                    f"Frame {number} of instance {instance.sop_uid} is empty:"
-                    " store the instance again, complete."
-                )
+        one_based = [int(number) + 1 for number in numbers]  # DICOM counts frames from 1
+        frames = self._source.frames(instance, one_based, transfer_syntax_uid)
         with self._lock:
             self._bytes_read += sum(len(frame) for frame in frames)
             self._frames_read += len(frames)
         return frames
 
-    def _request(
-        self, instance: InstanceReference, one_based: list[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
-        if isinstance(self._client, FolderClient):
-            return self._client.retrieve_instance_frames(*instance, one_based)
-        media = AS_STORED
-        if transfer_syntax_uid in MEDIA_TYPES:
-            media = (MEDIA_TYPES[transfer_syntax_uid], transfer_syntax_uid)
-        frames: list[bytes] = self._client.retrieve_instance_frames(
-            *instance, one_based, media_types=(media,)
-        )
-        return frames
-
-    def _datasets(self, what: str, call: Callable[[], Any]) -> list[dict[str, Any]]:
-        answer = self._asked(what, call)
+    def _datasets(
+        self, service: _Archive, what: str, call: Callable[[], Any]
+    ) -> list[dict[str, Any]]:
+        answer = service.ask(what, call)
         if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
             raise PacsAnswerInvalid(
-                f"{self.name} answered {what} with JSON that is not a list of DICOM datasets:"
+                f"{service.name} answered {what} with JSON that is not a list of DICOM datasets:"
                 " check that the URL is that of a DICOMweb service."
             )
         return answer
-
-    def _asked(self, what: str, call: Callable[[], T]) -> T:
-        """Make a call that may be repeated."""
-        for attempt in stamina.retry_context(
-            on=_is_transient,
-            attempts=self._settings.retries + 1,
-            timeout=None,
-            wait_initial=self._settings.retry_wait_s,
-            wait_jitter=self._settings.retry_wait_s / 2,
-        ):
-            with attempt:
-                return self._once(what, call)
-        raise RuntimeError("stamina made no attempt")
-
-    def _once(self, what: str, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except FOREIGN_ERRORS as error:
-            raise pacs_error(self.name, what, error) from error
-
-
-def _is_transient(error: Exception) -> bool:
-    return isinstance(error, PacsError) and error.transient
 
 
 def open_pacs(url: str, settings: PacsSettings) -> Pacs:
@@ -322,71 +310,16 @@ def open_pacs(url: str, settings: PacsSettings) -> Pacs:
     PacsUnreachable
         The folder does not exist. A server is first spoken to by the first call.
     """
+    sizes = RequestSizes(
+        Bounds(settings.frames_per_request, settings.connections, settings.request_bytes)
+    )
+    faults = Faults()
     parts = urlsplit(url)
     if parts.scheme == "file" and not parts.netloc:
-        name = f"The folder {parts.path}"
-        try:
-            return Pacs(name, FolderClient(url), settings)
-        except FOREIGN_ERRORS as error:
-            raise pacs_error(name, "indexing its files", error) from error
-    if parts.scheme in {"http", "https"} and parts.hostname and parts.username is None:
-        return Pacs(f"The PACS {parts.netloc}", _web_client(url, settings), settings)
-    raise ConfigurationInvalid(
-        f"The PACS URL with scheme {parts.scheme!r} is not usable: write https://host/dicom-web,"
-        " http://host/dicom-web or file:///folder, without a user name in it."
-    )
-
-
-def _web_client(url: str, settings: PacsSettings) -> DICOMwebClient:
-    session = requests.Session()
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=settings.connections, pool_block=True)
-    session.mount(f"{urlsplit(url).scheme}://", adapter)
-    session.headers["User-Agent"] = "marrow-node"
-    # Only STOW-RS sends no Accept of its own; some archives would answer it in XML.
-    session.headers["Accept"] = "application/dicom+json"
-    session.headers.update({name: secret(value) for name, value in settings.headers.items()})
-    if settings.bearer_token is not None:
-        session.headers["Authorization"] = f"Bearer {_hidden(settings.bearer_token)}"
-    if settings.username is not None and settings.password is not None:
-        session.auth = (settings.username, _hidden(settings.password))
-    if settings.ca_bundle is not None:
-        session.verify = str(settings.ca_bundle)
-    session.hooks["response"].append(_plain_media_type)
-    client = DICOMwebClient(url.rstrip("/"), session=session, timeout=settings.timeout_s)
-    client.set_http_retry_params(retry=False)  # retried here, with one policy
-    return client
-
-
-def _plain_media_type(response: requests.Response, **_: Any) -> requests.Response:
-    """Cut ``; charset=…`` off a JSON media type: the client compares it as a whole."""
-    media_type = response.headers.get("Content-Type", "")
-    if media_type.startswith(("application/dicom+json", "application/json")):
-        response.headers["Content-Type"] = media_type.split(";")[0].strip()
-    return response
-
-
-def _hidden(reference: str) -> str:
-    """Read a secret that must not stand in the settings themselves."""
-    if not reference.startswith(("env:", "file:")):
-        raise ConfigurationInvalid(
-            "A password or bearer token stands in the PACS settings: put it into an environment"
-            " variable or a file and write env:NAME or file:/path."
-        )
-    return secret(reference)
-
-
-def secret(reference: str) -> str:
-    """Read a secret from where `reference` says: ``env:NAME`` or ``file:/path``, else itself."""
-    kind, _, where = reference.partition(":")
-    if kind == "env":
-        if where not in os.environ:
-            raise ConfigurationInvalid(f"The environment variable {where} is not set: set it.")
-        return os.environ[where]
-    if kind == "file":
-        try:
-            return Path(where).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationInvalid(
-                f"The secret file {where} cannot be read ({error.strerror}): check path and rights."
-            ) from error
-    return reference
+        folder = _Folder(url)
+        archive = (folder, folder, folder)
+        return Pacs(archive, folder, settings, sizes, faults, folder.client.close)
+    query, retrieve, store = services(url, settings, faults)
+    whole = WholeInstances(retrieve, settings.max_instance_bytes, settings.slide_deadline_s)
+    source = FrameRequests(retrieve, whole, sizes, faults)
+    return Pacs((query, retrieve, store), source, settings, sizes, faults, whole.close)

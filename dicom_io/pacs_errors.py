@@ -7,7 +7,10 @@ call to it can raise is listed here, once.
 from __future__ import annotations
 
 import json
+import re
 import struct
+import time
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import requests
@@ -25,6 +28,7 @@ from dicom_io.errors import (
     PacsUnauthorized,
     PacsUnreachable,
 )
+from dicom_io.multipart import MultipartTruncated
 
 FOREIGN_ERRORS = (
     requests.RequestException,
@@ -61,6 +65,12 @@ FAILURE_CLASSES = {
 # Read from the top: a later line is for what the lines before it left.
 SENTENCES: tuple[tuple[type[Exception], type[PacsError], str], ...] = (
     (
+        requests.exceptions.ConnectTimeout,
+        PacsTimeout,
+        "{name} could not be connected to for {what} in time: check that it runs and that the URL"
+        " is right.",
+    ),
+    (
         requests.Timeout,
         PacsTimeout,
         "{name} did not answer {what} in time: try again later or raise the PACS timeout.",
@@ -70,6 +80,28 @@ SENTENCES: tuple[tuple[type[Exception], type[PacsError], str], ...] = (
         PacsError,
         "{name} could not prove who it is when asked for {what}: give the certificate of its"
         " authority in the settings (ca_bundle).",
+    ),
+    (
+        requests.exceptions.InvalidSchema,
+        PacsRefused,
+        "{name} led {what} to {elsewhere}, which is not configured, so it was not followed: add its"
+        " origin to further_hosts in the settings if it belongs to the archive.",
+    ),
+    (
+        requests.exceptions.TooManyRedirects,
+        PacsAnswerInvalid,
+        "{name} redirected {what} in a circle: check that the URL is that of a DICOMweb service.",
+    ),
+    (
+        urllib3.exceptions.TimeoutError,
+        PacsTimeout,
+        "{name} sent {what} too slowly and was cut off: try again later or raise"
+        " request_deadline_s.",
+    ),
+    (
+        MultipartTruncated,
+        PacsUnreachable,
+        "{name} cut off {what} in the middle: check that it runs and what lies between.",
     ),
     (
         json.JSONDecodeError,  # that of requests is one too
@@ -106,11 +138,73 @@ SENTENCES: tuple[tuple[type[Exception], type[PacsError], str], ...] = (
 def pacs_error(name: str, what: str, error: Exception) -> PacsError:
     """Say in one sentence what happened when `what` was asked of the archive `name`."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return _by_status(name, what, error.response)
+        return _with_status(_by_status(name, what, error.response), error.response)
+    cause = _cause(error)
     for foreign, ours, sentence in SENTENCES:
-        if isinstance(error, foreign):
-            return ours(sentence.format(name=name, what=what, kind=type(error).__name__))
+        if isinstance(cause, foreign):
+            words = {"kind": type(cause).__name__, "elsewhere": _origin_in(str(cause))}
+            return ours(sentence.format(name=name, what=what, **words))
     raise error
+
+
+def fault_kind(error: PacsError, cause: Exception) -> str:
+    """Short name of what went wrong, for counting; `cause` is the foreign error behind it."""
+    if error.status is not None:
+        return f"status {error.status}"
+    if isinstance(cause, TRUNCATED):
+        return "truncated answer"
+    return KINDS.get(type(error), "answer not understood")
+
+
+class WrongCount(PacsAnswerInvalid):
+    """A whole answer with more or fewer frames than asked for; `given` is how many."""
+
+    given: int = 0
+
+
+TRUNCATED = (
+    MultipartTruncated,
+    urllib3.exceptions.ProtocolError,
+    requests.exceptions.ChunkedEncodingError,
+)
+KINDS: dict[type[PacsError], str] = {
+    PacsTimeout: "no answer in time",
+    PacsUnreachable: "connection lost",
+    PacsRefused: "refused",
+    WrongCount: "wrong number of frames",
+}
+
+
+def _cause(error: Exception) -> Exception:
+    """What requests wrapped into its ConnectionError while it read a body."""
+    inner = error.args[0] if error.args else None
+    if type(error) is requests.ConnectionError and isinstance(
+        inner, urllib3.exceptions.ReadTimeoutError
+    ):
+        return inner
+    return error
+
+
+def _origin_in(message: str) -> str:
+    """Scheme and host of a URL in a message: its path may hold what nobody should read."""
+    found = re.search(r"[a-z][a-z0-9+.-]*://[^/'\"?#\s]*", message, re.IGNORECASE)
+    return found[0].rpartition("@")[2] if found else "another address"
+
+
+def _with_status(ours: PacsError, response: requests.Response) -> PacsError:
+    ours.status = response.status_code
+    ours.retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
+    return ours
+
+
+def _retry_after_s(value: str) -> float | None:
+    """Seconds or a date (RFC 9110 §10.2.3); None for neither."""
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _by_status(name: str, what: str, response: requests.Response) -> PacsError:
@@ -126,7 +220,8 @@ def _by_status(name: str, what: str, response: requests.Response) -> PacsError:
         )
     if status == HTTPStatus.REQUEST_TIMEOUT:
         return PacsTimeout(f"{name} gave {what} up with status 408: try again later.")
-    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    failing = status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED
+    if status == HTTPStatus.TOO_MANY_REQUESTS or failing:
         return PacsBusy(
             f"{name} answered {what} with status {status}: try again later and look into its log."
         )

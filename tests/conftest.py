@@ -10,6 +10,7 @@ import pytest
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from tests.faulty_proxy import Proxy, faulty_proxy
 from tests.fhir_fixture import fhir_server, fhir_server_process  # noqa: F401  fixtures
+from tests.loopback_host import Host, running_host
 from tests.servers import MISSING_ORTHANC, Orthanc, orthanc_missing, running_orthanc
 from tests.slides import WrittenSlide
 
@@ -38,6 +39,20 @@ def orthanc(orthanc_server: Orthanc) -> Orthanc:
 def proxy(orthanc: Orthanc) -> Iterator[Proxy]:
     """A proxy that fails as told, in front of ``orthanc``."""
     with faulty_proxy(orthanc.dicomweb_url) as running:
+        yield running
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A server that answers as told."""
+    with running_host() as running:
+        yield running
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Host]:
+    """Another one."""
+    with running_host() as running:
         yield running
 
 

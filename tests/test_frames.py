@@ -267,7 +267,7 @@ def test_stored_bad_frame_is_named(
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (lambda i, frame: None if i == 2 else frame, "frames asked for"),
+        (lambda i, frame: None, "does not give frame 1 of instance"),
         (lambda i, frame: b"" if i == 2 else frame, "Frame 3 of instance .* is empty"),
         (lambda i, frame: frame[:300] if i == 2 else frame, "Frame 3 of instance .* truncated"),
         (lambda i, frame: _small_jpeg() if i == 2 else frame, "Frame 3 of instance .* 32 × 32"),

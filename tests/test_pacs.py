@@ -177,7 +177,9 @@ def test_fault_is_told_in_one_sentence(
     written = write_slide(tmp_path, levels=1)
     orthanc.add(*written.paths)
     settings = PacsSettings(timeout_s=0.4, retries=1, retry_wait_s=0.01)
-    proxy.fault = Fault(**{**vars(fault), "path": f"{at}$" if at == "/instances" else at})
+    # Frames that are refused are looked for in the whole instance, so that fails as well.
+    path = {"/instances": "/instances$", "/frames/": r"/instances/[\d.]+(/frames/.*)?$"}.get(at, at)
+    proxy.fault = Fault(**{**vars(fault), "path": path})
     with open_pacs(proxy.url, settings) as pacs:
         calls: dict[str, Callable[[], object]] = {
             "/instances": lambda: pacs.search_instances(written.study_uid, written.series_uid),

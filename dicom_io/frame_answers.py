@@ -1,0 +1,89 @@
+"""Frames as an archive writes them: media types, transfer syntaxes and multipart answers.
+
+PS3.18 §8.7.3 (media types), §10.4 (retrieve).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import requests
+
+from dicom_io.multipart import Multipart, MultipartInvalid, Part, chunks_of, media_type
+
+# Media type in which a server gives the stored bytes of a transfer syntax (PS3.18 table 8.7.3-5).
+# Asked for by name, because a media type without transfer syntax makes some archives re-encode.
+MEDIA_TYPES = {
+    "1.2.840.10008.1.2.1": "application/octet-stream",
+    "1.2.840.10008.1.2.4.50": "image/jpeg",
+    "1.2.840.10008.1.2.4.51": "image/jpeg",
+    "1.2.840.10008.1.2.4.57": "image/jpeg",
+    "1.2.840.10008.1.2.4.70": "image/jpeg",
+    "1.2.840.10008.1.2.4.80": "image/jls",
+    "1.2.840.10008.1.2.4.81": "image/jls",
+    "1.2.840.10008.1.2.4.90": "image/jp2",
+    "1.2.840.10008.1.2.4.91": "image/jp2",
+    "1.2.840.10008.1.2.4.110": "image/jxl",
+    "1.2.840.10008.1.2.4.111": "image/jxl",
+    "1.2.840.10008.1.2.4.112": "image/jxl",
+    "1.2.840.10008.1.2.4.201": "image/jphc",
+    "1.2.840.10008.1.2.4.202": "image/jphc",
+    "1.2.840.10008.1.2.4.203": "image/jphc",
+    "1.2.840.10008.1.2.5": "image/dicom-rle",
+}
+RAW = "application/octet-stream"
+# Uncompressed frames are the same bytes in all of these.
+UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"}
+
+FRAME_IN_LOCATION = re.compile(r"/frames/(\d{1,9})/?$")
+
+
+def accept_headers(transfer_syntax_uid: str | None) -> list[str]:
+    """Accept headers that ask for the stored bytes, the most exact first."""
+    exact = MEDIA_TYPES.get(transfer_syntax_uid or "")
+    types = [(exact, transfer_syntax_uid)] if exact else []
+    types.append((RAW, "*"))
+    if transfer_syntax_uid is not None:
+        types.append((RAW, transfer_syntax_uid))
+    return [f'multipart/related; type="{kind}"; transfer-syntax={uid}' for kind, uid in types]
+
+
+def frame_number(part: Part) -> int | None:
+    """Frame that a part says it is, counted from 1 (PS3.18 §8.6.1.2.1, Content-Location)."""
+    found = FRAME_IN_LOCATION.search(part.headers.get("content-location", ""))
+    return int(found[1]) if found else None
+
+
+def frame_parts(response: requests.Response, asked: int) -> Iterator[Part]:
+    """Parts of an answer; one frame may come without multipart."""
+    kind, parameters = media_type(response.headers.get("Content-Type", ""))
+    chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=True))
+    framed = "Content-Length" in response.headers or bool(response.raw.chunked)
+    if kind.startswith("multipart/"):
+        for part in Multipart(chunks, parameters.get("boundary", ""), framed):
+            yield _pixels(part)
+    elif asked == 1 and framed and (kind == RAW or kind.startswith("image/")):
+        yield Part({"content-type": response.headers["Content-Type"]}, b"".join(chunks))
+    else:
+        raise MultipartInvalid(f"the answer is {kind}")
+
+
+def _pixels(part: Part) -> Part:
+    """The part, if it can be a frame: some archives put their error message there."""
+    kind, _ = media_type(part.headers.get("content-type", RAW))
+    if kind.startswith("text/") or kind.endswith(("json", "xml", "html")):
+        raise MultipartInvalid(f"a part is {kind}")
+    return part
+
+
+def transfer_syntax_given(part: Part) -> str | None:
+    """Transfer syntax that a part says its bytes are in, if it does."""
+    return media_type(part.headers.get("content-type", RAW))[1].get("transfer-syntax")
+
+
+def same_bytes(given: str | None, wanted: str | None) -> bool:
+    """Whether frames in two transfer syntaxes are the same bytes, as far as is told."""
+    if given in {None, "", "*"} or wanted is None or given == wanted:
+        return True
+    return {given, wanted} <= UNCOMPRESSED

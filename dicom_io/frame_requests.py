@@ -1,0 +1,298 @@
+"""Frames of an instance over WADO-RS: what an archive refuses is learnt and not asked for again.
+
+An archive may take one frame a request, or few; refuse the name of a transfer syntax; leave frames
+out and say 200; cut its answers; or give whole instances only. Each is answered by the next way to
+get the *stored* bytes. Nothing here asks an archive to encode pixels anew: loss or another colour
+space would pass in silence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from http import HTTPStatus
+from typing import NamedTuple
+
+import requests
+
+from dicom_io.errors import FrameInvalid, PacsAnswerInvalid, PacsError, PacsRefused
+from dicom_io.frame_answers import (
+    accept_headers,
+    frame_number,
+    frame_parts,
+    same_bytes,
+    transfer_syntax_given,
+)
+from dicom_io.multipart import Part
+from dicom_io.pacs_errors import WrongCount
+from dicom_io.pacs_http import Faults, Service
+from dicom_io.request_size import RequestSizes
+from dicom_io.whole_instances import WholeInstances
+
+FEWER_MAY_HELP = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    HTTPStatus.NOT_IMPLEMENTED,
+}
+OTHER_MEDIA_MAY_HELP = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_ACCEPTABLE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+}
+NO_FRAMES_HERE = OTHER_MEDIA_MAY_HELP | {
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.GONE,
+    HTTPStatus.NOT_IMPLEMENTED,
+}
+ASKED_TOO_MUCH = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+
+
+class InstanceReference(NamedTuple):
+    """Where an instance lies."""
+
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+
+    @property
+    def path(self) -> str:
+        return f"studies/{self.study_uid}/series/{self.series_uid}/instances/{self.sop_uid}"
+
+
+class FrameRequests:
+    """Asks for frames, and remembers what this archive is like.
+
+    May be used from several threads; two that meet the same refusal both learn it.
+    """
+
+    def __init__(
+        self, service: Service, whole: WholeInstances, sizes: RequestSizes, faults: Faults
+    ) -> None:
+        self._service, self._whole, self._sizes, self._faults = service, whole, sizes, faults
+        self._media: dict[str | None, int] = {}
+        self._gives_frames = False
+        self._gives_instances_only = False
+
+    def frames(
+        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
+    ) -> list[bytes]:
+        """Stored bytes of frames, counted from 1, in the order of `numbers`."""
+        if self._gives_instances_only:
+            return self._whole.frames(instance.path, instance.sop_uid, numbers)
+        try:
+            return self._in_batches(instance, numbers, transfer_syntax_uid)
+        except PacsError as refused:
+            if self._gives_frames or refused.status not in NO_FRAMES_HERE:
+                raise
+            return self._from_whole_instance(instance, numbers, refused)
+
+    def _from_whole_instance(
+        self, instance: InstanceReference, numbers: Sequence[int], refused: PacsError
+    ) -> list[bytes]:
+        try:
+            frames = self._whole.frames(instance.path, instance.sop_uid, numbers)
+        except PacsError as error:
+            raise refused from error  # the frames were asked for; the instance is not there either
+        self._learnt("whole instances only", instance, "no frames are given")
+        self._gives_instances_only = True
+        return frames
+
+    def _in_batches(
+        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
+    ) -> list[bytes]:
+        """Fewer at a time where more are refused."""
+        frames: list[bytes] = []
+        size, refused = min(len(numbers), self._sizes.limit), False
+        while len(frames) < len(numbers):
+            batch = numbers[len(frames) : len(frames) + size]
+            try:
+                frames += self._in_some_media_type(instance, batch, transfer_syntax_uid)
+            except PacsError as error:
+                if len(batch) == 1 and self._lacks_it(error):
+                    raise self._missing(instance, batch[0], error) from error
+                if len(batch) == 1 or not _fewer_may_help(error):
+                    raise
+                given = error.given if isinstance(error, WrongCount) else 0
+                size = max(1, min(len(batch) // 2, given or len(batch)))
+                refused = True
+                continue
+            if refused:
+                self._learnt("fewer frames a request", instance, f"{size} are given")
+                self._sizes.refused_above(size)
+                refused = False
+        return frames
+
+    def _lacks_it(self, error: PacsError) -> bool:
+        """Whether an archive that gives frames says that it has not this one."""
+        return isinstance(error, WrongCount) or (
+            self._gives_frames and error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
+        )
+
+    def _missing(self, instance: InstanceReference, number: int, error: PacsError) -> FrameInvalid:
+        got = f"status {error.status}" if error.status else "another number of frames"
+        return FrameInvalid(
+            f"{self._service.name} does not give frame {number} of instance {instance.sop_uid}"
+            f" ({got} when it alone was asked for): store the instance again, complete."
+        )
+
+    def _in_some_media_type(
+        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
+    ) -> list[bytes]:
+        accepts = accept_headers(transfer_syntax_uid)
+        start = self._media.get(transfer_syntax_uid, 0)
+        for index in range(start, len(accepts)):
+            try:
+                frames = self._complete(instance, numbers, accepts[index], transfer_syntax_uid)
+            except PacsError as error:
+                last = index == len(accepts) - 1
+                many = error.status == HTTPStatus.BAD_REQUEST and len(numbers) > 1
+                if last or many or error.status not in OTHER_MEDIA_MAY_HELP:
+                    raise
+                continue
+            if index > start:
+                self._learnt("another media type", instance, accepts[index])
+            self._media[transfer_syntax_uid] = index
+            self._gives_frames = True
+            return frames
+        raise RuntimeError("no media type was asked for")
+
+    def _complete(
+        self,
+        instance: InstanceReference,
+        numbers: Sequence[int],
+        accept: str,
+        transfer_syntax_uid: str | None,
+    ) -> list[bytes]:
+        """Ask until all came; what came whole is not asked for again."""
+        asked = _Asked(instance, numbers, accept, transfer_syntax_uid, {}, {})
+        wrong_counts = self._service.retries if len(numbers) == 1 else 1  # else fewer are asked for
+        while missing := asked.missing():
+            what = f"frames {missing[0]} to {missing[-1]} of instance {instance.sop_uid}"
+            try:
+                self._service.ask(what, lambda: self._request(asked))
+            except WrongCount:
+                if wrong_counts == 0:
+                    raise
+                wrong_counts -= 1
+            except PacsError as error:
+                if not error.transient or asked.missing() == missing:
+                    raise
+        return [asked.received[number] for number in numbers]
+
+    def _request(self, asked: _Asked) -> None:
+        """Ask once for what is missing; frames that came are kept even where it fails."""
+        missing = asked.missing()
+        if not missing:
+            return  # the answer was cut after the last frame
+        path = f"{asked.instance.path}/frames/{','.join(map(str, missing))}"
+        came: list[tuple[int | None, bytes]] = []
+        whole = False
+        start = time.perf_counter()
+        try:
+            with closing(self._service.get(path, asked.accept)) as response:
+                for part in frame_parts(response, len(missing)):
+                    came.append((frame_number(part), self._content(part, asked)))
+                    if len(came) > len(missing):
+                        break
+            whole = True
+        except requests.HTTPError as error:
+            if error.response.status_code in ASKED_TOO_MUCH:
+                self._sizes.too_many()
+            raise
+        finally:
+            self._sort_in(asked, missing, came, whole)
+        n_bytes = sum(len(content) for _, content in came)
+        seconds = time.perf_counter() - start
+        self._sizes.measured(asked.instance.sop_uid, len(missing), seconds, n_bytes)
+
+    def _content(self, part: Part, asked: _Asked) -> bytes:
+        """Bytes of a part, unless they are not the stored ones."""
+        given = transfer_syntax_given(part)
+        if same_bytes(given, asked.transfer_syntax_uid):
+            return part.content
+        refused = PacsRefused(
+            f"{self._service.name} gave frames of instance {asked.instance.sop_uid} in transfer"
+            f" syntax {given} instead of {asked.transfer_syntax_uid}, as it is stored: let it give"
+            " what is stored."
+        )
+        refused.status = HTTPStatus.NOT_ACCEPTABLE
+        raise refused
+
+    def _sort_in(
+        self,
+        asked: _Asked,
+        missing: Sequence[int],
+        came: Sequence[tuple[int | None, bytes]],
+        whole: bool,
+    ) -> None:
+        """Give each part its frame: by its Content-Location, else in the order asked for."""
+        of = f"of instance {asked.instance.sop_uid}"
+        found: dict[int, bytes] = {}
+        if came and {label for label, _ in came} <= set(missing):
+            for label, content in came:
+                if label is not None and found.setdefault(label, content) != content:
+                    raise PacsAnswerInvalid(
+                        f"{self._service.name} gave frame {label} {of} twice, and not the same:"
+                        " check what lies between."
+                    )
+        elif len(came) == len(missing) or (not whole and len(came) < len(missing)):
+            found = dict(zip(missing, (content for _, content in came), strict=False))
+        for number, content in found.items():
+            if not content:
+                raise FrameInvalid(
+                    f"Frame {number} {of} is empty: store the instance again, complete."
+                )
+        if any(asked.twice.get(number, found[number]) != found[number] for number in found):
+            # A frame was left out before the cut, so those after it had the wrong number.
+            asked.received.clear()
+            found.clear()
+        asked.twice.clear()
+        if not whole and found and None in {label for label, _ in came}:
+            number, content = found.popitem()
+            asked.twice[number] = content
+        asked.received.update(found)
+        if whole and len(found) != len(missing):
+            raise self._wrong_count(missing, len(came), of)
+
+    def _wrong_count(self, missing: Sequence[int], given: int, of: str) -> WrongCount:
+        wrong = WrongCount(
+            f"{self._service.name} gave {given} of {len(missing)} frames asked for between"
+            f" frame {min(missing)} and {max(missing)} {of}: store the instance again, complete."
+        )
+        wrong.given = given
+        return wrong
+
+    def _learnt(self, kind: str, instance: InstanceReference, what: str) -> None:
+        self._faults.saw(kind, f"{self._service.name}, instance {instance.sop_uid}: {what}")
+
+
+class _Asked(NamedTuple):
+    """Frames of one batch, and what came of them so far.
+
+    Attributes
+    ----------
+    received
+        Frame number → stored bytes.
+    twice
+        The last frame of an answer that was cut: asked for again to see that it has the same
+        number then, because an archive that leaves frames out does not say which.
+    """
+
+    instance: InstanceReference
+    numbers: Sequence[int]
+    accept: str
+    transfer_syntax_uid: str | None
+    received: dict[int, bytes]
+    twice: dict[int, bytes]
+
+    def missing(self) -> list[int]:
+        return [number for number in dict.fromkeys(self.numbers) if number not in self.received]
+
+
+def _fewer_may_help(error: PacsError) -> bool:
+    return isinstance(error, WrongCount) or error.status in FEWER_MAY_HELP

@@ -1,0 +1,287 @@
+"""The archive over HTTP: where requests may go, what they carry, and how often they are tried.
+
+A session knows an adapter for each configured origin and none for any other address: wherever a
+redirect, a BulkDataURI or a mistake leads, nothing is sent that the settings do not allow.
+Credentials are in the adapters of the archive's own origins, so no other host can be sent them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import pybreaker
+import requests
+import stamina
+import urllib3
+from dicomweb_client import DICOMwebClient
+from requests.adapters import HTTPAdapter
+
+from dicom_io.authentication import Credentials, credentials
+from dicom_io.deadline import TIMED_POOLS, begin
+from dicom_io.errors import ConfigurationInvalid, PacsError, PacsUnreachable
+from dicom_io.pacs_errors import FOREIGN_ERRORS, fault_kind, pacs_error
+from dicom_io.pacs_settings import PacsSettings
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+MOST_REDIRECTS = 5
+IN_ONE_PIECE = 2**62
+SECRET_HEADERS = ("Authorization", "Cookie", "Proxy-Authorization")
+
+
+class Faults:
+    """What went wrong so far: counted by kind, each kind told once in the log.
+
+    Attributes
+    ----------
+    counts
+        Kind → how often.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def saw(self, kind: str, sentence: object) -> None:
+        """Count a fault; `sentence` names the object by its UID, and no patient."""
+        with self._lock:
+            self.counts[kind] += 1
+            first = self.counts[kind] == 1
+        log.log(logging.WARNING if first else logging.DEBUG, "%s: %s", kind, sentence)
+
+
+class _OriginAdapter(HTTPAdapter):
+    """Transport to the origins that share `credentials`; None for hosts that get none."""
+
+    def __init__(
+        self, proof: Credentials | None, settings: PacsSettings, faults: Faults | None = None
+    ) -> None:
+        self._proof, self._settings, self._faults = proof, settings, faults
+        super().__init__(
+            pool_connections=4, pool_maxsize=settings.connections + 1, pool_block=False
+        )
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = TIMED_POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:
+        manager: urllib3.ProxyManager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = TIMED_POOLS
+        return manager
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
+        request = request.copy()
+        # The client writes it without the port, and that of its own host after a redirect.
+        request.headers.pop("Host", None)
+        for name in SECRET_HEADERS:
+            if self._proof is None:
+                request.headers.pop(name, None)
+        if self._settings.ca_bundle is not None:
+            options["verify"] = str(self._settings.ca_bundle)  # else the environment's would win
+        if self._proof is None:
+            if request.method != "GET":
+                raise requests.exceptions.InvalidSchema(f"nothing is sent to {request.url}")
+            return self._sent(request, {**options, "cert": None})
+        options["cert"] = self._proof.certificate
+        self._proof.sign(request)
+        answer = self._sent(request, options)
+        if answer.status_code != HTTPStatus.UNAUTHORIZED:
+            return answer
+        if not self._proof.scheme.renewed(request.headers.get("Authorization")):
+            return answer
+        answer.close()
+        if self._faults is not None:
+            self._faults.saw("token refused", f"{urlsplit(request.url).netloc!s}: renewed")
+        self._proof.sign(request)
+        return self._sent(request, options)
+
+    def _sent(
+        self, request: requests.PreparedRequest, options: dict[str, Any]
+    ) -> requests.Response:
+        begin(options["timeout"].total)
+        return super().send(request, **options)
+
+
+def _session(urls: tuple[str, ...], settings: PacsSettings, faults: Faults) -> requests.Session:
+    """A session that reaches the origins of `urls`, and further hosts without credentials."""
+    session = requests.Session()
+    session.adapters.clear()
+    trusted = _OriginAdapter(credentials(settings), settings, faults)
+    further = _OriginAdapter(None, settings)
+    for origin in settings.further_hosts:
+        for prefix in _prefixes(origin):
+            session.mount(prefix, further)
+    for url in urls:
+        for prefix in _prefixes(url):
+            session.mount(prefix, trusted)
+    session.auth = _nothing  # else requests would look for credentials in ~/.netrc
+    session.max_redirects = MOST_REDIRECTS
+    session.headers["User-Agent"] = settings.user_agent
+    # Only STOW-RS sends no Accept of its own; some archives would answer it in XML.
+    session.headers["Accept"] = "application/dicom+json"
+    session.hooks["response"].append(_plain_media_type)
+    return session
+
+
+def _nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _prefixes(url: str) -> set[str]:
+    """Spellings of a URL's origin, up to and with the slash that ends it."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+    except (KeyError, ValueError) as error:
+        raise _unusable(parts.scheme) from error
+    if not parts.hostname or parts.username is not None:
+        raise _unusable(parts.scheme)
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    spelt = {f"{parts.scheme}://{host}:{port}/"}
+    if port == DEFAULT_PORTS[parts.scheme]:
+        spelt.add(f"{parts.scheme}://{host}/")
+    return spelt
+
+
+def _unusable(scheme: str) -> ConfigurationInvalid:
+    return ConfigurationInvalid(
+        f"The PACS URL with scheme {scheme!r} is not usable: write https://host/dicom-web,"
+        " http://host/dicom-web or file:///folder, without a user name in it."
+    )
+
+
+def _plain_media_type(response: requests.Response, **_: Any) -> requests.Response:
+    """Cut ``; charset=…`` off a JSON media type: the client compares it as a whole."""
+    media_type = response.headers.get("Content-Type", "")
+    if media_type.startswith(("application/dicom+json", "application/json")):
+        response.headers["Content-Type"] = media_type.split(";")[0].strip()
+    return response
+
+
+@functools.cache
+def _breaker(netloc: str, failures: int, wait_s: float) -> pybreaker.CircuitBreaker:
+    """The circuit breaker of a host, which every archive opened on it shares."""
+    return pybreaker.CircuitBreaker(
+        fail_max=failures,
+        reset_timeout=wait_s,
+        exclude=[lambda error: not (isinstance(error, PacsError) and error.transient)],
+        name=netloc,
+        throw_new_error_on_trip=False,
+    )
+
+
+def _timeout(settings: PacsSettings) -> Any:
+    """A urllib3.Timeout, which requests takes too, though its type does not tell."""
+    return urllib3.Timeout(
+        connect=settings.timeout_s, read=settings.timeout_s, total=settings.request_deadline_s
+    )
+
+
+class Service:
+    """One DICOMweb service of the archive.
+
+    Attributes
+    ----------
+    name
+        For sentences: which archive.
+    client
+        dicomweb-client for search, metadata, instances and storing.
+    retries
+        Attempts after the first one.
+    """
+
+    def __init__(
+        self, url: str, session: requests.Session, settings: PacsSettings, faults: Faults
+    ) -> None:
+        netloc = urlsplit(url).netloc
+        self.name = f"The PACS {netloc}"
+        self.url = url.rstrip("/")
+        self.retries = settings.retries
+        self._session, self._settings, self._faults = session, settings, faults
+        self._timeout = _timeout(settings)
+        self._breaker = _breaker(netloc, settings.breaker_failures, settings.breaker_wait_s)
+        self.client = DICOMwebClient(
+            self.url, session=session, timeout=self._timeout, chunk_size=IN_ONE_PIECE
+        )
+        self.client.set_http_retry_params(retry=False)  # retried here, with one policy
+
+    def get(self, path: str, accept: str, deadline_s: float | None = None) -> requests.Response:
+        """Begin a GET of a path below the service, or of a URL; raises what requests raises.
+
+        The body is left to be read; use it as a context manager.
+        """
+        timeout = self._timeout.clone()
+        if deadline_s is not None:
+            timeout.total = deadline_s
+        headers = {"Accept": accept, "Accept-Encoding": "identity"}
+        response = self._session.get(
+            urljoin(f"{self.url}/", path), headers=headers, stream=True, timeout=timeout
+        )
+        response.raise_for_status()
+        return response
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call that may be repeated."""
+        for attempt in stamina.retry_context(
+            on=self._wait_after,
+            attempts=self._settings.retries + 1,
+            timeout=None,
+            wait_initial=self._settings.retry_wait_s,
+            wait_jitter=self._settings.retry_wait_s / 2,
+        ):
+            with attempt:
+                return self.once(what, call)
+        raise RuntimeError("stamina made no attempt")
+
+    def once(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call that must not be repeated blindly."""
+        try:
+            with self._breaker.calling():
+                return self._mapped(what, call)
+        except pybreaker.CircuitBreakerError as error:
+            alone = PacsUnreachable(
+                f"{self.name} failed {self._settings.breaker_failures} times in a row and was not"
+                f" asked for {what}: check that it runs; it is left alone for"
+                f" {self._settings.breaker_wait_s:g} s."
+            )
+            alone.retry_after_s = float("inf")  # this request is not worth waiting for
+            raise alone from error
+
+    def _mapped(self, what: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except PacsError as error:
+            self._faults.saw(fault_kind(error, error), error)
+            raise
+        except FOREIGN_ERRORS as error:
+            ours = pacs_error(self.name, what, error)
+            self._faults.saw(fault_kind(ours, error), ours)
+            raise ours from error
+
+    def _wait_after(self, error: Exception) -> bool | float:
+        """Whether to try again, or after how many seconds (a backoff hook of stamina)."""
+        if not (isinstance(error, PacsError) and error.transient):
+            return False
+        if error.retry_after_s is None:
+            return True
+        return error.retry_after_s <= self._settings.retry_after_max_s and error.retry_after_s
+
+
+def services(url: str, settings: PacsSettings, faults: Faults) -> tuple[Service, Service, Service]:
+    """Query, retrieve and store service of the archive at `url`, over one session."""
+    urls = tuple(
+        own or url for own in (settings.query_url, settings.retrieve_url, settings.store_url)
+    )
+    session = _session((url, *urls), settings, faults)
+    query, retrieve, store = (Service(own, session, settings, faults) for own in urls)
+    return query, retrieve, store

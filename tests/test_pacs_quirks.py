@@ -1,0 +1,250 @@
+"""Archives with habits, and a hundred slides through one that fails by a schedule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.encaps import generate_frames
+
+from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
+from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
+from dicom_io.slide import open_slide
+from tests.quirky_proxy import FRAME_FAULTS, Habits, QuirkyProxy, quirky_proxy
+from tests.servers import Orthanc
+from tests.slides import WrittenSlide, write_slide
+from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
+
+JPEG = "1.2.840.10008.1.2.4.50"
+SETTINGS = PacsSettings(
+    timeout_s=5, retries=6, retry_wait_s=0.01, frames_per_request=20, request_deadline_s=1
+)
+
+
+def stored_frames(path: Path) -> tuple[InstanceReference, str, list[bytes]]:
+    ds = dcmread(path)
+    count = int(ds.NumberOfFrames)
+    if ds.file_meta.TransferSyntaxUID.is_compressed:
+        frames = list(generate_frames(ds.PixelData, number_of_frames=count))
+    else:
+        size = len(ds.PixelData) // count
+        frames = [ds.PixelData[i * size : (i + 1) * size] for i in range(count)]
+    uids = (str(ds.StudyInstanceUID), str(ds.SeriesInstanceUID), str(ds.SOPInstanceUID))
+    return InstanceReference(*uids), str(ds.file_meta.TransferSyntaxUID), frames
+
+
+def same(received: list[bytes], stored: list[bytes]) -> bool:
+    """Equal but for the byte that pads a fragment to an even length."""
+    return [frame.rstrip(b"\0") for frame in received] == [f.rstrip(b"\0") for f in stored]
+
+
+HABITS: dict[str, Habits] = {
+    "plain": Habits(),
+    "one frame": Habits(most_frames=1),
+    "few frames, 400": Habits(most_frames=3, too_many=400),
+    "few frames, 414": Habits(most_frames=3, too_many=414),
+    "few frames, in silence": Habits(most_frames=3, too_many=200),
+    "no name of the syntax": Habits(refused="image/jpeg"),
+    "no wildcard either": Habits(refused=r"image/jpeg|syntax=\*"),
+    "no frames": Habits(no_frames=True),
+    "none of the media types": Habits(refused="."),
+    "chunked": Habits(framing="chunked"),
+    "ends with the connection": Habits(framing="close", part_lengths="none"),
+    "shuffled": Habits(content_location=True, shuffled=True),
+    "mixed": Habits(media=("image/jpeg", "application/octet-stream", "image/jpeg; q=1")),
+    "wrong lengths": Habits(part_lengths="wrong"),
+    "preamble": Habits(preamble=b"This is a message in several parts."),
+    "no last line break": Habits(last_line=b"\r\n--%s--"),
+    "nothing before the last line": Habits(last_line=b"--%s--"),
+    "no last line": Habits(last_line=b""),
+    "no multipart": Habits(most_frames=1, alone=True),
+    "all at once": Habits(
+        most_frames=4, framing="chunked", content_location=True, shuffled=True, part_lengths="none"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def slide(
+    orthanc_server: Orthanc, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WrittenSlide]:
+    """A slide in the archive for all tests of this file."""
+    written = write_slide(tmp_path_factory.mktemp("slide"), levels=1)
+    orthanc_server.clear()
+    orthanc_server.add(*written.paths)
+    yield written
+    orthanc_server.clear()
+
+
+@pytest.mark.parametrize("name", HABITS)
+def test_habits_of_an_archive_change_no_frame(
+    orthanc_server: Orthanc, slide: WrittenSlide, name: str
+) -> None:
+    reference, syntax, stored = stored_frames(slide.paths[0])
+    numbers = random.Random(1).sample(range(48), 48)  # noqa: S311
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, HABITS[name]) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        received = list(pacs.frames(reference, numbers, syntax))
+        faults = pacs.faults
+        again = list(pacs.frames(reference, numbers[:3], syntax))
+        assert pacs.faults == faults  # what was learnt is not tried again
+    assert same(received, [stored[number] for number in numbers])
+    assert again == received[:3]
+
+
+def test_refusals_are_counted_and_told(
+    orthanc_server: Orthanc, slide: WrittenSlide, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference, syntax, _ = stored_frames(slide.paths[0])
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, HABITS["few frames, 400"]) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        list(pacs.frames(reference, range(48), syntax))
+        assert pacs.faults["status 400"] > 0
+        assert pacs.faults["fewer frames a request"] > 0
+    assert f"fewer frames a request: The PACS {proxy.url[7:]}, instance {reference.sop_uid}" in (
+        caplog.text
+    )
+
+
+def test_archive_that_gives_nothing_is_told_with_its_first_refusal(
+    orthanc_server: Orthanc, slide: WrittenSlide
+) -> None:
+    reference, syntax, _ = stored_frames(slide.paths[0])
+    elsewhere = reference._replace(sop_uid="1.2.3.4")
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused=".")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+        pytest.raises(PacsRefused, match=r"1\.2\.3\.4 with status 406"),
+    ):
+        list(pacs.frames(elsewhere, [0, 1], syntax))
+
+
+def test_whole_instance_is_bounded(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
+    reference, syntax, _ = stored_frames(slide.paths[0])
+    settings = replace(SETTINGS, max_instance_bytes=20_000)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(no_frames=True)) as proxy,
+        open_pacs(proxy.url, settings) as pacs,
+        pytest.raises(SlideTooLarge, match=reference.sop_uid),
+    ):
+        list(pacs.frames(reference, [0], syntax))
+
+
+def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
+    reference, syntax, _ = stored_frames(slide.paths[0])
+    with (
+        open_pacs(orthanc_server.dicomweb_url, SETTINGS) as pacs,
+        pytest.raises(FrameInvalid, match=f"not give frame 100 of instance {reference.sop_uid}"),
+    ):
+        list(pacs.frames(reference, [0, 1, 99, 2], syntax))
+
+
+def test_slow_trickle_is_cut_and_the_rest_asked_for(
+    orthanc_server: Orthanc, slide: WrittenSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, syntax, stored = stored_frames(slide.paths[0])
+    monkeypatch.setattr("tests.quirky_proxy.FRAME_FAULTS", ("trickle",))
+    settings = replace(SETTINGS, request_deadline_s=0.3, connections=1)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, seed=3, share=0.5) as proxy,
+        open_pacs(proxy.url, settings) as pacs,
+    ):
+        received = list(pacs.frames(reference, range(48), syntax))
+        assert same(received, stored)
+        assert proxy.faults["trickle"] >= 1
+        assert pacs.faults["no answer in time"] == proxy.faults["trickle"]
+    asked = [len(path.rpartition("/")[2].split(",")) for path in proxy.paths]
+    assert min(asked) < max(asked)  # not all over again
+
+
+def read_through(
+    proxy: QuirkyProxy,
+    tokens: TokenServer,
+    slides: list[WrittenSlide],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = replace(
+        SETTINGS,
+        token_url=tokens.url,
+        client_id=CLIENT_ID,
+        client_secret="env:MARROW_CLIENT_SECRET",  # noqa: S106
+        request_deadline_s=0.5,
+    )
+    told: set[str] = set()
+    with open_pacs(proxy.url, settings) as pacs, ThreadPoolExecutor(1) as reader:
+
+        def read(slide: WrittenSlide) -> None:
+            opened = open_slide(pacs, slide.study_uid, slide.series_uid)
+            reference, syntax, stored = stored_frames(slide.paths[0])
+            assert opened.base.instance_uids == (reference.sop_uid,)
+            numbers = random.Random(reference.sop_uid).sample(range(len(stored)), len(stored))  # noqa: S311
+            received = list(pacs.frames(reference, numbers, syntax))
+            assert same(received, [stored[number] for number in numbers])
+
+        for slide in slides:
+            reader.submit(read, slide).result(timeout=60)
+        faults = pacs.faults
+    told = {kind for kind in faults if f"{kind}: " in caplog.text}
+    print(len(slides), "slides,", len(proxy.paths), "requests,", dict(proxy.faults), dict(faults))
+    for kind in ("408", "429", "500", "503"):
+        assert faults[f"status {kind}"] == proxy.faults[kind]
+    assert faults["status 502"] == proxy.faults["error page"]
+    assert faults["no answer in time"] == proxy.faults["trickle"]
+    assert faults["token refused"] >= (proxy.faults["expire"] > 0)
+    assert faults["wrong number of frames"] >= proxy.faults["drop"] + proxy.faults["duplicate"]
+    assert faults["truncated answer"] + faults["connection lost"] >= (
+        proxy.faults["cut"] + proxy.faults["cut chunked"]
+    )
+    assert told == set(faults)
+
+
+def slides_in(orthanc: Orthanc, folder: Path, count: int) -> list[WrittenSlide]:
+    encodings = ("jpeg", "jpeg2000", "rle", "raw", "jpegls")
+    slides = []
+    for index in range(count):
+        slides.append(
+            write_slide(
+                folder / str(index),
+                levels=1,
+                size_px=(300 + index % 7 * 20, 200),
+                encoding=encodings[index % len(encodings)],
+            )
+        )
+        orthanc.add(*slides[-1].paths)
+    return slides
+
+
+@pytest.mark.parametrize(
+    "count", [10, pytest.param(100, marks=pytest.mark.slow)], ids=lambda count: f"{count} slides"
+)
+def test_slides_through_faults(
+    orthanc: Orthanc,
+    tmp_path: Path,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING")
+    monkeypatch.setenv("MARROW_CLIENT_SECRET", CLIENT_SECRET)
+    slides = slides_in(orthanc, tmp_path, count)
+    with (
+        token_server() as tokens,
+        quirky_proxy(
+            orthanc.dicomweb_url,
+            seed=2021,
+            share=0.3,
+            allowed=tokens.valid,
+            expire=tokens.expire,
+        ) as proxy,
+    ):
+        read_through(proxy, tokens, slides, caplog)
+    assert count < 100 or set(proxy.faults) == set(FRAME_FAULTS)
