@@ -299,7 +299,9 @@ class _Reader:
         for instance in sorted({key[0] for key in missing}):
             numbers = [frame for i, frame in missing if i == instance]
             reference = InstanceReference(
-                self._slide.study_uid, self._slide.series_uid, self._level.instance_uids[instance]
+                self._slide.study_uid,
+                self._level.series_uids[instance],
+                self._level.instance_uids[instance],
             )
             syntax = self._level.transfer_syntax_uids[instance]
             received = self._pacs.frames(reference, numbers, syntax)

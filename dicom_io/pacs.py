@@ -6,6 +6,7 @@ this module as the classes of :mod:`dicom_io.errors`; only transient ones are tr
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import deque
@@ -159,6 +160,34 @@ class Pacs:
         what = f"the metadata of series {series_uid}"
         return self._datasets(
             what, lambda: self._client.retrieve_series_metadata(study_uid, series_uid)
+        )
+
+    def series_metadata_bytes(self, study_uid: str, series_uid: str) -> bytes:
+        """WADO-RS: the same as the archive sent it, for readers that walk it themselves.
+
+        Of a sparse level it is tens of megabytes, of which datasets would make a hundred times
+        as many.
+        """
+        what = f"the metadata of series {series_uid}"
+        if isinstance(self._client, FolderClient):
+            return json.dumps(self.series_metadata(study_uid, series_uid)).encode()
+        client = self._client
+        url = "/".join(
+            part
+            for part in (client.base_url, client.wado_url_prefix, "studies", study_uid, "series")
+            if part
+        )
+        headers = {"Accept": "application/dicom+json"}
+        return self._asked(
+            what,
+            lambda: bytes(client._http_get(f"{url}/{series_uid}/metadata", None, headers).content),
+        )
+
+    def search_series(self, study_uid: str) -> list[dict[str, Any]]:
+        """QIDO-RS: one DICOM JSON object per series of the study; empty if there is none."""
+        return self._datasets(
+            f"the search for series of study {study_uid}",
+            lambda: self._client.search_for_series(study_uid),
         )
 
     def has_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> bool:

@@ -164,7 +164,11 @@ BAD_SLIDES: dict[str, tuple[Change, type[MarrowNodeError], str]] = {
     ),
     "16 bit": (_sixteen_bit, PixelsUnsupported, "16 bit"),
     "monochrome": (_grey, PixelsUnsupported, "1 sample"),
-    "z-stack": (_attribute("TotalPixelMatrixFocalPlanes", 3), PixelsUnsupported, "3 focal planes"),
+    "focal planes that are not stored": (
+        _attribute("TotalPixelMatrixFocalPlanes", 3),
+        SlideGeometryInvalid,
+        "48 frames where its matrix, focal planes and optical paths make 144",
+    ),
     "transfer syntax": (_lossless_jpeg, PixelsUnsupported, "transcode"),
     "matrix is larger than the frames": (
         _attribute("TotalPixelMatrixRows", 5000),
