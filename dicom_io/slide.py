@@ -69,6 +69,8 @@ class Slide:
         Finest (base) first.
     optical_path
         The one that the levels hold, and why.
+    focal_plane
+        Which one is read, in words.
     origin_mm : (3,) float64
         Slide coordinates of the *centre* of the base level's top-left pixel (PS3.3 C.8.12.4).
     orientation : (6,) float64
@@ -85,6 +87,7 @@ class Slide:
     series_uid: str
     levels: tuple[Level, ...]
     optical_path: OpticalPath
+    focal_plane: str
     origin_mm: NDArray[np.float64]
     orientation: NDArray[np.float64]
     frame_of_reference_uid: str
@@ -150,13 +153,21 @@ def open_slide(
         series_uid=series_uid,
         levels=tuple(levels),
         optical_path=path,
+        focal_plane=_middle(len(levels[0].focal_planes)),
         origin_mm=_origin_mm(base, series_uid),
         orientation=_orientation(base, series_uid),
         frame_of_reference_uid=_frame_of_reference(base, series_uid),
         header=_header(base, pacs.name),
         source_instances=MappingProxyType(dict.fromkeys(sorted(used), WHOLE_SLIDE_IMAGE)),
     )
-    return slide if isinstance(settings.focal_plane, str) else at_plane(slide, settings.focal_plane)
+    if isinstance(settings.focal_plane, int):
+        return at_plane(slide, settings.focal_plane)
+    return slide
+
+
+def _middle(planes: int) -> str:
+    """The plane that a level shows at first (:func:`dicom_io.pyramid.read_levels`)."""
+    return "the only one" if planes == 1 else f"{(planes + 1) // 2} of {planes}, the middle"
 
 
 def at_plane(slide: Slide, number: int) -> Slide:
@@ -181,7 +192,7 @@ def at_plane(slide: Slide, number: int) -> Slide:
         for level in slide.levels
         for stack in (level.focal_planes,)
     )
-    return replace(slide, levels=tuple(levels))
+    return replace(slide, levels=tuple(levels), focal_plane=f"{number} of {planes}")
 
 
 def _check_size(images: list[LevelImage], max_matrix_px: int) -> None:
