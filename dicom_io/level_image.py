@@ -260,8 +260,12 @@ def level_image(instance: InstanceMetadata) -> LevelImage:
 
 
 def image_kind(item: Json) -> str:
-    """ImageType value 3 (PS3.3 C.8.12.4.1.1): VOLUME, THUMBNAIL, LABEL or OVERVIEW."""
-    return str((*values(item, "ImageType")[2:3], "")[0])
+    """ImageType value 3 (PS3.3 C.8.12.4.1.1): VOLUME, THUMBNAIL, LABEL or OVERVIEW.
+
+    A converter that leaves ImageType out altogether may still say VolumetricProperties.
+    """
+    otherwise = None if values(item, "ImageType") else value(item, "VolumetricProperties")
+    return str((*values(item, "ImageType")[2:3], otherwise or "")[0])
 
 
 def check_pixels(image: LevelImage) -> None:

@@ -207,18 +207,23 @@ def is_coarser_view(base: LevelImage, coarsest: LevelImage, image: LevelImage) -
         check_pixels(image)
     except InputError:
         return False
-    return bool(
-        all(
-            value(image.metadata, keyword) == value(base.metadata, keyword)
-            for keyword in ("FrameOfReferenceUID", "ContainerIdentifier")
-        )
+    return (
+        _same_slide(base, image)
         and len({uid for uid in (base.pyramid_uid, image.pyramid_uid) if uid is not None}) <= 1
-        and (np.array(image.spacing_mm) > coarsest.spacing_mm).all()
+        and bool((np.array(image.spacing_mm) > coarsest.spacing_mm).all())
         and (image.kind != "THUMBNAIL" or image.grid == (1, 1))
         and _same_orientation(base, image)
         and _same_origin(base, image)
         and same_extent(base, image)
     )
+
+
+def _same_slide(base: LevelImage, image: LevelImage) -> bool:
+    frames = [value(i.metadata, "FrameOfReferenceUID") for i in (base, image)]
+    containers = [value(i.metadata, "ContainerIdentifier") for i in (base, image)]
+    if image.series_uid != base.series_uid and None in {*frames, *containers}:
+        return False
+    return bool(frames[0] == frames[1] and containers[0] == containers[1])
 
 
 def _same_orientation(base: LevelImage, image: LevelImage) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from dicom_io.derived_uid import derive_uid
 from dicom_io.dicom_json import Json, dataset_of, nested, value, values
 from dicom_io.errors import (
     PacsAnswerInvalid,
@@ -147,6 +148,8 @@ def open_slide(
         pacs.connections,
     )
     base = groups[0][0].metadata
+    header = _header(base, pacs.name)
+    header.FrameOfReferenceUID = _frame_of_reference(base, series_uid)
     used = {uid for level in levels for uid in level.instance_uids}
     slide = Slide(
         study_uid=study_uid,
@@ -156,8 +159,8 @@ def open_slide(
         focal_plane=_middle(len(levels[0].focal_planes)),
         origin_mm=_origin_mm(base, series_uid),
         orientation=_orientation(base, series_uid),
-        frame_of_reference_uid=_frame_of_reference(base, series_uid),
-        header=_header(base, pacs.name),
+        frame_of_reference_uid=header.FrameOfReferenceUID,
+        header=header,
         source_instances=MappingProxyType(dict.fromkeys(sorted(used), WHOLE_SLIDE_IMAGE)),
     )
     if isinstance(settings.focal_plane, int):
@@ -246,8 +249,11 @@ def _orientation(base: Json, series_uid: str) -> NDArray[np.float64]:
 
 def _frame_of_reference(base: Json, series_uid: str) -> str:
     uid = value(base, "FrameOfReferenceUID")
-    if not uid:
-        raise SlideGeometryInvalid(
-            f"Series {series_uid} has no FrameOfReferenceUID: correct the attribute."
-        )
-    return str(uid)
+    if uid:
+        return str(uid)
+    # Real slides lack it. One derived from the series says what is true: millimetres of its
+    # results share a frame with each other, and with nothing else that is known.
+    log.warning(
+        "Series %s has no FrameOfReferenceUID: its results share one of their own", series_uid
+    )
+    return str(derive_uid(series_uid, "frame of reference"))

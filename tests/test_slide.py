@@ -157,11 +157,6 @@ BAD_SLIDES: dict[str, tuple[Change, type[MarrowNodeError], str]] = {
         SlideGeometryInvalid,
         "ImageOrientationSlide",
     ),
-    "no frame of reference": (
-        _without("FrameOfReferenceUID"),
-        SlideGeometryInvalid,
-        "FrameOfReferenceUID",
-    ),
     "16 bit": (_sixteen_bit, PixelsUnsupported, "16 bit"),
     "monochrome": (_grey, PixelsUnsupported, "1 sample"),
     "focal planes that are not stored": (
