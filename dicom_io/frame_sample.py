@@ -62,7 +62,8 @@ def sampled_frames(slide: Slide, um_per_px: float, most: int) -> Regions | None:
     if columns * rows <= most:
         return None
     context = CONTEXT_PX * um_per_px / level.um_per_px / np.array(level.tile_size_px)
-    wide, high = (max(1, math.ceil(frames)) for frames in context)
+    context *= min(1.0, math.sqrt(most / float(np.prod(np.ceil(context)))))
+    wide, high = (max(1, math.floor(frames)) for frames in context)
     x, y = _grid(-(-columns // wide), -(-rows // high), max(1, most // (wide * high)))
     frame_px = level_scale(slide, level) * level.tile_size_px
     corner = np.stack([x * wide, y * high], axis=1) * frame_px

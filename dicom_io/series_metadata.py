@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dicom_io.dicom_json import PER_FRAME, Json, value
 from dicom_io.errors import PacsAnswerInvalid, SlideGeometryInvalid
 
-MALFORMED = (msgspec.DecodeError, RecursionError)
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -85,9 +85,10 @@ def write_layers(
             tiles = [tiles[i] for i in order]
         bounds = np.linspace(0, len(tiles), concatenated + 1).astype(int)
         concatenation = generate_uid()
+        size_px = held[0].rgb.shape[1::-1]
         for part in range(concatenated):
             some = tiles[bounds[part] : bounds[part + 1]]
-            ds = image_dataset([tile for _, _, tile in some], "raw", TILE_PX, SIZE_PX)
+            ds = image_dataset([tile for _, _, tile in some], "raw", TILE_PX, size_px)
             ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
             ds.FrameOfReferenceUID = frame_of_reference
             ds.ImageOrientationSlide = [0, -1, 0, -1, 0, 0]
