@@ -83,8 +83,8 @@ def picture(width: int, height: int) -> UInt8:
     )
     centres = np.random.default_rng(7).integers(0, (width, height), (width * height // 4000, 2))
     for cx, cy in centres:
-        near = np.hypot(x - cx, y - cy) < 9
-        rgb[near] = (110, 60, 140)
+        near = np.s_[max(cy - 9, 0) : cy + 10, max(cx - 9, 0) : cx + 10]
+        rgb[near][np.hypot(x[near] - cx, y[near] - cy) < 9] = (110, 60, 140)
     return rgb.clip(0, 255).astype(np.uint8)
 
 
@@ -92,6 +92,7 @@ def write_slide(
     folder: Path,
     *,
     size_px: tuple[int, int] = (500, 380),
+    rgb: UInt8 | None = None,
     tile_px: tuple[int, int] = (64, 64),
     levels: int = 3,
     scales: Sequence[float] | None = None,
@@ -108,6 +109,8 @@ def write_slide(
 
     Parameters
     ----------
+    rgb
+        The base level, instead of a picture of `size_px`.
     scales
         How many times coarser than the base level each level is, instead of 1, 2, 4, ….
     leave_out
@@ -119,11 +122,11 @@ def write_slide(
     """
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame_of_reference, concatenation = (generate_uid() for _ in range(4))
-    base = picture(*size_px)
+    base = picture(*size_px) if rgb is None else rgb
     paths: list[Path] = []
     for level, scale in enumerate(scales or [2**level for level in range(levels)]):
-        rgb = _coarser(base, scale)
-        frames, places = cut_tiles(rgb, tile_px)
+        pixels = _coarser(base, scale)
+        frames, places = cut_tiles(pixels, tile_px)
         if organization == "TILED_SPARSE" and level == 0:
             keep = [i for i, place in enumerate(places) if not leave_out(*place)]
             frames, places = [frames[i] for i in keep], [places[i] for i in keep]
@@ -131,7 +134,7 @@ def write_slide(
         bounds = np.linspace(0, len(frames), pieces + 1).astype(int)
         for piece in range(pieces):
             part = slice(bounds[piece], bounds[piece + 1])
-            dataset = image_dataset(frames[part], encoding, tile_px, rgb.shape[1::-1])
+            dataset = image_dataset(frames[part], encoding, tile_px, pixels.shape[1::-1])
             dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
             dataset.FrameOfReferenceUID = frame_of_reference
             dataset.InstanceNumber = len(paths) + 1

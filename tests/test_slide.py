@@ -241,3 +241,15 @@ def test_table_and_grid_agree(archive: Archive, tmp_path: Path) -> None:
     numbers = [slide.base.frame(c, r) for r in range(8) for c in range(6)]
     assert numbers == [(0, n) for n in range(48)]
     assert np.allclose(slide.base.spacing_mm, 0.00025)
+
+
+def test_missing_frame_of_reference_is_said_and_derived(
+    archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = write_slide(tmp_path, levels=1, change=_without("FrameOfReferenceUID"))
+    pacs = archive(written)
+    one, other = (open_slide(pacs, written.study_uid, written.series_uid) for _ in range(2))
+    assert one.frame_of_reference_uid == other.frame_of_reference_uid
+    assert one.frame_of_reference_uid.startswith("2.25.")
+    assert one.header.FrameOfReferenceUID == one.frame_of_reference_uid
+    assert "no FrameOfReferenceUID" in caplog.text
