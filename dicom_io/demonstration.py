@@ -19,7 +19,7 @@ import numpy as np
 from dicom_io.demonstration_canvas import paint_strips, place_cells
 from dicom_io.demonstration_header import demonstration_headers
 from dicom_io.demonstration_layout import COMPOSITION, plan_layout
-from dicom_io.provenance import derive_uid
+from dicom_io.derived_uid import derive_uid
 from dicom_io.pyramid_writer import level_size, write_pyramid
 from models.composing import ASSETS, CellImage, load_cells
 from models.records import Float64, Int64

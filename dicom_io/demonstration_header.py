@@ -22,7 +22,7 @@ from PIL import ImageCms
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage
 
-from dicom_io.provenance import derive_uid
+from dicom_io.derived_uid import derive_uid
 
 # One moment for all dates: the same slide is the same bytes.
 _MOMENT: Final = datetime(2026, 1, 2, 9, 30)

@@ -74,6 +74,13 @@ class FolderClient:
 
         return self._owned(search) or self._owned(self._after_indexing, search)
 
+    def search_for_series(self, study_instance_uid: str) -> list[dict[str, Any]]:
+        def search() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = self._client.search_for_series(study_instance_uid)
+            return found
+
+        return self._owned(search) or self._owned(self._after_indexing, search)
+
     def retrieve_series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
         def read() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = self._client.retrieve_series_metadata(

@@ -61,7 +61,7 @@ class ReadSettings:
     """
 
     cache_bytes: int = 128 * 2**20
-    window_bytes: int = 32 * 2**20
+    window_bytes: int = 16 * 2**20
     decoded_bytes: int = 64 * 2**20
     threads: int = 0
 
@@ -172,8 +172,11 @@ class _Fetcher:
         missing = sorted(keys - frames.keys())
         for instance in sorted({key[0] for key in missing}):
             numbers = [number for each, number in missing if each == instance]
-            uid = self._level.instance_uids[instance]
-            reference = InstanceReference(self._slide.study_uid, self._slide.series_uid, uid)
+            reference = InstanceReference(
+                self._slide.study_uid,
+                self._level.series_uids[instance],
+                self._level.instance_uids[instance],
+            )
             syntax = self._level.transfer_syntax_uids[instance]
             received = self._pacs.frames(reference, numbers, syntax)
             for number, frame in zip(numbers, received, strict=True):

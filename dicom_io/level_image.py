@@ -8,7 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.dicom_json import Json, nested, value, values
-from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid
+from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid, SlideTooLarge
+from dicom_io.series_metadata import FramePlaces, InstanceMetadata
+
+# 40 Gpx in tiles of 128 px are 2.4 million; numbers far above are damage, not slides.
+MAX_FRAMES = 5_000_000
+# Where focal planes are said but not their distance, only their order matters.
+ASSUMED_PLANE_DISTANCE_MM = 0.001
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFrames:
+    """Where the N frames of an instance lie, in the order in which they are stored.
+
+    Attributes
+    ----------
+    row, column : (N,) int64
+        Of the tile.
+    z_mm : (N,) float64
+        Distance from the glass.
+    path : (N,) int64
+        Index into `path_identifiers`.
+    path_identifiers
+    """
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    z_mm: NDArray[np.float64]
+    path: NDArray[np.int64]
+    path_identifiers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +45,11 @@ class LevelImage:
 
     Attributes
     ----------
-    sop_uid
+    series_uid, sop_uid
+    kind
+        ImageType value 3: VOLUME, THUMBNAIL, ….
+    pyramid_uid
+        None where it is not said.
     size_px : (width, height)
         Total pixel matrix.
     tile_size_px : (width, height)
@@ -34,10 +66,15 @@ class LevelImage:
     available_transfer_syntax
         As the archive says it, None if it does not.
     metadata
-        DICOM JSON.
+        DICOM JSON, without per-frame items.
+    places
+        Those of the per-frame items, None if there are none.
     """
 
+    series_uid: str
     sop_uid: str
+    kind: str
+    pyramid_uid: str | None
     size_px: tuple[int, int]
     tile_size_px: tuple[int, int]
     spacing_mm: tuple[float, float]
@@ -48,6 +85,7 @@ class LevelImage:
     planar: bool
     available_transfer_syntax: str | None
     metadata: Json = field(repr=False)
+    places: FramePlaces | None = field(repr=False)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -55,62 +93,146 @@ class LevelImage:
         (width, height), (tile_width, tile_height) = self.size_px, self.tile_size_px
         return -(-width // tile_width), -(-height // tile_height)
 
-    def tile_positions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tile row and tile column of each frame."""
-        if self.tiled_full:
-            columns, rows = self.grid
-            number = np.arange(self.frame_offset, self.frame_offset + self.frames)
-            if len(number) and number[-1] >= columns * rows:
-                raise SlideGeometryInvalid(
-                    f"Instance {self.sop_uid} says {self.frames} frames, but its matrix has only"
-                    f" {columns} × {rows} tiles: store the instance again with the right number."
-                )
-            return np.divmod(number, columns)
-        return self._sparse_positions()
+    @property
+    def optical_paths(self) -> tuple[Json, ...]:
+        """Items of OpticalPathSequence, in the order in which TILED_FULL frames follow it."""
+        return tuple(item or {} for item in values(self.metadata, "OpticalPathSequence"))
 
-    def _sparse_positions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        items = values(self.metadata, "PerFrameFunctionalGroupsSequence")
-        if len(items) != self.frames:
+    @property
+    def path_identifiers(self) -> tuple[str, ...]:
+        """OpticalPathIdentifier of each path; numbers from 1 where the sequence is missing."""
+        said = tuple(str(value(p, "OpticalPathIdentifier") or "") for p in self.optical_paths)
+        count = _count(self.metadata, "NumberOfOpticalPaths", self.sop_uid)
+        return said or tuple(str(number + 1) for number in range(count))
+
+    @property
+    def focal_planes(self) -> int:
+        """TotalPixelMatrixFocalPlanes."""
+        return _count(self.metadata, "TotalPixelMatrixFocalPlanes", self.sop_uid)
+
+    @property
+    def frames_promised(self) -> int:
+        """Frames of a complete TILED_FULL concatenation."""
+        columns, rows = self.grid
+        return columns * rows * self.focal_planes * len(self.path_identifiers)
+
+    @property
+    def concatenation(self) -> str:
+        """ConcatenationUID; the instance alone where it is not part of one (C.7.6.16.2.2.4)."""
+        return str(value(self.metadata, "ConcatenationUID") or self.sop_uid)
+
+    def stored_frames(self) -> StoredFrames:
+        """Undo how the frames are ordered (PS3.3 C.7.6.17.3).
+
+        Raises
+        ------
+        SlideGeometryInvalid
+            Frames are missing, too many, or lie outside the grid of tiles.
+        """
+        return self._full() if self.tiled_full else self._sparse()
+
+    def _full(self) -> StoredFrames:
+        """Frames vary along rows, then columns, then planes from the glass, then paths."""
+        columns, rows = self.grid
+        planes, paths = self.focal_planes, self.path_identifiers
+        if self.frame_offset + self.frames > self.frames_promised:
             raise SlideGeometryInvalid(
-                f"Instance {self.sop_uid} says {self.frames} frames but places {len(items)}:"
+                f"Instance {self.sop_uid} says {self.frames} frames after {self.frame_offset}, but"
+                f" its matrix has only {columns} × {rows} tiles, {planes} focal plane(s) and"
+                f" {len(paths)} optical path(s): store the instance again with the right number."
+            )
+        number = np.arange(self.frame_offset, self.frame_offset + self.frames)
+        number, column = np.divmod(number, columns)
+        number, row = np.divmod(number, rows)
+        path, plane = np.divmod(number, planes)
+        z_mm = self._first_z_mm() + plane * self._plane_distance_mm()
+        return StoredFrames(row, column, z_mm, path, paths)
+
+    def _first_z_mm(self) -> float:
+        origin = nested(self.metadata, "TotalPixelMatrixOriginSequence")
+        return _number(value(origin, "ZOffsetInSlideCoordinateSystem"), 0.0)
+
+    def _plane_distance_mm(self) -> float:
+        measures = nested(self.metadata, "SharedFunctionalGroupsSequence", "PixelMeasuresSequence")
+        return _number(value(measures, "SpacingBetweenSlices"), 0.0) or ASSUMED_PLANE_DISTANCE_MM
+
+    def _sparse(self) -> StoredFrames:
+        places = self._shared_place() if self.places is None else self.places
+        if len(places) != self.frames:
+            raise SlideGeometryInvalid(
+                f"Instance {self.sop_uid} says {self.frames} frames but places {len(places)}:"
                 " store the instance again with PerFrameFunctionalGroupsSequence complete."
             )
-        places = [nested(item, "PlanePositionSlideSequence") for item in items]
-        wanted = ("RowPositionInTotalImagePixelMatrix", "ColumnPositionInTotalImagePixelMatrix")
-        found = [[value(place, keyword) for keyword in wanted] for place in places]
-        if any(None in pair for pair in found):
+        if (places.corner < 1).any():
             raise SlideGeometryInvalid(
                 f"Instance {self.sop_uid} has a frame without a position in the total pixel"
                 " matrix: store the instance again with PlanePositionSlideSequence complete."
             )
-        corner = np.array(found, np.int64).reshape(-1, 2) - 1  # DICOM counts pixels from 1
-        position, remainder = np.divmod(corner, self.tile_size_px[::-1])
-        columns, rows = self.grid
-        if remainder.any() or (position < 0).any() or (position >= (rows, columns)).any():
+        position, remainder = np.divmod(places.corner - 1, self.tile_size_px)  # counted from 1
+        if remainder.any() or (position >= self.grid).any():
             raise SlideGeometryInvalid(
                 f"Instance {self.sop_uid} has a frame outside its tile grid: convert the slide to"
                 " a regular grid of tiles."
             )
-        return position[:, 0], position[:, 1]
+        path, identifiers = self._paths(places)
+        z_mm = np.nan_to_num(places.z_mm)
+        return StoredFrames(position[:, 1], position[:, 0], z_mm, path, identifiers)
+
+    def _paths(self, places: FramePlaces) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        if places.path_identifiers and (places.path >= 0).all():
+            return places.path.astype(np.int64), places.path_identifiers
+        shared = nested(
+            self.metadata, "SharedFunctionalGroupsSequence", "OpticalPathIdentificationSequence"
+        )
+        identifier = value(shared, "OpticalPathIdentifier")
+        identifiers = (str(identifier),) if identifier else self.path_identifiers
+        if len(identifiers) != 1:
+            raise SlideGeometryInvalid(
+                f"Instance {self.sop_uid} has {len(identifiers)} optical paths and a frame without"
+                " OpticalPathIdentifier: store the instance again with"
+                " OpticalPathIdentificationSequence complete."
+            )
+        return np.zeros(len(places), np.int64), identifiers
+
+    def _shared_place(self) -> FramePlaces:
+        """The place of a single frame, which may stand with what all frames share."""
+        place = nested(
+            self.metadata, "SharedFunctionalGroupsSequence", "PlanePositionSlideSequence"
+        )
+        corner = [
+            int(_number(value(place, f"{axis}PositionInTotalImagePixelMatrix"), 0))
+            for axis in ("Column", "Row")
+        ]
+        z_mm = _number(value(place, "ZOffsetInSlideCoordinateSystem"), 0.0)
+        count = 1 if any(corner) else 0
+        return FramePlaces(
+            np.array([corner] * count, np.int64).reshape(-1, 2),
+            np.full(count, z_mm),
+            np.full(count, -1, np.int16),
+            (),
+        )
 
 
-def checked_image(item: Json) -> LevelImage:
-    """Read the metadata of one VOLUME instance.
+def level_image(instance: InstanceMetadata) -> LevelImage:
+    """Read the geometry of one instance.
 
     Raises
     ------
-    PixelsUnsupported
-        Not 8 bit, not three samples, several focal planes or optical paths.
     SlideGeometryInvalid
         Spacing, matrix or tile size is missing or not positive.
+    SlideTooLarge
+        More frames than can be meant.
     """
+    item, places = instance.header, instance.frames
     sop_uid = str(value(item, "SOPInstanceUID"))
-    _check_pixels(item, sop_uid)
     organization = value(item, "DimensionOrganizationType")
-    placed = bool(values(item, "PerFrameFunctionalGroupsSequence"))
     available = values(item, "AvailableTransferSyntaxUID")
-    return LevelImage(
+    pyramid = value(item, "PyramidUID")
+    image = LevelImage(
+        series_uid=str(value(item, "SeriesInstanceUID")),
         sop_uid=sop_uid,
+        kind=image_kind(item),
+        pyramid_uid=None if pyramid is None else str(pyramid),
         size_px=(
             _positive(item, "TotalPixelMatrixColumns", sop_uid),
             _positive(item, "TotalPixelMatrixRows", sop_uid),
@@ -119,29 +241,41 @@ def checked_image(item: Json) -> LevelImage:
         spacing_mm=_spacing_mm(item, sop_uid),
         photometric_interpretation=str(value(item, "PhotometricInterpretation")),
         frames=_positive(item, "NumberOfFrames", sop_uid),
-        frame_offset=int(value(item, "ConcatenationFrameOffsetNumber") or 0),
+        frame_offset=int(_number(value(item, "ConcatenationFrameOffsetNumber"), 0)),
         # The attribute may be absent; then frames that are placed are read by their places.
-        tiled_full=organization == "TILED_FULL" or (organization is None and not placed),
+        tiled_full=organization == "TILED_FULL" or (organization is None and places is None),
         planar=value(item, "PlanarConfiguration") == 1,
         # Only a single one says how the frames are stored; several say what could be sent.
         available_transfer_syntax=str(available[0]) if len(available) == 1 else None,
         metadata=item,
+        places=places,
     )
+    columns, rows = image.grid
+    if max(columns * rows, image.frames + image.frame_offset) > MAX_FRAMES:
+        raise SlideTooLarge(
+            f"Instance {sop_uid} has {image.frames} frames on {columns} × {rows} tiles, more than"
+            f" the {MAX_FRAMES} that can be read: convert the slide to larger tiles."
+        )
+    return image
 
 
-def _check_pixels(item: Json, sop_uid: str) -> None:
-    bits, samples = value(item, "BitsAllocated"), value(item, "SamplesPerPixel")
+def image_kind(item: Json) -> str:
+    """ImageType value 3 (PS3.3 C.8.12.4.1.1): VOLUME, THUMBNAIL, LABEL or OVERVIEW.
+
+    A converter that leaves ImageType out altogether may still say VolumetricProperties.
+    """
+    otherwise = None if values(item, "ImageType") else value(item, "VolumetricProperties")
+    return str((*values(item, "ImageType")[2:3], otherwise or "")[0])
+
+
+def check_pixels(image: LevelImage) -> None:
+    """Raise PixelsUnsupported unless the image is of 8-bit colour."""
+    bits = value(image.metadata, "BitsAllocated")
+    samples = value(image.metadata, "SamplesPerPixel")
     if (bits, samples) != (8, 3):
         raise PixelsUnsupported(
-            f"Instance {sop_uid} has {samples} sample(s) of {bits} bit per pixel: only 8-bit"
+            f"Instance {image.sop_uid} has {samples} sample(s) of {bits} bit per pixel: only 8-bit"
             " colour (3 samples) can be analysed; choose a brightfield colour slide."
-        )
-    planes = value(item, "TotalPixelMatrixFocalPlanes") or 1
-    paths = value(item, "NumberOfOpticalPaths") or 1
-    if (planes, paths) != (1, 1):
-        raise PixelsUnsupported(
-            f"Instance {sop_uid} has {planes} focal planes and {paths} optical paths: only slides"
-            " with one of each can be analysed; export one plane."
         )
 
 
@@ -152,6 +286,19 @@ def _positive(item: Json, keyword: str, sop_uid: str) -> int:
             f"Instance {sop_uid} has no valid {keyword}: correct the attribute."
         )
     return int(number)
+
+
+def _count(item: Json, keyword: str, sop_uid: str) -> int:
+    """A number of planes or paths; one where it is not said."""
+    return 1 if value(item, keyword) is None else _positive(item, keyword, sop_uid)
+
+
+def _number(found: object, otherwise: float) -> float:
+    try:
+        number = float(found) if isinstance(found, int | float | str) else otherwise
+    except ValueError:
+        return otherwise
+    return number if np.isfinite(number) else otherwise
 
 
 def _spacing_mm(item: Json, sop_uid: str) -> tuple[float, float]:

@@ -7,6 +7,7 @@ this module as the classes of :mod:`dicom_io.errors`. How a server is spoken to 
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -164,6 +165,29 @@ class Pacs:
         return self._datasets(
             self._retrieve, what, lambda: client.retrieve_series_metadata(study_uid, series_uid)
         )
+
+    def series_metadata_bytes(self, study_uid: str, series_uid: str) -> bytes:
+        """WADO-RS: the same as the archive sent it, for readers that walk it themselves.
+
+        Of a sparse level it is tens of megabytes, of which datasets would make a hundred times
+        as many.
+        """
+        service = self._retrieve
+        if not isinstance(service, Service):
+            return json.dumps(self.series_metadata(study_uid, series_uid)).encode()
+
+        def read() -> bytes:
+            path = f"studies/{study_uid}/series/{series_uid}/metadata"
+            with service.get(path, "application/dicom+json") as response:
+                return response.content
+
+        return service.ask(f"the metadata of series {series_uid}", read)
+
+    def search_series(self, study_uid: str) -> list[dict[str, Any]]:
+        """QIDO-RS: one DICOM JSON object per series of the study; empty if there is none."""
+        what = f"the search for series of study {study_uid}"
+        client = self._query.client
+        return self._datasets(self._query, what, lambda: client.search_for_series(study_uid))
 
     def has_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> bool:
         """Whether the archive lists the instance."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from copy import deepcopy
 from importlib.metadata import version
 
@@ -15,15 +14,13 @@ from pydicom.valuerep import DS
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import ALGORITHM_FAMILY, LOCAL_SCHEME
+from dicom_io.derived_uid import derive_uid
 from dicom_io.errors import InputError
 
 MANUFACTURER = "marrow-node project"
 MODEL_NAME = "marrow-node"
 SERIAL_NUMBER = "1"
 SOFTWARE_VERSION = version("marrow-node")
-# Root of all derived UIDs: a UUID made once for this project.
-_NAMESPACE = uuid.UUID("5b0cf1d2-3b3e-5d0e-9c1b-6a0b7c5a2d41")
-
 # Type-2 attributes of the Patient and General Study modules that real slides leave out.
 _EMPTY_WHEN_MISSING = (
     "PatientID",
@@ -40,11 +37,6 @@ _CONTAINER_EMPTY_WHEN_MISSING = (
     "IssuerOfTheContainerIdentifierSequence",
     "ContainerTypeCodeSequence",
 )
-
-
-def derive_uid(*parts: str) -> UID:
-    """The UID of what `parts` name: UUIDv5 under 2.25 (PS3.5 B.2). Same parts, same UID."""
-    return UID(f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(parts)).int}")
 
 
 def result_uid(analysis: Analysis, *what: str) -> UID:

@@ -69,13 +69,13 @@ from dicom_io.codes import (
     cell_type_code,
     cell_type_key,
 )
+from dicom_io.derived_uid import derive_uid
 from dicom_io.errors import InputError
 from dicom_io.provenance import (
     MANUFACTURER,
     MODEL_NAME,
     SERIAL_NUMBER,
     SOFTWARE_VERSION,
-    derive_uid,
     finish,
     result_uid,
     series_description,

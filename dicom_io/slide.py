@@ -3,80 +3,60 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
+from dicom_io.derived_uid import derive_uid
 from dicom_io.dicom_json import Json, dataset_of, nested, value, values
 from dicom_io.errors import (
-    NotWholeSlideImage,
-    PacsNotFound,
-    SeriesNotFound,
+    PacsAnswerInvalid,
+    PixelsUnsupported,
     SlideGeometryInvalid,
     SlideTooLarge,
 )
-from dicom_io.level_image import LevelImage, checked_image
+from dicom_io.frame_table import TileTable
+from dicom_io.level_image import LevelImage
+from dicom_io.optical_path import OpticalPath, choose_optical_path
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.pixel_format import transfer_syntax
+from dicom_io.pyramid import FrameIndex, Level, by_level, check_extents, read_levels
+from dicom_io.slide_images import WHOLE_SLIDE_IMAGE, low_level, volume_images
+
+__all__ = ["FrameIndex", "Level", "Slide", "SlideSettings", "open_slide"]
 
 log = logging.getLogger(__name__)
 
-
-WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+# What pydicom raises at elements that are not of their value representation.
+FOREIGN = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 DEFAULT_MAX_MATRIX_PX = 40_000_000_000
-# Matrix sizes of levels are rounded, some writers pad them: more than this is a contradiction.
-EXTENT_TOLERANCE = 0.02
-EXTENT_TOLERANCE_PX = 2
-
-
-class FrameIndex(Protocol):
-    """Tile of a level → where its frame is stored."""
-
-    def __call__(self, column: int, row: int) -> tuple[int, int] | None:
-        """Index into ``Level.instance_uids`` and 0-based frame; None where nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """One resolution of the slide.
+class SlideSettings:
+    """What is read of a slide that offers a choice.
 
     Attributes
     ----------
-    instance_uids
-        SOP Instance UIDs that hold its frames.
-    transfer_syntax_uids
-        Transfer syntax of the stored frames, one per instance.
-    photometric_interpretation
-        Of the stored frames, for example ``YBR_FULL_422``.
-    size_px : (width, height)
-        Total pixel matrix.
-    tile_size_px : (width, height)
-        Frame size.
-    spacing_mm : (x, y)
-        Distance between pixel centres along the matrix' columns axis (x) and rows axis (y).
-    frame
-        Tile → stored frame.
+    optical_path
+        OpticalPathIdentifier; empty takes the only path, else the first of brightfield
+        illumination, else the first.
+    focal_plane
+        sharpest looks at every plane in a sample of each region; middle; or a number from 1, the
+        plane nearest to the glass.
+    localise_frames
+        Most frames that finding the cells may read; where no low level serves, it sees a grid of
+        them.
     """
 
-    instance_uids: tuple[str, ...]
-    transfer_syntax_uids: tuple[str, ...]
-    photometric_interpretation: str
-    size_px: tuple[int, int]
-    tile_size_px: tuple[int, int]
-    spacing_mm: tuple[float, float]
-    frame: FrameIndex
-
-    @property
-    def um_per_px(self) -> float:
-        return 1000.0 * float((self.spacing_mm[0] * self.spacing_mm[1]) ** 0.5)
+    optical_path: str = ""
+    focal_plane: Literal["sharpest", "middle"] | int = "sharpest"
+    localise_frames: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +68,10 @@ class Slide:
     study_uid, series_uid
     levels
         Finest (base) first.
+    optical_path
+        The one that the levels hold, and why.
+    focal_plane
+        Which one is read, in words.
     origin_mm : (3,) float64
         Slide coordinates of the *centre* of the base level's top-left pixel (PS3.3 C.8.12.4).
     orientation : (6,) float64
@@ -103,6 +87,8 @@ class Slide:
     study_uid: str
     series_uid: str
     levels: tuple[Level, ...]
+    optical_path: OpticalPath
+    focal_plane: str
     origin_mm: NDArray[np.float64]
     orientation: NDArray[np.float64]
     frame_of_reference_uid: str
@@ -114,25 +100,12 @@ class Slide:
         return self.levels[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TileTable:
-    """Frame index from a table.
-
-    Attributes
-    ----------
-    table : (rows, columns, 2) int32
-        Instance and 0-based frame of each tile; −1 where nothing is stored.
-    """
-
-    table: NDArray[np.int32]
-
-    def __call__(self, column: int, row: int) -> tuple[int, int] | None:
-        instance, frame = self.table[row, column]
-        return None if instance < 0 else (int(instance), int(frame))
-
-
 def open_slide(
-    pacs: Pacs, study_uid: str, series_uid: str, max_matrix_px: int = DEFAULT_MAX_MATRIX_PX
+    pacs: Pacs,
+    study_uid: str,
+    series_uid: str,
+    max_matrix_px: int = DEFAULT_MAX_MATRIX_PX,
+    settings: SlideSettings | None = None,
 ) -> Slide:
     """Open a whole slide image; reads metadata and one frame of each instance.
 
@@ -140,8 +113,11 @@ def open_slide(
     ----------
     pacs
     study_uid, series_uid
+        This series is analysed. Where it has no low level, coarser ones are taken from other
+        series of the study that show the same slide.
     max_matrix_px
         Largest total pixel matrix (width × height) that is accepted.
+    settings
 
     Raises
     ------
@@ -151,144 +127,96 @@ def open_slide(
     SlideGeometryInvalid
         Spacing, orientation, matrix or tile grid is missing or contradicts itself.
     PixelsUnsupported
-        Not 8-bit colour, several focal planes or optical paths, or an unknown transfer syntax.
+        Not 8-bit colour, an optical path or focal plane that is not there, or an unknown transfer
+        syntax.
     SlideTooLarge
     """
-    images = _volume_images(_metadata(pacs, study_uid, series_uid), series_uid)
-    too_large = [i for i in images if i.size_px[0] * i.size_px[1] > max_matrix_px]
-    if too_large:
-        width, height = too_large[0].size_px
-        raise SlideTooLarge(
-            f"The total pixel matrix of instance {too_large[0].sop_uid} is {width} × {height},"
-            f" more than the budget of {max_matrix_px} pixels: raise max_matrix_px if the machine"
-            " suffices."
-        )
-    images.sort(key=lambda image: (image.spacing_mm[0], -image.size_px[0], image.frame_offset))
-    levels = tuple(
-        _level(pacs, study_uid, series_uid, list(group))
-        for _, group in groupby(images, key=lambda image: image.size_px)
+    settings = settings or SlideSettings()
+    images, thumbnails = volume_images(pacs, study_uid, series_uid)
+    _check_size(images, max_matrix_px)
+    groups = by_level(images)
+    check_extents(groups, series_uid)
+    groups += low_level(pacs, study_uid, groups, thumbnails)
+    path = choose_optical_path(groups[0], settings.optical_path, series_uid)
+    log.info("Series %s is read in optical path %r, %s", series_uid, path.identifier, path.reason)
+    levels = read_levels(
+        groups,
+        path,
+        lambda image: transfer_syntax(
+            pacs, InstanceReference(study_uid, image.series_uid, image.sop_uid), image
+        ),
+        pacs.connections,
     )
-    _check_extents(levels, series_uid)
-    base = images[0].metadata
-    return Slide(
+    base = groups[0][0].metadata
+    header = _header(base, pacs.name)
+    header.FrameOfReferenceUID = _frame_of_reference(base, series_uid)
+    used = {uid for level in levels for uid in level.instance_uids}
+    slide = Slide(
         study_uid=study_uid,
         series_uid=series_uid,
-        levels=levels,
+        levels=tuple(levels),
+        optical_path=path,
+        focal_plane=_middle(len(levels[0].focal_planes)),
         origin_mm=_origin_mm(base, series_uid),
         orientation=_orientation(base, series_uid),
-        frame_of_reference_uid=_frame_of_reference(base, series_uid),
-        header=dataset_of(base),
-        source_instances=MappingProxyType({i.sop_uid: WHOLE_SLIDE_IMAGE for i in images}),
+        frame_of_reference_uid=header.FrameOfReferenceUID,
+        header=header,
+        source_instances=MappingProxyType(dict.fromkeys(sorted(used), WHOLE_SLIDE_IMAGE)),
     )
+    if isinstance(settings.focal_plane, int):
+        return at_plane(slide, settings.focal_plane)
+    return slide
 
 
-def _metadata(pacs: Pacs, study_uid: str, series_uid: str) -> list[Json]:
-    absent = SeriesNotFound(
-        f"{pacs.name} knows no series {series_uid} in study {study_uid}: check the UIDs and that"
-        " the slide has arrived."
-    )
-    for uid in (study_uid, series_uid):
-        if not UID(uid, validation_mode=IGNORE).is_valid:
-            raise SeriesNotFound(f"{uid!r} is not a DICOM UID: give study and series UID.")
-    found = pacs.search_instances(study_uid, series_uid)
-    # An archive that ignores the path of a search answers with other series too.
-    found = [i for i in found if value(i, "SeriesInstanceUID") in {series_uid, None}]
-    if not found:
-        raise absent
-    modalities = {str(value(i, "Modality")) for i in found if value(i, "Modality")}
-    if modalities and "SM" not in modalities:
-        raise NotWholeSlideImage(
-            f"Series {series_uid} has modality {', '.join(sorted(modalities))}, not SM: choose a"
-            " series of whole slide images."
+def _middle(planes: int) -> str:
+    """The plane that a level shows at first (:func:`dicom_io.pyramid.read_levels`)."""
+    return "the only one" if planes == 1 else f"{(planes + 1) // 2} of {planes}, the middle"
+
+
+def at_plane(slide: Slide, number: int) -> Slide:
+    """The slide in one focal plane, counted from 1, the one nearest to the glass.
+
+    Levels with fewer planes than the base level show theirs at the same share of the depth.
+
+    Raises
+    ------
+    PixelsUnsupported
+        The base level has no such plane.
+    """
+    planes = len(slide.base.focal_planes)
+    if not 1 <= number <= planes:
+        raise PixelsUnsupported(
+            f"Series {slide.series_uid} has {planes} focal plane(s), not a plane {number}: set"
+            f" slide.focal_plane to a number up to {planes}, middle or sharpest."
         )
+    share = (number - 1) / max(planes - 1, 1)
+    levels = (
+        replace(level, frame=TileTable(stack[round(share * (len(stack) - 1))]))
+        for level in slide.levels
+        for stack in (level.focal_planes,)
+    )
+    return replace(slide, levels=tuple(levels), focal_plane=f"{number} of {planes}")
+
+
+def _check_size(images: list[LevelImage], max_matrix_px: int) -> None:
+    for image in images:
+        width, height = image.size_px
+        if width * height > max_matrix_px:
+            raise SlideTooLarge(
+                f"The total pixel matrix of instance {image.sop_uid} is {width} × {height},"
+                f" more than the budget of {max_matrix_px} pixels: raise max_matrix_px if the"
+                " machine suffices."
+            )
+
+
+def _header(base: Json, archive: str) -> Dataset:
     try:
-        metadata = pacs.series_metadata(study_uid, series_uid)
-    except PacsNotFound as error:
-        raise absent from error
-    if not metadata:
-        raise absent
-    return metadata
-
-
-def _volume_images(metadata: Sequence[Json], series_uid: str) -> list[LevelImage]:
-    slides = [m for m in metadata if value(m, "SOPClassUID") == WHOLE_SLIDE_IMAGE]
-    if not slides:
-        raise NotWholeSlideImage(
-            f"Series {series_uid} holds no VL Whole Slide Microscopy image: choose a series of"
-            " whole slide images."
-        )
-    volume = [m for m in slides if values(m, "ImageType")[2:3] == ["VOLUME"]]
-    if not volume:
-        raise NotWholeSlideImage(
-            f"Series {series_uid} holds no VOLUME level, only label, overview or thumbnail images:"
-            " choose the series with the scanned slide."
-        )
-    return [checked_image(item) for item in volume]
-
-
-def _level(pacs: Pacs, study_uid: str, series_uid: str, images: Sequence[LevelImage]) -> Level:
-    """Join the instances of one resolution: parts of a concatenation, or sparse parts."""
-    first = images[0]
-    for image in images[1:]:
-        same = (first.tile_size_px, first.photometric_interpretation)
-        if (image.tile_size_px, image.photometric_interpretation) != same or not np.allclose(
-            image.spacing_mm, first.spacing_mm, rtol=1e-3
-        ):
-            raise SlideGeometryInvalid(
-                f"Instances {first.sop_uid} and {image.sop_uid} have the same matrix size but"
-                " different tiles, spacing or colours: store the series again as one pyramid."
-            )
-    syntaxes = tuple(
-        transfer_syntax(pacs, InstanceReference(study_uid, series_uid, image.sop_uid), image)
-        for image in images
-    )
-    return Level(
-        instance_uids=tuple(image.sop_uid for image in images),
-        transfer_syntax_uids=syntaxes,
-        photometric_interpretation=first.photometric_interpretation,
-        size_px=first.size_px,
-        tile_size_px=first.tile_size_px,
-        spacing_mm=first.spacing_mm,
-        frame=TileTable(_table(images)),
-    )
-
-
-def _table(images: Sequence[LevelImage]) -> NDArray[np.int32]:
-    """(rows, columns, 2): instance and frame of each tile, −1 where nothing is stored."""
-    columns, rows = images[0].grid
-    table = np.full((rows, columns, 2), -1, np.int32)
-    for number, image in enumerate(images):
-        row, column = image.tile_positions()
-        if (table[row, column, 0] >= 0).any() or len(set(zip(row, column, strict=True))) < len(row):
-            raise SlideGeometryInvalid(
-                f"Instance {image.sop_uid} holds a tile that is stored twice in this level:"
-                " store the series again, each tile once."
-            )
-        table[row, column, 0] = number
-        table[row, column, 1] = np.arange(len(row))
-    if images[0].tiled_full and (table[..., 0] < 0).any():
-        raise SlideGeometryInvalid(
-            f"The TILED_FULL level of instance {images[0].sop_uid} has"
-            f" {int((table[..., 0] >= 0).sum())} frames for {rows} × {columns} tiles: store the"
-            " series again, complete."
-        )
-    table.flags.writeable = False
-    return table
-
-
-def _check_extents(levels: Sequence[Level], series_uid: str) -> None:
-    base = levels[0]
-    for level in levels[1:]:
-        for axis in (0, 1):
-            scale = base.spacing_mm[axis] / level.spacing_mm[axis]
-            expected = base.size_px[axis] * scale
-            off = abs(level.size_px[axis] - expected)
-            if off > max(EXTENT_TOLERANCE * expected, EXTENT_TOLERANCE_PX):
-                raise SlideGeometryInvalid(
-                    f"The level of instance {level.instance_uids[0]} covers another extent than"
-                    f" the base level of series {series_uid}: correct its pixel spacing or matrix"
-                    " size."
-                )
+        return dataset_of(base)
+    except FOREIGN as error:
+        raise PacsAnswerInvalid(
+            f"{archive} describes instance {value(base, 'SOPInstanceUID')} in JSON that is not a"
+            f" DICOM dataset ({type(error).__name__}): store the instance again."
+        ) from error
 
 
 def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
@@ -321,8 +249,11 @@ def _orientation(base: Json, series_uid: str) -> NDArray[np.float64]:
 
 def _frame_of_reference(base: Json, series_uid: str) -> str:
     uid = value(base, "FrameOfReferenceUID")
-    if not uid:
-        raise SlideGeometryInvalid(
-            f"Series {series_uid} has no FrameOfReferenceUID: correct the attribute."
-        )
-    return str(uid)
+    if uid:
+        return str(uid)
+    # Real slides lack it. One derived from the series says what is true: millimetres of its
+    # results share a frame with each other, and with nothing else that is known.
+    log.warning(
+        "Series %s has no FrameOfReferenceUID: its results share one of their own", series_uid
+    )
+    return str(derive_uid(series_uid, "frame of reference"))

@@ -37,7 +37,9 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
     images = []
     url = source.pacs_url or settings.pacs_url
     with open_pacs(url, settings.pacs) as pacs:
-        slide = open_slide(pacs, source.study_uid, source.series_uid, settings.max_matrix_px)
+        slide = open_slide(
+            pacs, source.study_uid, source.series_uid, settings.max_matrix_px, settings.slide
+        )
         cells = read_annotations(pacs, source.study_uid, source.annotation_series_uid)
         for tile in annotated_tiles(pacs, slide, cells, recipe.size_px, recipe.um_per_px):
             x, y = (round(value) for value in tile.origin_px)

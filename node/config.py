@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.frames import ReadSettings
 from dicom_io.pacs import PacsSettings
+from dicom_io.slide import SlideSettings
 from node.ehr import EhrSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
@@ -87,7 +88,7 @@ class Settings:
         Of the job queue: empty for SQLite in the work folder, or postgresql://….
     max_matrix_px
         Largest total pixel matrix (columns × rows) that is accepted.
-    pacs, ehr, read, model, output
+    pacs, ehr, slide, read, model, output
         Tables of their own.
     """
 
@@ -98,6 +99,7 @@ class Settings:
     max_matrix_px: int = 40_000_000_000
     pacs: PacsSettings = field(default_factory=PacsSettings)
     ehr: EhrSettings = field(default_factory=EhrSettings)
+    slide: SlideSettings = field(default_factory=SlideSettings)
     read: ReadSettings = field(default_factory=ReadSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     output: OutputSettings = field(default_factory=OutputSettings)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dicom_io.analysis import Analysis, ModelIdentity
+from dicom_io.focus import in_focus
+from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
@@ -85,12 +87,18 @@ def localise(place: Workplace, opened: Json) -> Json:
         place.package, "localiser", place.settings.model.device, place.settings.model.threads
     )
     with _slide(place, opened) as (pacs, slide):
-        boxes = localiser_grid(slide.base.size_px, slide.base.um_per_px, stage)
+        boxes, sample = sampled(
+            slide,
+            localiser_grid(slide.base.size_px, slide.base.um_per_px, stage),
+            stage.um_per_px,
+            place.settings.slide.localise_frames,
+        )
         tiles = read_tiles(
             pacs,
             slide,
             boxes,
             stage.um_per_px,
+            within=sample,
             batch_size=LOCALISER_BATCH_TILES,
             settings=place.settings.read,
         )
@@ -101,7 +109,11 @@ def localise(place: Workplace, opened: Json) -> Json:
             slide.base.size_px,
             slide.base.tile_size_px,
         )
-        return {"regions": place.work.put_record(regions), "bytes_read": pacs.bytes_read}
+        return {
+            "regions": place.work.put_record(regions),
+            "bytes_read": pacs.bytes_read,
+            "localised_on": "the whole slide" if sample is None else "a grid of frames",
+        }
 
 
 def detect(place: Workplace, opened: Json, localised: Json) -> Json:
@@ -116,7 +128,8 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
         if stage != "localiser"
     }
     found: list[tuple[Detections, TileGeometry]] = []
-    with _slide(place, opened) as (pacs, slide):
+    with _slide(place, opened) as (pacs, unfocused):
+        slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
         box_px, core_px = detection_grid(
             regions,
             slide.base.size_px,
@@ -154,6 +167,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "bytes_regions": bytes_of_regions(pacs, slide, regions, manifest.detector.um_per_px),
             "bytes_slide": bytes_slide(pacs, slide),
             "provider": sessions["detector"].provider,
+            "focal_plane": slide.focal_plane,
         }
 
 
@@ -227,7 +241,12 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     written: Json = {
         "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
         "report": report_identifier(analysis),
-        "summary": summary_of(analysis),
+        "summary": {
+            **summary_of(analysis),
+            "optical_path": asdict(analysis.slide.optical_path),
+            "focal_plane": detected["focal_plane"],
+            "localised_on": localised["localised_on"],
+        },
         "bytes_read": localised["bytes_read"] + detected["bytes_read"] + read_for_pictures,
         # What cannot be done without: the level that the localiser sees, and the regions' frames.
         "bytes_needed": localised["bytes_read"] + detected["bytes_regions"],
@@ -319,13 +338,9 @@ def write_results_to(
 
 @contextmanager
 def _slide(place: Workplace, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
-    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
-        yield (
-            pacs,
-            open_slide(
-                pacs, opened["study_uid"], opened["series_uid"], place.settings.max_matrix_px
-            ),
-        )
+    settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
+    with open_pacs(settings.pacs_url, settings.pacs) as pacs:
+        yield pacs, open_slide(pacs, *uids, settings.max_matrix_px, settings.slide)
 
 
 def _watched(place: Workplace, stage: str, tiles: Iterable[Tiles], total: int) -> Iterator[Tiles]:

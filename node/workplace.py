@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 from models.package import ModelPackage, find_package
@@ -82,6 +82,7 @@ def configuration_digest(settings: Settings) -> str:
         "tile_seed": settings.model.tile_seed,
         "graphic_type": settings.output.graphic_type,
         "loinc": settings.output.loinc,
+        "slide": asdict(settings.slide),
         "libraries": {
             name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
         },

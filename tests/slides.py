@@ -83,8 +83,8 @@ def picture(width: int, height: int) -> UInt8:
     )
     centres = np.random.default_rng(7).integers(0, (width, height), (width * height // 4000, 2))
     for cx, cy in centres:
-        near = np.hypot(x - cx, y - cy) < 9
-        rgb[near] = (110, 60, 140)
+        near = np.s_[max(cy - 9, 0) : cy + 10, max(cx - 9, 0) : cx + 10]
+        rgb[near][np.hypot(x[near] - cx, y[near] - cy) < 9] = (110, 60, 140)
     return rgb.clip(0, 255).astype(np.uint8)
 
 
@@ -92,8 +92,10 @@ def write_slide(
     folder: Path,
     *,
     size_px: tuple[int, int] = (500, 380),
+    rgb: UInt8 | None = None,
     tile_px: tuple[int, int] = (64, 64),
     levels: int = 3,
+    scales: Sequence[float] | None = None,
     um_per_px: float = 0.25,
     organization: str = "TILED_FULL",
     encoding: str = "jpeg",
@@ -107,6 +109,10 @@ def write_slide(
 
     Parameters
     ----------
+    rgb
+        The base level, instead of a picture of `size_px`.
+    scales
+        How many times coarser than the base level each level is, instead of 1, 2, 4, ….
     leave_out
         For TILED_SPARSE: (column, row) of base-level tiles that are not stored.
     parts
@@ -116,10 +122,11 @@ def write_slide(
     """
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame_of_reference, concatenation = (generate_uid() for _ in range(4))
-    rgb = picture(*size_px)
+    base = picture(*size_px) if rgb is None else rgb
     paths: list[Path] = []
-    for level in range(levels):
-        frames, places = _tiles(rgb, tile_px)
+    for level, scale in enumerate(scales or [2**level for level in range(levels)]):
+        pixels = _coarser(base, scale)
+        frames, places = cut_tiles(pixels, tile_px)
         if organization == "TILED_SPARSE" and level == 0:
             keep = [i for i, place in enumerate(places) if not leave_out(*place)]
             frames, places = [frames[i] for i in keep], [places[i] for i in keep]
@@ -127,12 +134,12 @@ def write_slide(
         bounds = np.linspace(0, len(frames), pieces + 1).astype(int)
         for piece in range(pieces):
             part = slice(bounds[piece], bounds[piece + 1])
-            dataset = _instance(frames[part], encoding, tile_px, rgb.shape[1::-1])
+            dataset = image_dataset(frames[part], encoding, tile_px, pixels.shape[1::-1])
             dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
             dataset.FrameOfReferenceUID = frame_of_reference
             dataset.InstanceNumber = len(paths) + 1
             dataset.ImageOrientationSlide = list(orientation)
-            _place(dataset, organization, places[part], um_per_px * 2**level, origin_mm)
+            place_frames(dataset, organization, places[part], um_per_px * scale, origin_mm)
             if pieces > 1 and organization == "TILED_FULL":
                 dataset.ConcatenationUID = concatenation
                 dataset.InConcatenationNumber = piece + 1
@@ -141,12 +148,15 @@ def write_slide(
                 change(dataset, level)
             paths.append(folder / f"level-{level}-{piece}.dcm")
             dataset.save_as(paths[-1], enforce_file_format=True)
-        height, width = (side // 2 for side in rgb.shape[:2])
-        rgb = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
     return WrittenSlide(study, series, tuple(paths))
 
 
-def _tiles(rgb: UInt8, tile_px: tuple[int, int]) -> tuple[list[UInt8], list[tuple[int, int]]]:
+def _coarser(rgb: UInt8, scale: float) -> UInt8:
+    height, width = (int(side // scale) for side in rgb.shape[:2])
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
+
+
+def cut_tiles(rgb: UInt8, tile_px: tuple[int, int]) -> tuple[list[UInt8], list[tuple[int, int]]]:
     width, height = tile_px
     rows, columns = -(-rgb.shape[0] // height), -(-rgb.shape[1] // width)
     padded = np.full((rows * height, columns * width, 3), 255, np.uint8)
@@ -159,7 +169,7 @@ def _tiles(rgb: UInt8, tile_px: tuple[int, int]) -> tuple[list[UInt8], list[tupl
     return tiles, places
 
 
-def _instance(
+def image_dataset(
     frames: Sequence[UInt8], encoding: str, tile_px: tuple[int, int], size_px: tuple[int, ...]
 ) -> Dataset:
     syntax, photometric, encode = ENCODERS[encoding]
@@ -188,7 +198,7 @@ def _instance(
     return ds
 
 
-def _place(
+def place_frames(
     ds: Dataset,
     organization: str,
     places: Sequence[tuple[int, int]],
@@ -253,7 +263,7 @@ def _frames(ds: Dataset) -> list[UInt8]:
 
 
 def _corner(ds: Dataset, number: int, columns: int) -> tuple[int, int]:
-    if ds.DimensionOrganizationType == "TILED_SPARSE":
+    if "PerFrameFunctionalGroupsSequence" in ds:
         position = ds.PerFrameFunctionalGroupsSequence[number].PlanePositionSlideSequence[0]
         return (
             position.RowPositionInTotalImagePixelMatrix - 1,

@@ -18,9 +18,9 @@ from wsidicom.graphical_annotations import AnnotationInstance, Point, Polygon
 from dicom_io.analysis import Analysis
 from dicom_io.annotation import GraphicType, decode_annotation, encode_annotation
 from dicom_io.codes import cell_type_code
+from dicom_io.derived_uid import derive_uid
 from dicom_io.errors import InputError
 from dicom_io.pacs import PacsSettings, open_pacs
-from dicom_io.provenance import derive_uid
 from dicom_io.slide import Slide, open_slide
 from models.records import Cells
 from node.outputs import to_bytes

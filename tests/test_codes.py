@@ -16,7 +16,7 @@ from dicom_io.codes import (
     cell_type_code,
     cell_type_key,
 )
-from dicom_io.provenance import derive_uid
+from dicom_io.derived_uid import derive_uid
 from models.cell_types import CELL_TYPES
 
 CONCEPTS = {

@@ -10,6 +10,7 @@ import pytest
 from highdicom.spatial import ImageToReferenceTransformer
 
 from dicom_io.coordinates import mm_to_px, px_to_mm
+from dicom_io.frames import read_tiles
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from tests.slides import write_slide
@@ -54,3 +55,42 @@ def test_agrees_with_highdicom(slide: Slide, orientation: tuple[float, ...]) -> 
     assert np.allclose(px_to_mm(turned, POINTS), expected, atol=1e-9)
     assert np.allclose(mm_to_px(turned, expected), POINTS, atol=1e-6)
     assert np.allclose(mm_to_px(turned, expected[:, :2]), POINTS, atol=1e-6)
+
+
+MIRRORED = (0, -1, 0, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "orientation", [(0, -1, 0, -1, 0, 0), (-1, 0, 0, 0, -1, 0), MIRRORED, TURNED]
+)
+def test_box_drawn_at_a_known_cell_lands_on_it(
+    tmp_path: Path, orientation: tuple[float, ...]
+) -> None:
+    """Cells are painted by their place on the glass; what is read there must be the cell."""
+    spacing_mm, size_px = 0.00025, (500, 380)
+    axes = np.array(orientation, np.float64).reshape(2, 3)
+    # Three cells at known pixels of this orientation, but painted by millimetres alone.
+    cells_mm = (
+        np.array([20.0, 40.0])
+        + np.array([[80, 60], [300, 90], [410, 330]]) * spacing_mm @ (axes[:, :2])
+    )
+    columns, rows = np.meshgrid(np.arange(size_px[0]), np.arange(size_px[1]))
+    glass_mm = np.array([20.0, 40.0]) + spacing_mm * (
+        columns[..., None] * axes[0, :2] + rows[..., None] * axes[1, :2]
+    )
+    rgb = np.full((*size_px[::-1], 3), 240, np.uint8)
+    for cell in cells_mm:
+        rgb[np.hypot(*np.moveaxis(glass_mm - cell, 2, 0)) < 10 * spacing_mm] = (90, 40, 120)
+    written = write_slide(tmp_path, rgb=rgb, scales=(1, 2), orientation=orientation, encoding="raw")
+    with open_pacs(f"file://{tmp_path}", PacsSettings()) as pacs:
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+        for cell_mm, centre_px in zip(cells_mm, mm_to_px(slide, cells_mm), strict=True):
+            for um_per_px in (0.25, 0.5):
+                box_px = np.concatenate([centre_px - 16, centre_px + 16])[None]
+                (tiles,) = read_tiles(pacs, slide, box_px, um_per_px)
+                dark = np.argwhere(tiles.rgb[0, ..., 1] < 140)[:, ::-1] + 0.5
+                assert len(dark) > 50
+                found_px = tiles.origin_px[0] + dark.mean(axis=0) * tiles.px_per_tile_px
+                assert np.abs(found_px - centre_px).max() < 0.5
+                found_mm = px_to_mm(slide, found_px[None])[0, :2]
+                assert np.hypot(*(found_mm - cell_mm)) < spacing_mm

@@ -157,14 +157,13 @@ BAD_SLIDES: dict[str, tuple[Change, type[MarrowNodeError], str]] = {
         SlideGeometryInvalid,
         "ImageOrientationSlide",
     ),
-    "no frame of reference": (
-        _without("FrameOfReferenceUID"),
-        SlideGeometryInvalid,
-        "FrameOfReferenceUID",
-    ),
     "16 bit": (_sixteen_bit, PixelsUnsupported, "16 bit"),
     "monochrome": (_grey, PixelsUnsupported, "1 sample"),
-    "z-stack": (_attribute("TotalPixelMatrixFocalPlanes", 3), PixelsUnsupported, "3 focal planes"),
+    "focal planes that are not stored": (
+        _attribute("TotalPixelMatrixFocalPlanes", 3),
+        SlideGeometryInvalid,
+        "48 frames where its matrix, focal planes and optical paths make 144",
+    ),
     "transfer syntax": (_lossless_jpeg, PixelsUnsupported, "transcode"),
     "matrix is larger than the frames": (
         _attribute("TotalPixelMatrixRows", 5000),
@@ -242,3 +241,15 @@ def test_table_and_grid_agree(archive: Archive, tmp_path: Path) -> None:
     numbers = [slide.base.frame(c, r) for r in range(8) for c in range(6)]
     assert numbers == [(0, n) for n in range(48)]
     assert np.allclose(slide.base.spacing_mm, 0.00025)
+
+
+def test_missing_frame_of_reference_is_said_and_derived(
+    archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = write_slide(tmp_path, levels=1, change=_without("FrameOfReferenceUID"))
+    pacs = archive(written)
+    one, other = (open_slide(pacs, written.study_uid, written.series_uid) for _ in range(2))
+    assert one.frame_of_reference_uid == other.frame_of_reference_uid
+    assert one.frame_of_reference_uid.startswith("2.25.")
+    assert one.header.FrameOfReferenceUID == one.frame_of_reference_uid
+    assert "no FrameOfReferenceUID" in caplog.text

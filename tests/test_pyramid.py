@@ -1,0 +1,185 @@
+"""Levels joined from parts, planes, thumbnails and other series, or refused in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import generate_uid
+
+from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid, SlideTooLarge
+from dicom_io.frames import read_tiles
+from dicom_io.pacs import Pacs
+from dicom_io.slide import SlideSettings, open_slide
+from tests.layered_slides import layers, write_layers
+from tests.slides import WrittenSlide, stored_pixels, write_slide
+
+Archive = Callable[[WrittenSlide | None], Pacs]
+
+
+def _resend(keep: int) -> Callable[[WrittenSlide], WrittenSlide]:
+    """Send the base level again under new UIDs, with all but `keep` of its frames taken away."""
+
+    def again(written: WrittenSlide) -> WrittenSlide:
+        ds = dcmread(written.paths[0])
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        frames = list(generate_frames(ds.PixelData, number_of_frames=int(ds.NumberOfFrames)))
+        ds.PixelData = encapsulate(frames[:keep])
+        ds.NumberOfFrames = keep
+        ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:keep]
+        path = written.paths[0].with_name("again.dcm")
+        ds.save_as(path)
+        return WrittenSlide(written.study_uid, written.series_uid, (*written.paths, path))
+
+    return again
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (48, "store the same 48 tiles, as when a slide is sent again: delete one of them"),
+        (10, "Tile column 1, row 1 is stored twice, in instances .* parts of the level overlap"),
+    ],
+)
+def test_tiles_stored_by_two_instances(
+    archive: Archive, tmp_path: Path, keep: int, said: str
+) -> None:
+    written = write_slide(tmp_path, levels=1, organization="TILED_SPARSE")
+    written = _resend(keep)(written)
+    with pytest.raises(SlideGeometryInvalid, match=said) as caught:
+        open_slide(archive(written), written.study_uid, written.series_uid)
+    for path in written.paths:
+        assert dcmread(path).SOPInstanceUID in str(caught.value)
+
+
+def test_tile_stored_twice_in_one_instance(archive: Archive, tmp_path: Path) -> None:
+    def twice(ds: Dataset, level: int) -> None:
+        items = ds.PerFrameFunctionalGroupsSequence
+        items[5].PlanePositionSlideSequence = items[4].PlanePositionSlideSequence
+
+    written = write_slide(tmp_path, levels=1, organization="TILED_SPARSE", change=twice)
+    with pytest.raises(SlideGeometryInvalid, match="column 5, row 1 is stored twice in instance"):
+        open_slide(archive(written), written.study_uid, written.series_uid)
+
+
+def test_concatenation_that_lacks_a_part(archive: Archive, tmp_path: Path) -> None:
+    written = write_slide(tmp_path, levels=1, parts=3)
+    written.paths[1].unlink()
+    written = WrittenSlide(
+        written.study_uid, written.series_uid, (written.paths[0], written.paths[2])
+    )
+    with pytest.raises(SlideGeometryInvalid, match=r"32 frames where .* make 48"):
+        open_slide(archive(written), written.study_uid, written.series_uid)
+
+
+def test_two_pyramids_in_one_series(archive: Archive, tmp_path: Path) -> None:
+    def name(ds: Dataset, level: int) -> None:
+        ds.PyramidUID = f"1.2.{level}"
+
+    written = write_slide(tmp_path, levels=2, change=name)
+    with pytest.raises(SlideGeometryInvalid, match=r"2 pyramids \(PyramidUID 1\.2\.0, 1\.2\.1\)"):
+        open_slide(archive(written), written.study_uid, written.series_uid)
+
+
+@pytest.mark.parametrize("plane", [0, 2])
+def test_focal_plane_that_is_not_there(archive: Archive, tmp_path: Path, plane: int) -> None:
+    written = write_slide(tmp_path, levels=1)
+    settings = SlideSettings(focal_plane=plane)
+    with pytest.raises(PixelsUnsupported, match=f"1 focal plane.*, not a plane {plane}"):
+        open_slide(archive(written), written.study_uid, written.series_uid, settings=settings)
+
+
+def test_optical_path_that_is_not_there(archive: Archive, tmp_path: Path) -> None:
+    written = write_layers(tmp_path, [layers(("1", "2"), planes=1)])
+    settings = SlideSettings(optical_path="3")
+    with pytest.raises(PixelsUnsupported, match=f"{written.series_uid} has no .* '3' but '1', '2'"):
+        open_slide(archive(written), written.study_uid, written.series_uid, settings=settings)
+
+
+def test_sparse_frame_that_does_not_name_its_path(archive: Archive, tmp_path: Path) -> None:
+    def two_paths(ds: Dataset, level: int) -> None:
+        ds.NumberOfOpticalPaths = 2
+
+    written = write_slide(tmp_path, levels=1, organization="TILED_SPARSE", change=two_paths)
+    with pytest.raises(SlideGeometryInvalid, match="2 optical paths and a frame without"):
+        open_slide(archive(written), written.study_uid, written.series_uid)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+def test_thumbnail_is_a_low_level_if_it_shows_the_same(
+    archive: Archive, tmp_path: Path, consistent: bool
+) -> None:
+    def thumbnail(ds: Dataset, level: int) -> None:
+        if level:
+            ds.ImageType = ["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"]
+            del ds.DimensionOrganizationType
+            if not consistent:
+                ds.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem = 21
+
+    written = write_slide(tmp_path, scales=(1, 8), change=thumbnail, encoding="raw")
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert [level.size_px for level in slide.levels] == [(500, 380), (62, 47)][: 1 + consistent]
+    if consistent:
+        (tiles,) = read_tiles(pacs, slide, np.array([[0, 0, 496, 376.0]]), 2.0)
+        assert np.array_equal(tiles.rgb[0], stored_pixels(written.paths[1])[0])
+
+
+@pytest.mark.parametrize(
+    ("difference", "joined"),
+    [
+        (None, True),
+        ("FrameOfReferenceUID", False),
+        ("ContainerIdentifier", False),
+        ("PyramidUID", False),
+    ],
+)
+def test_low_level_in_another_series(
+    archive: Archive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    difference: str | None,
+    joined: bool,
+) -> None:
+    other = generate_uid()
+
+    def move(ds: Dataset, level: int) -> None:
+        ds.PyramidUID = "1.2.3"
+        if level:
+            ds.SeriesInstanceUID = other
+            if difference is not None:
+                setattr(ds, difference, "1.2.4")
+
+    monkeypatch.setattr("dicom_io.slide_images.LOW_LEVEL_PX", 200)
+    written = write_slide(tmp_path, levels=3, change=move, encoding="raw")
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert len(slide.levels) == (3 if joined else 1)
+    assert slide.base.series_uids == (written.series_uid,)
+    assert slide.header.SeriesInstanceUID == written.series_uid
+    if joined:
+        (tiles,) = read_tiles(pacs, slide, np.array([[0, 0, 500, 380.0]]), 1.0)
+        assert np.array_equal(tiles.rgb[0], stored_pixels(written.paths[2])[0])
+
+
+def test_low_level_is_not_searched_where_there_is_one(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write_slide(tmp_path, levels=2)
+    pacs = archive(written)
+    monkeypatch.setattr(pacs, "search_series", pytest.fail)
+    open_slide(pacs, written.study_uid, written.series_uid)
+
+
+def test_numbers_beyond_any_slide(archive: Archive, tmp_path: Path) -> None:
+    def damage(ds: Dataset, level: int) -> None:
+        ds.TotalPixelMatrixColumns = ds.TotalPixelMatrixRows = 190_000
+
+    written = write_slide(tmp_path, levels=1, tile_px=(16, 16), change=damage)
+    with pytest.raises(SlideTooLarge, match="11875 × 11875 tiles"):
+        open_slide(archive(written), written.study_uid, written.series_uid)
