@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dicom_io.decoding import EXPLICIT_LE, decode_frame
+from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
 from dicom_io.pacs import InstanceReference, Pacs
@@ -339,9 +339,12 @@ class _Reader:
         try:
             return decode_frame(
                 frames[key],
-                level.transfer_syntax_uids[instance],
-                level.photometric_interpretation,
-                level.tile_size_px,
+                PixelFormat(
+                    level.transfer_syntax_uids[instance],
+                    level.photometric_interpretation,
+                    level.tile_size_px,
+                    level.planar,
+                ),
             )
         except ValueError as error:
             raise FrameInvalid(

@@ -64,6 +64,8 @@ class Level:
         Distance between pixel centres along the matrix' columns axis (x) and rows axis (y).
     frame
         Tile → stored frame.
+    planar
+        Uncompressed samples are stored plane by plane (PlanarConfiguration 1).
     """
 
     instance_uids: tuple[str, ...]
@@ -73,6 +75,7 @@ class Level:
     tile_size_px: tuple[int, int]
     spacing_mm: tuple[float, float]
     frame: FrameIndex
+    planar: bool = False
 
     @property
     def um_per_px(self) -> float:
@@ -230,10 +233,9 @@ def _level(pacs: Pacs, study_uid: str, series_uid: str, images: Sequence[LevelIm
     """Join the instances of one resolution: parts of a concatenation, or sparse parts."""
     first = images[0]
     for image in images[1:]:
-        same = (first.tile_size_px, first.photometric_interpretation)
-        if (image.tile_size_px, image.photometric_interpretation) != same or not np.allclose(
-            image.spacing_mm, first.spacing_mm, rtol=1e-3
-        ):
+        same = (first.tile_size_px, first.photometric_interpretation, first.planar)
+        own = (image.tile_size_px, image.photometric_interpretation, image.planar)
+        if own != same or not np.allclose(image.spacing_mm, first.spacing_mm, rtol=1e-3):
             raise SlideGeometryInvalid(
                 f"Instances {first.sop_uid} and {image.sop_uid} have the same matrix size but"
                 " different tiles, spacing or colours: store the series again as one pyramid."
@@ -250,6 +252,7 @@ def _level(pacs: Pacs, study_uid: str, series_uid: str, images: Sequence[LevelIm
         tile_size_px=first.tile_size_px,
         spacing_mm=first.spacing_mm,
         frame=TileTable(_table(images)),
+        planar=first.planar,
     )
 
 
