@@ -36,7 +36,9 @@ EXPLICIT_BE = "1.2.840.10008.1.2.2"
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG_LS = "1.2.840.10008.1.2.4.80"
+JPEG_LS_NEAR = "1.2.840.10008.1.2.4.81"
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
+JPEG_2000_LOSSY = "1.2.840.10008.1.2.4.91"
 JPEG_XL = "1.2.840.10008.1.2.4.112"
 HTJ2K = "1.2.840.10008.1.2.4.203"
 RLE = "1.2.840.10008.1.2.5"
@@ -190,9 +192,9 @@ ENCODINGS: dict[str, Encoding] = {
     JPEG_BASELINE: _BASELINE,
     JPEG_EXTENDED: _BASELINE,
     JPEG_LS: _LS,
-    "1.2.840.10008.1.2.4.81": _LS,
+    JPEG_LS_NEAR: _LS,
     JPEG_2000: _J2K,
-    "1.2.840.10008.1.2.4.91": _J2K,
+    JPEG_2000_LOSSY: _J2K,
     "1.2.840.10008.1.2.4.201": _J2K,
     "1.2.840.10008.1.2.4.202": _J2K,
     HTJ2K: _J2K,
@@ -296,8 +298,8 @@ def transfer_syntax_of(frame: bytes, size_px: tuple[int, int]) -> str | None:
     """Tell the transfer syntax from a stored frame; None if it is of no kind read here.
 
     ``/metadata`` carries no file meta information and few archives add
-    AvailableTransferSyntaxUID, so the bytes themselves are asked. Reversible or not is not told
-    apart: it does not matter for reading.
+    AvailableTransferSyntaxUID, so the bytes themselves are asked. What a stream does not tell is
+    which of the lossless and the general transfer syntax it was stored under, if it is lossless.
     """
     width, height = size_px
     if len(frame) - width * height * 3 in {0, 1}:
@@ -308,18 +310,22 @@ def transfer_syntax_of(frame: bytes, size_px: tuple[int, int]) -> str | None:
         # Cut off before its kind is told: read as the kind that is usual, and refused when decoded.
         return JPEG_BASELINE
     if header is not None:
-        return _BY_CODING.get(header.coding)
+        return _BY_CODING.get((header.coding, header.variant))
     if frame[:8] == (3).to_bytes(4, "little") + (64).to_bytes(4, "little"):
         return RLE
     return _plain_kind(frame, size_px)
 
 
 _BY_CODING = {
-    streams.JPEG: JPEG_BASELINE,
-    streams.JPEG_LS: JPEG_LS,
-    streams.JPEG_2000: JPEG_2000,
-    streams.HTJ2K: HTJ2K,
-    streams.JPEG_XL: JPEG_XL,
+    (streams.JPEG, ""): JPEG_BASELINE,
+    (streams.JPEG, "extended"): JPEG_EXTENDED,
+    (streams.JPEG_LS, ""): JPEG_LS,
+    (streams.JPEG_LS, "lossy"): JPEG_LS_NEAR,
+    (streams.JPEG_2000, ""): JPEG_2000,
+    (streams.JPEG_2000, "lossy"): JPEG_2000_LOSSY,
+    (streams.HTJ2K, ""): HTJ2K,
+    (streams.HTJ2K, "lossy"): HTJ2K,
+    (streams.JPEG_XL, ""): JPEG_XL,
 }
 
 

@@ -45,6 +45,10 @@ class StreamHeader:
         PhotometricInterpretation decides.
     tiles
         Tiles inside the frame (JPEG 2000), else 1.
+    variant
+        Transfer syntaxes that share the coding are told apart by it: "extended" JPEG, "lossy"
+        JPEG 2000 (irreversible wavelet) and JPEG-LS (near-lossless); empty where it is the plain
+        one, or not known.
     """
 
     coding: str
@@ -53,6 +57,7 @@ class StreamHeader:
     bits: int
     colour: Colour | None
     tiles: int = 1
+    variant: str = ""
 
 
 def stream_header(frame: bytes) -> StreamHeader | None:
@@ -86,13 +91,15 @@ def _jpeg(frame: bytes) -> StreamHeader:
             components = [struct.unpack_from("BB", payload, 6 + 3 * i) for i in range(samples % 5)]
             coding = {0xC0: JPEG, 0xC1: JPEG, 0xF7: JPEG_LS}.get(marker, OTHER_JPEG)
             colour = None if coding == JPEG_LS else marked or _by_components(components)
-            return StreamHeader(coding, (width, height), samples, bits, colour)
+            variant = "extended" if marker == 0xC1 else ""
+            if coding == JPEG_LS:
+                variant = _near_lossless(frame, at - 4)
+            return StreamHeader(coding, (width, height), samples, bits, colour, 1, variant)
     raise ValueError("there is no frame header")
 
 
-def _jpeg_segments(frame: bytes) -> Iterator[tuple[int, int]]:
+def _jpeg_segments(frame: bytes, at: int = 2) -> Iterator[tuple[int, int]]:
     """Each marker with the place of its payload."""
-    at = 2
     while frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:  # fill byte
@@ -103,6 +110,14 @@ def _jpeg_segments(frame: bytes) -> Iterator[tuple[int, int]]:
             raise ValueError("a segment has no length")
         yield marker, at + 4
         at += 2 + length
+
+
+def _near_lossless(frame: bytes, frame_header_at: int) -> str:
+    """From NEAR in the scan header, behind the components (ISO/IEC 14495-1 C.2.3)."""
+    for marker, at in _jpeg_segments(frame, frame_header_at):
+        if marker == 0xDA:
+            return "lossy" if frame[at + 1 + 2 * frame[at]] else ""
+    return ""
 
 
 def _by_components(components: list[tuple[int, int]]) -> Colour | None:
@@ -124,15 +139,16 @@ def _jpeg_2000(frame: bytes) -> StreamHeader:
     if not (tile_width and tile_height and x0 < x1 and y0 < y1):
         raise ValueError("its size makes no sense")
     tiles = -(-(x1 - tile_x0) // tile_width) * -(-(y1 - tile_y0) // tile_height)
-    coding, transformed = JPEG_2000, False
+    coding, transformed, variant = JPEG_2000, False, ""
     for marker, at in _jpeg_segments(frame[start : start + 4096]):
         if marker == 0x50:
             coding = HTJ2K
         elif marker == 0x52:
             transformed = bool(frame[start + at + 4])
+            variant = "" if frame[start + at + 9] else "lossy"  # 1 is the reversible wavelet
             break
     colour: Colour | None = "RGB" if transformed else None
-    return StreamHeader(coding, (x1 - x0, y1 - y0), samples, bits, colour, tiles)
+    return StreamHeader(coding, (x1 - x0, y1 - y0), samples, bits, colour, tiles, variant)
 
 
 def _jpeg_xl(frame: bytes) -> StreamHeader:
