@@ -1,47 +1,42 @@
 """A folder of DICOM files behind the calls of a DICOMweb client.
 
-``dicomweb_client.DICOMfileClient`` does the reading. What it does not do is done here: its SQLite
-index belongs to one thread, so every call runs on that thread; it sees files that came later only
-in a new client, so a miss is answered by indexing again; and it writes in place, so files are put
-there under a passing name and renamed when they are whole.
+``dicomweb_client.DICOMfileClient`` would do for JPEG slides, but it knows no frames in RLE, HTJ2K
+or JPEG XL, reads deflated files whole into memory, belongs to one thread and sees later files only
+in a new client. So index, metadata and frames are read here, with pydicom; files are put there
+under a passing name and renamed when they are whole.
 """
 
 from __future__ import annotations
 
 import fcntl
-import functools
 import io
 import os
 import re
-import struct
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlparse
 
-import requests
-from dicomweb_client import DICOMfileClient
-from pydicom import config, dcmwrite
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
-from dicom_io.errors import (
-    FrameInvalid,
-    PacsAnswerInvalid,
-    PacsRefused,
-    PacsUnreachable,
-    PixelsUnsupported,
+from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsUnreachable
+from dicom_io.folder_index import PARTIAL, FolderIndex, damaged
+from dicom_io.stored_frames import (
+    FILE_ERRORS,
+    FrameTable,
+    frame_table,
+    header_of,
+    identity_of,
+    read_frames,
 )
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-PARTIAL = ".partial"
-UNKNOWN_TRANSFER_SYNTAX = re.compile(r"'(1\.2\.840\.10008\.1\.2[0-9.]*)'")
-INDEX_ERRORS = (OSError, EOFError, struct.error, ValueError, LookupError, NotImplementedError)
 # A UID as PS3.5 §9.1 spells it: the only thing from a dataset that may become part of a path.
 UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+# A table holds 16 bytes a frame; a slide has about ten instances.
+TABLES_KEPT = 32
+PIXEL_GROUP = "7FE0"
 
 
 def folder_of(url: str) -> Path:
@@ -53,26 +48,33 @@ def folder_of(url: str) -> Path:
 
 
 class FolderClient:
-    """The part of the DICOMweb client's interface that the node uses, over a folder."""
+    """The part of the DICOMweb client's interface that the node uses, over a folder.
+
+    May be used from several threads. Raises :class:`dicom_io.errors.PacsError` and FrameInvalid.
+    """
 
     def __init__(self, url: str) -> None:
         self.folder = folder_of(url)
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="dicom-folder")
-        self._client: DICOMfileClient = self._owned(self._index)
+        _remove_abandoned(self.folder)
+        self._index = FolderIndex(self.folder)
+        self._tables: dict[Path, FrameTable] = {}
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        self._owner.shutdown()
+        self._tables.clear()
 
     def search_for_instances(
-        self, study_instance_uid: str, series_instance_uid: str, **filters: Any
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        search_filters: Mapping[str, str] | None = None,
     ) -> list[dict[str, Any]]:
-        def search() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = self._client.search_for_instances(
-                study_instance_uid, series_instance_uid, **filters
-            )
-            return found
-
-        return self._owned(search) or self._owned(self._after_indexing, search)
+        found = self._index.find(
+            StudyInstanceUID=study_instance_uid,
+            SeriesInstanceUID=series_instance_uid,
+            **(search_filters or {}),
+        )
+        return [file.attributes for file in found]
 
     def search_for_series(self, study_instance_uid: str) -> list[dict[str, Any]]:
         def search() -> list[dict[str, Any]]:
@@ -82,41 +84,30 @@ class FolderClient:
         return self._owned(search) or self._owned(self._after_indexing, search)
 
     def retrieve_series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
-        def read() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = self._client.retrieve_series_metadata(
-                study_uid, series_uid
-            )
-            return found
-
-        return self._owned(read) or self._owned(self._after_indexing, read)
+        found = self._index.find(StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
+        return [_metadata(file.path) for file in found]
 
     def retrieve_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> Dataset:
-        def read() -> Dataset:
-            return self._client.retrieve_instance(study_uid, series_uid, sop_uid)
-
-        return self._owned(read)
+        path = self._file(study_uid, series_uid, sop_uid)
+        try:
+            return dcmread(path)
+        except FILE_ERRORS as error:
+            raise damaged(path) from error
 
     def retrieve_instance_frames(
         self, study_uid: str, series_uid: str, sop_uid: str, frame_numbers: Sequence[int]
     ) -> list[bytes]:
-        def read(numbers: Sequence[int]) -> list[bytes]:
-            return list(
-                self._client.iter_instance_frames(study_uid, series_uid, sop_uid, list(numbers))
-            )
-
+        """Stored bytes of frames; numbers count from 1."""
+        table = self._table(self._file(study_uid, series_uid, sop_uid))
+        zero_based = [number - 1 for number in frame_numbers]
         try:
-            return self._owned(read, frame_numbers)
-        except PacsAnswerInvalid:
-            for number in frame_numbers:
-                try:
-                    self._owned(read, [number])
-                except PacsAnswerInvalid as error:
-                    raise FrameInvalid(
-                        f"Frame {number} of instance {sop_uid} in the folder {self.folder} cannot"
-                        " be read, its file is truncated or damaged: store the instance again,"
-                        " complete."
-                    ) from error
-            raise
+            return read_frames(table, zero_based)
+        except FILE_ERRORS as error:
+            raise FrameInvalid(
+                f"Frame {_unreadable(table, zero_based) + 1} of instance {sop_uid} in the folder"
+                f" {self.folder} cannot be read, its file is truncated or damaged: store the"
+                " instance again, complete."
+            ) from error
 
     def store_instances(self, datasets: Sequence[Dataset]) -> Dataset:
         """Write each dataset to ``studies/…/series/…/instances/…``; an answer as STOW gives it."""
@@ -127,7 +118,7 @@ class FolderClient:
             item.ReferencedSOPClassUID = dataset.SOPClassUID
             item.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
             stored.append(item)
-        self._owned(self._renew)
+        self._index.refresh()
         answer = Dataset()
         answer.ReferencedSOPSequence = stored
         return answer
@@ -142,62 +133,52 @@ class FolderClient:
                     f" {uid!r}: correct the UID."
                 )
         study, series, sop = uids
-        # The layout in which DICOMfileClient itself stores.
+        # The layout of DICOMweb's own addresses.
         return self.folder / "studies" / study / "series" / series / "instances" / sop
 
-    def _owned(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return self._owner.submit(
-                _with_own_validation, functools.partial(call, *args, **kwargs)
-            ).result()
-        except requests.HTTPError as error:
-            # DICOMfileClient reports whatever goes wrong as a status 500; a KeyError in its
-            # table of transfer syntaxes among it.
-            reason = error.response.reason or ""
-            unknown = UNKNOWN_TRANSFER_SYNTAX.fullmatch(reason)
-            if unknown:
-                raise PixelsUnsupported(
-                    f"The folder {self.folder} holds frames in transfer syntax {unknown[1]}, which"
-                    " cannot be read from a folder: transcode them to JPEG baseline or read them"
-                    " from a DICOMweb server."
-                ) from error
-            raise PacsAnswerInvalid(
-                f"The folder {self.folder} cannot give {error.response.url}: its file is missing,"
-                " truncated or damaged; put it there again, complete."
-            ) from error
+    def _file(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
+        found = self._index.find(
+            StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid, SOPInstanceUID=sop_uid
+        )
+        if not found:
+            raise PacsNotFound(
+                f"The folder {self.folder} holds no instance {sop_uid}: check the UIDs and that"
+                " the slide has arrived."
+            )
+        return found[0].path
 
-    def _index(self) -> DICOMfileClient:
-        _remove_abandoned(self.folder)
-        try:
-            return _indexed(self.folder)
-        except INDEX_ERRORS as error:
-            raise PacsAnswerInvalid(
-                f"The file {_damaged_file(self.folder)} is a truncated or damaged DICOM file: put"
-                " it there again, complete, or take it out of the folder."
-            ) from error
-
-    def _renew(self) -> None:
-        self._client = self._index()
-
-    def _after_indexing(self, call: Callable[[], T]) -> T:
-        self._renew()
-        return call()
-
-
-def _indexed(folder: Path) -> DICOMfileClient:
-    return DICOMfileClient(f"file://{folder}", in_memory=True)
-
-
-def _damaged_file(folder: Path) -> Path:
-    """First file that cannot be indexed alone; the index itself does not say which."""
-    for path in sorted(folder.rglob("*")):
-        with TemporaryDirectory() as alone:
-            (Path(alone) / "file").symlink_to(path.resolve())
+    def _table(self, path: Path) -> FrameTable:
+        """Frame table of a file, kept until the file is replaced."""
+        with self._lock:
             try:
-                _indexed(Path(alone))
-            except INDEX_ERRORS:
-                return path
-    return folder
+                table = self._tables.pop(path, None)
+                if table is None or table.identity != identity_of(path):
+                    table = frame_table(path)
+            except FILE_ERRORS as error:
+                raise damaged(path) from error
+            self._tables[path] = table  # the most recently used one stands last
+            if len(self._tables) > TABLES_KEPT:
+                del self._tables[next(iter(self._tables))]
+            return table
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """DICOM JSON of all but the pixels and their offset tables, which grow with the frames."""
+    try:
+        attributes = header_of(path).to_json_dict()
+    except FILE_ERRORS as error:
+        raise damaged(path) from error
+    return {tag: e for tag, e in attributes.items() if not tag.startswith(PIXEL_GROUP)}
+
+
+def _unreadable(table: FrameTable, zero_based: Sequence[int]) -> int:
+    """First of the frames that cannot be read."""
+    for number in zero_based:
+        try:
+            read_frames(table, [number])
+        except FILE_ERRORS:
+            return number
+    return zero_based[0]
 
 
 def _write_whole(dataset: Dataset, path: Path) -> None:
@@ -220,16 +201,3 @@ def _remove_abandoned(folder: Path) -> None:
         with partial.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             partial.unlink(missing_ok=True)
-
-
-def _with_own_validation(call: Callable[[], T]) -> T:
-    """Undo what the client does to pydicom: after an exception it leaves strict validation on."""
-    reading, writing = (
-        config.settings.reading_validation_mode,
-        config.settings.writing_validation_mode,
-    )
-    try:
-        return call()
-    finally:
-        config.settings.reading_validation_mode = reading
-        config.settings.writing_validation_mode = writing

@@ -19,7 +19,7 @@ from itertools import islice
 
 import numpy as np
 
-from dicom_io.decoding import EXPLICIT_LE, decode_frame
+from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
 from dicom_io.pacs import InstanceReference, Pacs
@@ -244,9 +244,12 @@ def _pixels(level: Level, key: Key, stored: bytes) -> UInt8:
     try:
         return decode_frame(
             stored,
-            level.transfer_syntax_uids[instance],
-            level.photometric_interpretation,
-            level.tile_size_px,
+            PixelFormat(
+                level.transfer_syntax_uids[instance],
+                level.photometric_interpretation,
+                level.tile_size_px,
+                level.planar,
+            ),
         )
     except ValueError as error:
         raise FrameInvalid(

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 from pydicom.uid import UID
 
-from dicom_io.decoding import DECODERS, EXPLICIT_LE, PHOTOMETRIC_INTERPRETATIONS, transfer_syntax_of
+from dicom_io.decoding import ENCODINGS, PixelFormat, colour_contradiction, transfer_syntax_of
 from dicom_io.errors import PixelsUnsupported
 from dicom_io.level_image import LevelImage
 from dicom_io.pacs import InstanceReference, Pacs
+
+log = logging.getLogger(__name__)
+
+# Names that the dictionary at hand is too old for.
+NAMES = {
+    "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed Explicit VR Little Endian",
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
 
 
 def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) -> str:
@@ -18,22 +31,37 @@ def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) 
     PixelsUnsupported
         It, or the colours in it, cannot be decoded here.
     """
-    uid = image.available_transfer_syntax
+    uid, first = image.available_transfer_syntax, b""
     if uid is None:
         first = next(pacs.frames(instance, [0]))
         uid = transfer_syntax_of(first, image.tile_size_px)
-    if uid not in DECODERS:
-        name = "of an unknown kind" if uid is None else f"in transfer syntax {UID(uid).name}"
+    photometric = image.photometric_interpretation
+    if uid not in ENCODINGS:
+        name = "of an unknown kind" if uid is None else f"in transfer syntax {_name(uid)}"
         raise PixelsUnsupported(
             f"Frames of instance {image.sop_uid} are {name}: transcode the slide to JPEG baseline"
             " or JPEG 2000."
         )
-    photometric = image.photometric_interpretation
-    if photometric not in PHOTOMETRIC_INTERPRETATIONS[DECODERS[uid]] or (
-        image.planar and uid == EXPLICIT_LE
-    ):
+    if photometric not in ENCODINGS[uid].colours:
         raise PixelsUnsupported(
             f"Instance {image.sop_uid} stores {photometric} colours in transfer syntax"
-            f" {UID(uid).name}, which cannot be read: convert the slide to RGB or JPEG baseline."
+            f" {_name(uid)}, which cannot be read: convert the slide to RGB or JPEG baseline."
+        )
+    if first:
+        _log_contradiction(
+            first, PixelFormat(uid, photometric, image.tile_size_px, image.planar), image.sop_uid
         )
     return uid
+
+
+def _log_contradiction(first: bytes, form: PixelFormat, sop_uid: str) -> None:
+    try:
+        contradiction = colour_contradiction(first, form)
+    except ValueError:
+        return  # said, with the number of the frame, when it is decoded
+    if contradiction:
+        log.warning("Frames of instance %s are %s: read as they are", sop_uid, contradiction)
+
+
+def _name(uid: str) -> str:
+    return f"{NAMES.get(uid, UID(uid).name)} ({uid})"

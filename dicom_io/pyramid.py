@@ -56,6 +56,8 @@ class Level:
         Tile → stored frame, in the focal plane that is read.
     focal_planes : (planes, rows, columns, 2) int32
         The same for every focal plane, from the glass upwards.
+    planar
+        Uncompressed samples are stored plane by plane (PlanarConfiguration 1).
     """
 
     instance_uids: tuple[str, ...]
@@ -67,6 +69,7 @@ class Level:
     spacing_mm: tuple[float, float]
     frame: FrameIndex
     focal_planes: NDArray[np.int32]
+    planar: bool
 
     @property
     def um_per_px(self) -> float:
@@ -164,14 +167,14 @@ def _level(
         spacing_mm=first.spacing_mm,
         frame=TileTable(planes[(len(planes) - 1) // 2]),
         focal_planes=planes,
+        planar=first.planar,
     )
 
 
 def _check_same(first: LevelImage, image: LevelImage) -> None:
-    same = (first.tile_size_px, first.photometric_interpretation)
-    if (image.tile_size_px, image.photometric_interpretation) != same or not np.allclose(
-        image.spacing_mm, first.spacing_mm, rtol=1e-3
-    ):
+    same = (first.tile_size_px, first.photometric_interpretation, first.planar)
+    own = (image.tile_size_px, image.photometric_interpretation, image.planar)
+    if own != same or not np.allclose(image.spacing_mm, first.spacing_mm, rtol=1e-3):
         raise SlideGeometryInvalid(
             f"Instances {first.sop_uid} and {image.sop_uid} have the same matrix size but"
             " different tiles, spacing or colours: store the series again as one pyramid."

@@ -6,16 +6,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.derived_uid import derive_uid
-from dicom_io.dicom_json import Json, dataset_of, nested, value, values
+from dicom_io.dicom_json import Json, dataset_of, key, nested, numbers, value
 from dicom_io.errors import (
-    PacsAnswerInvalid,
     PixelsUnsupported,
     SlideGeometryInvalid,
     SlideTooLarge,
@@ -32,9 +31,8 @@ __all__ = ["FrameIndex", "Level", "Slide", "SlideSettings", "open_slide"]
 
 log = logging.getLogger(__name__)
 
-# What pydicom raises at elements that are not of their value representation.
-FOREIGN = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 DEFAULT_MAX_MATRIX_PX = 40_000_000_000
+COLOUR_KEYS = {key("OpticalPathSequence"), key("ICCProfile")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,8 @@ class Slide:
         patient, study, specimen and optical path modules are copied from.
     source_instances
         SOP Instance UID → SOP Class UID of every instance of the levels.
+    colour_metadata
+        DICOM JSON of the base level's attributes that hold its ICC profile, or say where it lies.
     """
 
     study_uid: str
@@ -94,6 +94,7 @@ class Slide:
     frame_of_reference_uid: str
     header: Dataset
     source_instances: Mapping[str, str]
+    colour_metadata: Mapping[str, Any]
 
     @property
     def base(self) -> Level:
@@ -148,7 +149,7 @@ def open_slide(
         pacs.connections,
     )
     base = groups[0][0].metadata
-    header = _header(base, pacs.name)
+    header = dataset_of(base)
     header.FrameOfReferenceUID = _frame_of_reference(base, series_uid)
     used = {uid for level in levels for uid in level.instance_uids}
     slide = Slide(
@@ -162,6 +163,7 @@ def open_slide(
         frame_of_reference_uid=header.FrameOfReferenceUID,
         header=header,
         source_instances=MappingProxyType(dict.fromkeys(sorted(used), WHOLE_SLIDE_IMAGE)),
+        colour_metadata=MappingProxyType({k: v for k, v in base.items() if k in COLOUR_KEYS}),
     )
     if isinstance(settings.focal_plane, int):
         return at_plane(slide, settings.focal_plane)
@@ -209,20 +211,10 @@ def _check_size(images: list[LevelImage], max_matrix_px: int) -> None:
             )
 
 
-def _header(base: Json, archive: str) -> Dataset:
-    try:
-        return dataset_of(base)
-    except FOREIGN as error:
-        raise PacsAnswerInvalid(
-            f"{archive} describes instance {value(base, 'SOPInstanceUID')} in JSON that is not a"
-            f" DICOM dataset ({type(error).__name__}): store the instance again."
-        ) from error
-
-
 def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
     item = nested(base, "TotalPixelMatrixOriginSequence")
-    x = value(item, "XOffsetInSlideCoordinateSystem")
-    y = value(item, "YOffsetInSlideCoordinateSystem")
+    axes = [numbers(item, f"{axis}OffsetInSlideCoordinateSystem") for axis in "XYZ"]
+    x, y, z = (axis[0] if axis else None for axis in axes)
     if x is None or y is None:
         # Real slides lack it. Pixels and counts do not depend on it, only millimetres do.
         log.warning(
@@ -231,13 +223,12 @@ def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
             series_uid,
         )
         return np.zeros(3)
-    z = value(item, "ZOffsetInSlideCoordinateSystem")
     return np.array([x, y, 0.0 if z is None else z], np.float64)
 
 
 def _orientation(base: Json, series_uid: str) -> NDArray[np.float64]:
-    cosines = np.array(values(base, "ImageOrientationSlide"), np.float64)
-    if cosines.shape == (6,) and np.isfinite(cosines).all():
+    cosines = np.array(numbers(base, "ImageOrientationSlide"))
+    if cosines.shape == (6,) and (np.abs(cosines) <= 2).all():
         gram = cosines.reshape(2, 3) @ cosines.reshape(2, 3).T
         if np.allclose(gram, np.eye(2), atol=1e-3):
             return cosines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 
 def set_up_logging(verbose: bool) -> None:
@@ -14,3 +15,6 @@ def set_up_logging(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
     # DBOS prints tracebacks of failed workflows; the job layer reports those in one sentence.
     logging.getLogger("dbos").setLevel(logging.CRITICAL)
+    # pydicom quotes values that break their VR's rules, and those may be a patient's.
+    logging.getLogger("pydicom").propagate = False
+    warnings.filterwarnings("ignore", module="pydicom")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
 from dicom_io.errors import (
@@ -140,14 +140,14 @@ def test_uid_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in written.paths}
 
 
-def test_transfer_syntax_no_folder_can_give(tmp_path: Path) -> None:
-    def rename(ds: Dataset, level: int) -> None:
-        ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.106"  # MPEG-4
+def test_frames_of_an_unknown_kind(tmp_path: Path) -> None:
+    def film(ds: Dataset, level: int) -> None:
+        ds.PixelData = encapsulate([b"\0\0\0\x18ftypmp42" + bytes(999)] * 48)
 
-    written = write_slide(tmp_path, levels=1, change=rename)
+    written = write_slide(tmp_path, levels=1, change=film)
     with (
         open_pacs(f"file://{tmp_path}", QUICK) as pacs,
-        pytest.raises(PixelsUnsupported, match=r"1\.2\.840\.10008\.1\.2\.4\.106"),
+        pytest.raises(PixelsUnsupported, match="unknown kind"),
     ):
         open_slide(pacs, written.study_uid, written.series_uid)
 
