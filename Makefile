@@ -8,7 +8,7 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DATA    ?=
 
-.PHONY: install demo test test-slow lint bench train serve faults clean
+.PHONY: install demo test test-slow lint bench fuzz train serve faults clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ lint: $(VENV)/.developer
 
 bench: $(VENV)/.developer  ## time the stages of the demonstration analysis
 	$(BIN)/python -m tests.bench
+
+fuzz: $(VENV)/.developer  ## 10 000 mutated inputs, then ten minutes guided by coverage where atheris is to be had
+	$(PIP) --editable ".[$(RUNTIME),train,dev,fuzz]"
+	$(BIN)/python -m tests.fuzz --runs 10000 --seconds 600
 
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 	$(BIN)/python -m models.training $(DATA)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dicom_io.colour import Icc, icc_profile, to_srgb
 from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
@@ -39,11 +40,15 @@ class ReadSettings:
         Compressed frames fetched at a time; two windows are held.
     threads
         Decoding threads; 0 takes one per processor.
+    icc
+        "srgb" brings pixels to sRGB by the slide's ICC profile; "none" takes them as they are
+        stored, as models are trained.
     """
 
     cache_bytes: int = 128 * 2**20
     window_bytes: int = 32 * 2**20
     threads: int = 0
+    icc: Icc = "none"
 
 
 Key = tuple[int, int]
@@ -269,6 +274,11 @@ class _Reader:
         self._level = level
         self._settings = settings
         self._cache = FrameCache(settings.cache_bytes)
+        self._colours = (
+            to_srgb(icc_profile(slide.colour_metadata, pacs.bulk_data))
+            if settings.icc == "srgb"
+            else None
+        )
 
     def windows(self, plans: Sequence[_Plan]) -> Iterator[_Window]:
         """Fetch for as many tiles at a time as the window's bytes allow."""
@@ -337,7 +347,7 @@ class _Reader:
         instance, frame = key
         level = self._level
         try:
-            return decode_frame(
+            rgb = decode_frame(
                 frames[key],
                 PixelFormat(
                     level.transfer_syntax_uids[instance],
@@ -351,6 +361,7 @@ class _Reader:
                 f"Frame {frame + 1} of instance {level.instance_uids[instance]} {error}:"
                 " store the instance again, complete."
             ) from error
+        return rgb if self._colours is None else self._colours(rgb)
 
 
 def bytes_of_regions(pacs: Pacs, slide: Slide, regions: Regions, um_per_px: float) -> int:

@@ -78,7 +78,7 @@ class LevelImage:
         places = [nested(item, "PlanePositionSlideSequence") for item in items]
         wanted = ("RowPositionInTotalImagePixelMatrix", "ColumnPositionInTotalImagePixelMatrix")
         found = [[value(place, keyword) for keyword in wanted] for place in places]
-        if any(None in pair for pair in found):
+        if not all(isinstance(number, int) and abs(number) < 2**31 for p in found for number in p):
             raise SlideGeometryInvalid(
                 f"Instance {self.sop_uid} has a frame without a position in the total pixel"
                 " matrix: store the instance again with PlanePositionSlideSequence complete."

@@ -23,12 +23,14 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 from requests.adapters import HTTPAdapter
 
+from dicom_io.dicom_json import is_dicom_json
 from dicom_io.errors import (
     ConfigurationInvalid,
     FrameInvalid,
     PacsAnswerInvalid,
     PacsError,
     PacsNotFound,
+    PacsRefused,
 )
 from dicom_io.folder import FolderClient
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error, refusal_in
@@ -245,6 +247,23 @@ class Pacs:
             for future in pending:
                 future.cancel()
 
+    def bulk_data(self, uri: str) -> bytes:
+        """What lies behind a BulkDataURI of this archive; no other address is asked.
+
+        Raises
+        ------
+        PacsRefused
+            It leads elsewhere.
+        """
+        if isinstance(self._client, FolderClient) or not _within(uri, str(self._client.base_url)):
+            raise PacsRefused(
+                f"{self.name} gives bulk data at another address than its own: correct the"
+                " BulkDataURI that the archive writes (its host, scheme and path)."
+            )
+        client = self._client
+        parts = self._asked("bulk data", lambda: list(client.retrieve_bulkdata(uri)))
+        return b"".join(parts)
+
     def _part(
         self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
     ) -> list[bytes]:
@@ -284,7 +303,7 @@ class Pacs:
 
     def _datasets(self, what: str, call: Callable[[], Any]) -> list[dict[str, Any]]:
         answer = self._asked(what, call)
-        if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
+        if not isinstance(answer, list) or not all(is_dicom_json(item) for item in answer):
             raise PacsAnswerInvalid(
                 f"{self.name} answered {what} with JSON that is not a list of DICOM datasets:"
                 " check that the URL is that of a DICOMweb service."
@@ -309,6 +328,16 @@ class Pacs:
             return call()
         except FOREIGN_ERRORS as error:
             raise pacs_error(self.name, what, error) from error
+
+
+def _within(uri: str, base: str) -> bool:
+    """Whether an address lies under another one: same scheme, host and port, and path."""
+    asked, own = urlsplit(uri), urlsplit(base)
+    return (
+        (asked.scheme, asked.netloc) == (own.scheme, own.netloc)
+        and asked.path.startswith(own.path.rstrip("/") + "/")
+        and ".." not in asked.path
+    )
 
 
 def _is_transient(error: Exception) -> bool:

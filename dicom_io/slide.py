@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from dicom_io.dicom_json import Json, dataset_of, nested, value, values
+from dicom_io.dicom_json import Json, dataset_of, key, nested, numbers, value, values
 from dicom_io.errors import (
     NotWholeSlideImage,
     PacsNotFound,
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 DEFAULT_MAX_MATRIX_PX = 40_000_000_000
+COLOUR_KEYS = {key("OpticalPathSequence"), key("ICCProfile")}
 # Matrix sizes of levels are rounded, some writers pad them: more than this is a contradiction.
 EXTENT_TOLERANCE = 0.02
 EXTENT_TOLERANCE_PX = 2
@@ -101,6 +102,8 @@ class Slide:
         patient, study, specimen and optical path modules are copied from.
     source_instances
         SOP Instance UID → SOP Class UID of every instance of the levels.
+    colour_metadata
+        DICOM JSON of the base level's attributes that hold its ICC profile, or say where it lies.
     """
 
     study_uid: str
@@ -111,6 +114,7 @@ class Slide:
     frame_of_reference_uid: str
     header: Dataset
     source_instances: Mapping[str, str]
+    colour_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def base(self) -> Level:
@@ -182,6 +186,7 @@ def open_slide(
         frame_of_reference_uid=_frame_of_reference(base, series_uid),
         header=dataset_of(base),
         source_instances=MappingProxyType({i.sop_uid: WHOLE_SLIDE_IMAGE for i in images}),
+        colour_metadata=MappingProxyType({k: v for k, v in base.items() if k in COLOUR_KEYS}),
     )
 
 
@@ -296,8 +301,8 @@ def _check_extents(levels: Sequence[Level], series_uid: str) -> None:
 
 def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
     item = nested(base, "TotalPixelMatrixOriginSequence")
-    x = value(item, "XOffsetInSlideCoordinateSystem")
-    y = value(item, "YOffsetInSlideCoordinateSystem")
+    axes = [numbers(item, f"{axis}OffsetInSlideCoordinateSystem") for axis in "XYZ"]
+    x, y, z = (axis[0] if axis else None for axis in axes)
     if x is None or y is None:
         # Real slides lack it. Pixels and counts do not depend on it, only millimetres do.
         log.warning(
@@ -311,8 +316,8 @@ def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
 
 
 def _orientation(base: Json, series_uid: str) -> NDArray[np.float64]:
-    cosines = np.array(values(base, "ImageOrientationSlide"), np.float64)
-    if cosines.shape == (6,) and np.isfinite(cosines).all():
+    cosines = np.array(numbers(base, "ImageOrientationSlide"))
+    if cosines.shape == (6,) and (np.abs(cosines) <= 2).all():
         gram = cosines.reshape(2, 3) @ cosines.reshape(2, 3).T
         if np.allclose(gram, np.eye(2), atol=1e-3):
             return cosines

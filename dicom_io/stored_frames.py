@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import parse_basic_offsets, parse_fragments
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -44,7 +44,9 @@ FILE_ERRORS = (
     NotImplementedError,
     OverflowError,
     RecursionError,
+    MemoryError,  # for the length of an element that the file does not hold
     InvalidDicomError,
+    BytesLengthException,
     struct.error,
     zlib.error,
 )

@@ -81,8 +81,10 @@ def configuration_digest(settings: Settings) -> str:
         "tile_seed": settings.model.tile_seed,
         "graphic_type": settings.output.graphic_type,
         "loinc": settings.output.loinc,
+        "icc": settings.read.icc,
         "libraries": {
-            name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
+            name: version(name)
+            for name in ("numpy", "pillow", "simplejpeg", "imagecodecs", "highdicom")
         },
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
