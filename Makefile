@@ -8,7 +8,7 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DATA    ?=
 
-.PHONY: install demo test test-slow lint bench bench-gpu train serve faults clean
+.PHONY: install demo test test-slow lint bench bench-gpu fuzz train serve faults clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ bench: $(VENV)/.developer  ## time reading, whole analyses and growth beside oth
 
 bench-gpu: $(VENV)/.developer  ## tiles a second on the GPU, how busy it is, agreement with the CPU
 	$(BIN)/python -m tests.bench.gpu
+
+fuzz: $(VENV)/.developer  ## 10 000 mutated inputs, then ten minutes guided by coverage where atheris is to be had
+	$(PIP) --editable ".[$(RUNTIME),train,dev,fuzz]"
+	$(BIN)/python -m tests.fuzz --runs 10000 --seconds 600
 
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 	$(BIN)/python -m models.training $(DATA)

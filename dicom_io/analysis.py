@@ -43,6 +43,9 @@ class Analysis:
         SHA-256 (hex) of every setting that can change a result.
     revision
         1 for the first result; a review makes the next one.
+    icc
+        "srgb" if pixels were brought to sRGB by the slide's ICC profile before the models saw
+        them, "none" if they were taken as stored.
     started, finished
         UTC; content dates of the documents come from `finished` of the first run.
     """
@@ -56,3 +59,4 @@ class Analysis:
     revision: int
     started: datetime
     finished: datetime
+    icc: str = "none"

@@ -6,15 +6,20 @@ what ``Dataset.from_json`` takes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
+from dicom_io.errors import PacsAnswerInvalid
+
 Json = dict[str, Any]
 
 PIXEL_DATA = "7FE00010"
 PER_FRAME = "52009230"
+# What pydicom raises for values that do not fit.
+FROM_JSON_ERRORS = (KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 def key(keyword: str) -> str:
@@ -27,7 +32,7 @@ def key(keyword: str) -> str:
 
 def values(item: Json, keyword: str) -> list[Any]:
     """Values of an attribute; empty if it is absent or empty."""
-    element = item.get(key(keyword), {})
+    element = item.get(key(keyword), {}) if isinstance(item, dict) else {}
     found = element.get("Value", []) if isinstance(element, dict) else []
     return found if isinstance(found, list) else []
 
@@ -38,16 +43,61 @@ def value(item: Json, keyword: str) -> Any:
     return found[0] if found else None
 
 
+def numbers(item: Json, keyword: str) -> list[float]:
+    """Values of a numeric attribute; empty if one of them is no finite number."""
+    try:
+        found = [float(number) for number in values(item, keyword)]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return found if all(map(math.isfinite, found)) else []
+
+
 def nested(item: Json, *keywords: str) -> Json:
     """First item of a sequence in the first item of a sequence …; empty if one is absent."""
     for keyword in keywords:
-        item = value(item, keyword) or {}
+        found = value(item, keyword)
+        item = found if isinstance(found, dict) else {}
     return item
 
 
+def is_dicom_json(item: Any) -> bool:
+    """Whether the shape is that of PS3.18 annex F; values and per-frame items are not looked at.
+
+    Per-frame items are many, and are looked at where they are read.
+    """
+    return isinstance(item, dict) and all(
+        tag == PER_FRAME or _is_element(element) for tag, element in item.items()
+    )
+
+
+def _is_element(element: Any) -> bool:
+    if not isinstance(element, dict) or not isinstance(element.get("vr", ""), str):
+        return False
+    held = element.get("Value", [])
+    if not isinstance(held, list):
+        return False
+    if element.get("vr") == "SQ":
+        return all(item is None or is_dicom_json(item) for item in held)
+    if element.get("vr") == "PN":
+        return all(name is None or isinstance(name, dict) for name in held)
+    return all(value is None or isinstance(value, str | int | float) for value in held)
+
+
 def dataset_of(item: Json) -> Dataset:
-    """Dataset without per-frame items, pixel data and whatever lies elsewhere as bulk data."""
-    return Dataset.from_json(_here({k: v for k, v in item.items() if k != PER_FRAME}))
+    """Dataset without per-frame items, pixel data and whatever lies elsewhere as bulk data.
+
+    Raises
+    ------
+    PacsAnswerInvalid
+        A value is not what its VR allows in JSON.
+    """
+    try:
+        return Dataset.from_json(_here({k: v for k, v in item.items() if k != PER_FRAME}))
+    except FROM_JSON_ERRORS as error:
+        raise PacsAnswerInvalid(
+            f"The metadata of instance {str(value(item, 'SOPInstanceUID'))[:64]} is not DICOM JSON"
+            f" ({type(error).__name__}): check the archive, or store the instance again."
+        ) from error
 
 
 def _here(item: Json) -> Json:

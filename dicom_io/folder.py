@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlparse
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
+from dicom_io.dicom_json import value
 from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsUnreachable
 from dicom_io.folder_index import PARTIAL, FolderIndex, damaged
 from dicom_io.stored_frames import (
@@ -77,11 +78,12 @@ class FolderClient:
         return [file.attributes for file in found]
 
     def search_for_series(self, study_instance_uid: str) -> list[dict[str, Any]]:
-        def search() -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = self._client.search_for_series(study_instance_uid)
-            return found
-
-        return self._owned(search) or self._owned(self._after_indexing, search)
+        """What the first instance of each series says of it."""
+        found = self._index.find(StudyInstanceUID=study_instance_uid)
+        first: dict[Any, dict[str, Any]] = {}
+        for file in found:
+            first.setdefault(value(file.attributes, "SeriesInstanceUID"), file.attributes)
+        return list(first.values())
 
     def retrieve_series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
         found = self._index.find(StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)

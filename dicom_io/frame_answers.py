@@ -14,22 +14,15 @@ from dicom_io.multipart import Multipart, MultipartInvalid, Part, chunks_of, med
 
 # Media type in which a server gives the stored bytes of a transfer syntax (PS3.18 table 8.7.3-5).
 # Asked for by name, because a media type without transfer syntax makes some archives re-encode.
+# Only those that the stream itself tells for sure: a lossless JPEG 2000 stream may be stored under
+# .90 or .91 (JPEG-LS: .80 or .81; HTJ2K and JPEG XL: three), and an archive that is asked for the
+# other one transcodes or fails. Those are asked for as they are stored.
 MEDIA_TYPES = {
     "1.2.840.10008.1.2.1": "application/octet-stream",
     "1.2.840.10008.1.2.4.50": "image/jpeg",
     "1.2.840.10008.1.2.4.51": "image/jpeg",
-    "1.2.840.10008.1.2.4.57": "image/jpeg",
-    "1.2.840.10008.1.2.4.70": "image/jpeg",
-    "1.2.840.10008.1.2.4.80": "image/jls",
     "1.2.840.10008.1.2.4.81": "image/jls",
-    "1.2.840.10008.1.2.4.90": "image/jp2",
     "1.2.840.10008.1.2.4.91": "image/jp2",
-    "1.2.840.10008.1.2.4.110": "image/jxl",
-    "1.2.840.10008.1.2.4.111": "image/jxl",
-    "1.2.840.10008.1.2.4.112": "image/jxl",
-    "1.2.840.10008.1.2.4.201": "image/jphc",
-    "1.2.840.10008.1.2.4.202": "image/jphc",
-    "1.2.840.10008.1.2.4.203": "image/jphc",
     "1.2.840.10008.1.2.5": "image/dicom-rle",
 }
 RAW = "application/octet-stream"

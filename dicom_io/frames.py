@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
+from dicom_io.colour import Icc, icc_profile, to_srgb
 from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
@@ -44,6 +45,9 @@ FIRST_WINDOW_FRAMES = 32
 WINDOW_GROWTH = 4
 
 
+Colours = Callable[[UInt8], UInt8] | None
+
+
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
     """Bounds of the reader.
@@ -58,12 +62,16 @@ class ReadSettings:
         Decoded tiles that wait for the model; two batches are held at least.
     threads
         Decoding threads; 0 takes one per processor.
+    icc
+        "srgb" brings pixels to sRGB by the slide's ICC profile; "none" takes them as they are
+        stored, as models are trained.
     """
 
     cache_bytes: int = 128 * 2**20
     window_bytes: int = 16 * 2**20
     decoded_bytes: int = 64 * 2**20
     threads: int = 0
+    icc: Icc = "none"
 
 
 def read_tiles(
@@ -105,6 +113,11 @@ def read_tiles(
     """
     settings = settings or ReadSettings()
     plans = plan_tiles(slide, box_px, um_per_px, within)
+    colours = (
+        to_srgb(icc_profile(slide.colour_metadata, pacs.bulk_data))
+        if settings.icc == "srgb"
+        else None
+    )
     threads = settings.threads or os.cpu_count() or 1
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
     most_waiting = min(threads + 1, max(2, settings.decoded_bytes // batch_bytes))
@@ -116,7 +129,7 @@ def read_tiles(
             while (window := coming.result()) is not None:
                 coming = ahead.submit(next, windows, None)
                 for batch in window.batches:
-                    waiting.append(decoders.submit(_decoded, plans, batch, window.frames))
+                    waiting.append(decoders.submit(_decoded, plans, batch, window.frames, colours))
                     if len(waiting) == most_waiting:
                         yield waiting.popleft().result()
             while waiting:
@@ -191,7 +204,12 @@ def _batches(plans: Iterable[Plan], size: int) -> Iterator[tuple[Plan, ...]]:
         yield batch
 
 
-def _decoded(plans: Plans, batch: Sequence[Plan], frames: Mapping[Key, bytes]) -> Tiles:
+def _decoded(
+    plans: Plans,
+    batch: Sequence[Plan],
+    frames: Mapping[Key, bytes],
+    colours: Colours,
+) -> Tiles:
     """Decode and join the frames of a batch of tiles."""
     width, height = plans.size
     rgb = np.empty((len(batch), height, width, 3), np.uint8)
@@ -201,11 +219,11 @@ def _decoded(plans: Plans, batch: Sequence[Plan], frames: Mapping[Key, bytes]) -
         right, bottom = (math.ceil(side) for side in plan.corner + plan.extent)
         box = (left, top, right, bottom)
         if plan.is_whole_px and (right - left, bottom - top) == plans.size:
-            _join(plans.level, plan.places, frames, box, tile, known)
+            _join(plans.level, plan.places, frames, colours, box, tile, known)
         else:
             canvas = np.empty((bottom - top, right - left, 3), np.uint8)
             here = np.zeros(canvas.shape[:2], np.bool_)
-            _join(plans.level, plan.places, frames, box, canvas, here)
+            _join(plans.level, plan.places, frames, colours, box, canvas, here)
             tile[:], known[:] = resampled(
                 canvas, here, plan.corner - (left, top), plan.extent, plans.size
             )
@@ -216,6 +234,7 @@ def _join(
     level: Level,
     places: Sequence[Place],
     frames: Mapping[Key, bytes],
+    colours: Colours,
     box: tuple[int, int, int, int],
     canvas: UInt8,
     known: Bool,
@@ -233,6 +252,8 @@ def _join(
         y1 = min(top + tile_height, level.size_px[1], box[3])
         target = np.s_[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
         pixels = _pixels(level, key, frames[key])
+        if colours is not None:
+            pixels = colours(pixels)
         canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
         known[target] = True
     if not known.all():

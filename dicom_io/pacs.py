@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from pydicom.dataset import Dataset
 
 from dicom_io.bulk_data import read_bulk_data
+from dicom_io.dicom_json import is_dicom_json
 from dicom_io.errors import PacsAnswerInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.folder import FolderClient
 from dicom_io.frame_requests import FrameRequests, InstanceReference
@@ -316,7 +317,7 @@ class Pacs:
         self, service: _Archive, what: str, call: Callable[[], Any]
     ) -> list[dict[str, Any]]:
         answer = service.ask(what, call)
-        if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
+        if not isinstance(answer, list) or not all(is_dicom_json(item) for item in answer):
             raise PacsAnswerInvalid(
                 f"{service.name} answered {what} with JSON that is not a list of DICOM datasets:"
                 " check that the URL is that of a DICOMweb service."

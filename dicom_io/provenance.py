@@ -98,6 +98,7 @@ def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSeque
         parameters={
             "package_sha256": model.digest,
             "configuration_sha256": analysis.configuration_digest,
+            "icc": analysis.icc,
         },
     )
 

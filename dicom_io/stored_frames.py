@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import parse_basic_offsets, parse_fragments
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -44,7 +44,9 @@ FILE_ERRORS = (
     NotImplementedError,
     OverflowError,
     RecursionError,
+    MemoryError,  # for the length of an element that the file does not hold
     InvalidDicomError,
+    BytesLengthException,
     struct.error,
     zlib.error,
 )
@@ -74,6 +76,7 @@ class FrameTable:
     Attributes
     ----------
     path
+        None where `opened` is read.
     identity
         Of the file when it was read; another one means that it was replaced.
     start, end : (N,) int64
@@ -82,17 +85,17 @@ class FrameTable:
     encapsulated
     swapped
         Pairs of bytes are exchanged (Big Endian, VR OW).
-    inflated
-        What the file's dataset inflates to, if it is deflated.
+    opened
+        A file without a name: what a deflated dataset inflates to, or an instance as it came.
     """
 
-    path: Path
+    path: Path | None
     identity: tuple[int, int, int]
     start: Int64
     end: Int64
     encapsulated: bool
     swapped: bool = False
-    inflated: BinaryIO | None = field(default=None, repr=False)
+    opened: BinaryIO | None = field(default=None, repr=False)
 
     @property
     def frames(self) -> int:
@@ -125,28 +128,40 @@ def frame_table(path: Path) -> FrameTable:
     One of FILE_ERRORS
         The file is damaged.
     """
-    identity = identity_of(path)
     with path.open("rb", buffering=0) as raw:
-        syntax = _transfer_syntax(raw)
-        if syntax == DEFLATED_EXPLICIT_LE:
-            inflated = _inflated(raw)
-            header = read_dataset(inflated, False, True, stop_when=_at_pixels)
-            start, end = _plain(inflated, header, 12)
-            return FrameTable(path, identity, start, end, False, False, inflated)
-    with path.open("rb") as buffered:
+        table = opened_frame_table(raw)
+    return replace(table, path=path, opened=None if table.opened is raw else table.opened)
+
+
+def opened_frame_table(raw: BinaryIO) -> FrameTable:
+    """The same of a file that stays open as long as its frames are read.
+
+    Parameters
+    ----------
+    raw
+        Without a buffer, which would be filled anew for every item.
+    """
+    status = os.fstat(raw.fileno())
+    identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+    syntax = _transfer_syntax(raw)
+    if syntax == DEFLATED_EXPLICIT_LE:
+        inflated = _inflated(raw)
+        header = read_dataset(inflated, False, True, stop_when=_at_pixels)
+        start, end = _plain(inflated, header, 12)
+        return FrameTable(None, identity, start, end, False, False, inflated)
+    with open(raw.fileno(), "rb", closefd=False) as buffered:
+        buffered.seek(0)
         header = dcmread(buffered, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
         at = buffered.tell()
-    with path.open("rb", buffering=0) as raw:  # a buffer would be filled anew for every item
+    raw.seek(at)
+    if syntax in _UNCOMPRESSED:
+        vr = raw.read(6)[4:]
         raw.seek(at)
-        if syntax in _UNCOMPRESSED:
-            vr = raw.read(6)[4:]
-            raw.seek(at)
-            start, end = _plain(raw, header, 8 if UID(syntax).is_implicit_VR else 12)
-            return FrameTable(
-                path, identity, start, end, False, syntax == EXPLICIT_BE and vr == b"OW"
-            )
-        raw.seek(at + 12)
-        return FrameTable(path, identity, *_encapsulated(raw, header), True)
+        start, end = _plain(raw, header, 8 if UID(syntax).is_implicit_VR else 12)
+        swapped = syntax == EXPLICIT_BE and vr == b"OW"
+        return FrameTable(None, identity, start, end, False, swapped, raw)
+    raw.seek(at + 12)
+    return FrameTable(None, identity, *_encapsulated(raw, header), True, False, raw)
 
 
 def read_frames(table: FrameTable, numbers: Sequence[int]) -> list[bytes]:
@@ -163,9 +178,11 @@ def read_frames(table: FrameTable, numbers: Sequence[int]) -> list[bytes]:
 
 @contextmanager
 def _opened(table: FrameTable) -> Iterator[int]:
-    if table.inflated is not None:
-        yield table.inflated.fileno()
+    if table.opened is not None:
+        yield table.opened.fileno()
         return
+    if table.path is None:
+        raise ValueError("the file is not open")
     with table.path.open("rb", buffering=0) as file:
         yield file.fileno()
 

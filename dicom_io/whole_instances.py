@@ -14,9 +14,8 @@ import requests
 
 from dicom_io.errors import DiskFull, FrameInvalid, PacsAnswerInvalid, SlideTooLarge
 from dicom_io.multipart import Multipart, MultipartInvalid, chunks_of, media_type
-from dicom_io.pacs_errors import FOREIGN_ERRORS
 from dicom_io.pacs_http import Service
-from dicom_io.part10_frames import Part10Frames
+from dicom_io.stored_frames import FILE_ERRORS, FrameTable, opened_frame_table, read_frames
 
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 # PS3.18 table 10.4.4-1 also allows one instance without multipart; some archives know only that.
@@ -31,7 +30,7 @@ class WholeInstances:
 
     def __init__(self, service: Service, most_bytes: int, deadline_s: float) -> None:
         self._service, self._most_bytes, self._deadline_s = service, most_bytes, deadline_s
-        self._kept: dict[str, tuple[BinaryIO, Part10Frames]] = {}
+        self._kept: dict[str, tuple[BinaryIO, FrameTable]] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -55,17 +54,17 @@ class WholeInstances:
             _, stored = self._kept[sop_uid]
             return [self._frame(stored, sop_uid, number) for number in one_based]
 
-    def _frame(self, stored: Part10Frames, sop_uid: str, number: int) -> bytes:
+    def _frame(self, stored: FrameTable, sop_uid: str, number: int) -> bytes:
         try:
-            return stored.frame(number - 1)
-        except (IndexError, ValueError) as error:
+            return read_frames(stored, [number - 1])[0]
+        except FILE_ERRORS as error:
             raise FrameInvalid(
                 f"Frame {number} of instance {sop_uid} cannot be read from the instance that"
                 f" {self._service.name} gave ({error}): store the instance again, complete."
             ) from error
 
     def _fetch(self, path: str, sop_uid: str) -> None:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - kept open for as long as it is needed
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - kept open for as long as it is needed
         try:
             what = f"instance {sop_uid}"
             self._service.ask(what, lambda: self._received(path, sop_uid, file))
@@ -74,10 +73,10 @@ class WholeInstances:
             file.close()
             raise
 
-    def _opened(self, file: BinaryIO, sop_uid: str) -> Part10Frames:
+    def _opened(self, file: BinaryIO, sop_uid: str) -> FrameTable:
         try:
-            return Part10Frames(file)
-        except FOREIGN_ERRORS as error:
+            return opened_frame_table(file)
+        except FILE_ERRORS as error:
             raise PacsAnswerInvalid(
                 f"{self._service.name} gave an instance {sop_uid} whose frames cannot be found"
                 f" ({error}): store the instance again, complete."

@@ -371,6 +371,7 @@ def _analysis(
         revision=REVISION,
         started=datetime.fromisoformat(opened["started"]),
         finished=datetime.fromisoformat(counted["finished"]),
+        icc=place.settings.read.icc,
     )
 
 

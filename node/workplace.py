@@ -83,8 +83,10 @@ def configuration_digest(settings: Settings) -> str:
         "graphic_type": settings.output.graphic_type,
         "loinc": settings.output.loinc,
         "slide": asdict(settings.slide),
+        "icc": settings.read.icc,
         "libraries": {
-            name: version(name) for name in ("numpy", "pillow", "simplejpeg", "highdicom")
+            name: version(name)
+            for name in ("numpy", "pillow", "simplejpeg", "imagecodecs", "highdicom")
         },
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""The ICC transform: off by default, exact, fetched from the archive alone, and recorded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from pydicom.dataset import Dataset
+
+from dicom_io.colour import icc_profile, to_srgb
+from dicom_io.errors import PacsRefused, PixelsUnsupported
+from dicom_io.frames import ReadSettings, read_tiles
+from dicom_io.pacs import Pacs, PacsSettings, open_pacs
+from dicom_io.slide import open_slide
+from tests.conftest import QUICK
+from tests.slides import WrittenSlide, picture, write_slide
+
+Archive = Callable[[WrittenSlide | None], Pacs]
+ADOBE_RGB: bytes = imagecodecs.cms_profile("adobergb")
+BOX_PX = np.array([[8.0, 8, 72, 72]])
+
+
+def with_profile(profile: bytes) -> Callable[[Dataset, int], None]:
+    def change(ds: Dataset, level: int) -> None:
+        path = Dataset()
+        path.OpticalPathIdentifier = "1"
+        path.ICCProfile = profile
+        ds.OpticalPathSequence = [path]
+
+    return change
+
+
+def by_littlecms(rgb: np.ndarray) -> np.ndarray:
+    """The same transform, pixel by pixel."""
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(ADOBE_RGB)),
+        ImageCms.createProfile("sRGB"),
+        "RGB",
+        "RGB",
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+    )
+    return np.asarray(transform.apply(Image.fromarray(rgb)))
+
+
+def test_policy_is_followed(archive: Archive, tmp_path: Path) -> None:
+    """From a folder the profile lies in the metadata, from Orthanc behind a BulkDataURI."""
+    written = write_slide(
+        tmp_path, size_px=(100, 90), levels=1, encoding="raw", change=with_profile(ADOBE_RGB)
+    )
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    stored = picture(100, 90)[8:72, 8:72]
+    (plain,) = read_tiles(pacs, slide, BOX_PX, 0.25)
+    assert np.array_equal(plain.rgb[0], stored)
+    (srgb,) = read_tiles(pacs, slide, BOX_PX, 0.25, settings=ReadSettings(icc="srgb"))
+    assert np.array_equal(srgb.rgb[0], by_littlecms(stored))
+    assert not np.array_equal(srgb.rgb[0], stored)
+
+
+@pytest.mark.parametrize("profile", [None, b"no profile at all", ADOBE_RGB[:500]])
+def test_profile_that_cannot_serve(tmp_path: Path, profile: bytes | None) -> None:
+    change = None if profile is None else with_profile(profile)
+    written = write_slide(tmp_path, levels=1, change=change)
+    with open_pacs(f"file://{tmp_path}", QUICK) as pacs:
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+        with pytest.raises(PixelsUnsupported, match="ICC profile"):
+            list(read_tiles(pacs, slide, BOX_PX, 0.25, settings=ReadSettings(icc="srgb")))
+
+
+def test_grey_profile_is_none_of_an_rgb_device() -> None:
+    grey = imagecodecs.cms_profile("gray")
+    with pytest.raises(PixelsUnsupported, match="RGB device"):
+        to_srgb(grey)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://elsewhere.invalid/dicom-web/bulk/1",
+        "http://127.0.0.1:1/other/bulk/1",
+        "http://127.0.0.1:1/dicom-web/../secrets",
+        "https://127.0.0.1:1/dicom-web/bulk/1",
+        "http://user@127.0.0.1:1/dicom-web/bulk/1",
+        "file:///etc/passwd",
+    ],
+)
+def test_profile_is_fetched_from_nowhere_else(uri: str) -> None:
+    base = {"00282000": {"vr": "OB", "BulkDataURI": uri}}
+    with (
+        open_pacs("http://127.0.0.1:1/dicom-web", PacsSettings(retries=0)) as pacs,
+        pytest.raises(PacsRefused, match="another address"),
+    ):
+        icc_profile(base, pacs.bulk_data)
