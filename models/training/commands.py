@@ -49,7 +49,7 @@ def evaluate_package(
             f"Model package {package.manifest.name} does not know the types {missing} of"
             f" {recipe.name}: evaluate one that does."
         )
-    *_, test = split_images(recipe, read_dicom)
+    test = split_images(recipe, read_dicom).test
     images = [_renamed(image, recipe.types, types) for image in test]
 
     def detect(rgb: UInt8) -> tuple[Float32, Float32, Float32]:
