@@ -14,6 +14,7 @@ from rich.table import Table
 from models.cell_types import CELL_TYPES
 from models.errors import TrainingInvalid
 from models.fields import find_in_field
+from models.manual_count import read_manual_count
 from models.package import find_package
 from models.selection import Candidate, as_pascal_voc, rank
 from node.annotated_slides import annotated_images
@@ -128,30 +129,42 @@ def select(
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.")
 @click.option("--model", help="Evaluate this installed package on the test images of CONFIG.")
+@click.option(
+    "--manual",
+    type=click.Path(path_type=Path),
+    help="Manual differential of the same slides, CSV with the columns type and count.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.pass_obj
 def evaluate(
-    settings: Settings, out: Path | None, model: str | None, as_json: bool, config: Path
+    settings: Settings,
+    out: Path | None,
+    model: str | None,
+    manual: Path | None,
+    as_json: bool,
+    config: Path,
 ) -> None:
-    """Measure a detector on the test images of a training's CONFIG, with the product's own code.
+    """Measure a package on the test images of a training's CONFIG, with the product's own code.
 
     Writes report.json, report.md and pictures: per type recall, precision, F1, accuracy, average
     precision at IoU 0.5 by eleven points, log-average miss rate; over all COCO's average
-    precision, Cohen's kappa, the confusion matrix, and bootstrap intervals.
+    precision, Cohen's kappa, the confusion matrix, bootstrap intervals, and the mean squared
+    error of the differential count. Of a CONFIG of regions or tiles: IoU of the regions that the
+    package's localiser accepts, by object and by slide.
     """
     training = _training()
     recipe = training.load_recipe(config)
     name = model or recipe.name
     folders = (*settings.model.folders, recipe.out / "package")
     package = find_package(name, folders)
-    sessions = open_sessions(settings, package)
     table, written = training.evaluate_package(
         recipe,
         package,
-        sessions,
+        open_sessions(settings, package, localiser=recipe.stage != "cells"),
         out or recipe.out / "evaluation" / name,
         _dicom_reader(settings, recipe, training),
+        None if manual is None else read_manual_count(manual),
     )
     if as_json:
         click.echo(json.dumps(table, indent=2))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.detection_table import (
-    Findings,
-    best_threshold,
-    detection_table,
-    look_at,
-    map_interval,
-)
-from models.records import Float32, UInt8
+from models.detection_evaluation import evaluation_table
+from models.detection_table import Findings, above, best_threshold, detection_table, look_at
+from models.records import Bool, Float32, UInt8
+from models.region_table import boxes_as_places, region_table
 from models.training import detector_augment
+from models.training.annotated import AnnotatedImage
 from models.training.cascade_rcnn import cascade_rcnn
 from models.training.detector import Detector, Truth
 from models.training.detector_augment import Sample
@@ -87,9 +84,11 @@ class DetectionTask:
         types = len(recipe.types)
         chosen = best_threshold(look_at(images.validation, detect), types)
         findings = look_at(images.test, detect)
-        table = detection_table(findings, recipe.types, chosen)
-        interval = map_interval(findings, types, recipe.seed)
-        return {**table, "map_50_interval": list(interval)}, findings
+        table = evaluation_table(findings, recipe.types, chosen, recipe.seed)
+        if recipe.stage == "regions":
+            regions = region_table(*_as_places(findings, images.test, chosen), recipe.seed)
+            table |= {name: value for name, value in regions.items() if name != "confusion"}
+        return table, findings
 
 
 def detect_with(
@@ -104,6 +103,19 @@ def detect_with(
         return box.cpu().numpy(), score.cpu().numpy(), probability.cpu().numpy()
 
     return detect
+
+
+def _as_places(
+    findings: Findings, images: Sequence[AnnotatedImage], score_threshold: float
+) -> tuple[list[Bool], list[Bool], list[str]]:
+    """Regions found and true, px by px, and the slide of each image."""
+    sure = above(findings.found, score_threshold)
+    found, truth = [], []
+    for number, image in enumerate(images):
+        shape = (image.size_px[1], image.size_px[0])
+        found.append(boxes_as_places(sure.box_px[sure.image == number], shape, 1.0))
+        truth.append(boxes_as_places(image.box_px, shape, 1.0))
+    return found, truth, [image.group for image in images]
 
 
 def _truth(sample: Sample) -> Truth:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from models.errors import TrainingInvalid
 from models.evaluation import classification_table, confusion
 from models.records import Bool, Float64, Int64, UInt8
+from models.region_table import region_table
 from models.training import detector_augment
 from models.training.annotated import AnnotatedImage
 from models.training.detector_augment import Sample, cropped, quarter_turned
@@ -66,7 +67,20 @@ class TileTask:
         said = probability >= chosen
         table = confusion(true.astype(np.int32), said.astype(np.int32), 2)
         measured = classification_table(table, self._recipe.types)
-        return {"threshold": chosen, **measured, **tile_measures(said, true == 1)}, None
+        # A tile is one place of its slide; which tiles touch is not known, so no objects.
+        regions = region_table(
+            list(said[:, None, None]),
+            list((true == 1)[:, None, None]),
+            [image.group for image in self._images.test],
+            self._recipe.seed,
+        )
+        by_slide = {name: value for name, value in regions.items() if "slide" in name}
+        return {
+            "threshold": chosen,
+            **measured,
+            **tile_measures(said, true == 1),
+            **by_slide,
+        }, None
 
     def _probabilities(
         self, images: Sequence[AnnotatedImage], device: torch.device
