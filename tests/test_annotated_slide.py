@@ -132,7 +132,7 @@ def test_what_a_viewer_corrected_comes_back(
 
 
 def corrected_by_hand(document: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Move the first cell of the largest group into a group of its own: its box before and after."""
+    """Give the first cell of the largest group a group of its own: its box before and after."""
     group = max(document.AnnotationGroupSequence, key=lambda each: each.NumberOfAnnotations)
     corners = np.frombuffer(group.PointCoordinatesData, np.float32).reshape(-1, 4, 2)
     moved = corners[:1] + np.array([3, 2], np.float32)
