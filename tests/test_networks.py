@@ -88,6 +88,7 @@ def test_answers_are_boxes_scores_and_shares(build: Callable[[], Any]) -> None:
     assert (box >= 0).all()
     assert ((score >= 0) & (score <= 1)).all()
     kept = score > 0
+    assert (box[kept][:, 2:] > box[kept][:, :2]).all()  # nothing in the padding
     torch.testing.assert_close(kind[kept].sum(-1), torch.ones(int(kept.sum())))
 
 

@@ -53,7 +53,7 @@ class DetectionTask:
 
         def draw() -> Sample:
             image = train[int(rng.integers(len(train)))]
-            return Sample(image.read(), image.box_px, image.kind)
+            return Sample.whole(image.read(), image.box_px, image.kind)
 
         samples = [self._augment(rng, draw, size) for _ in range(recipe.batch)]
         rgb = torch.from_numpy(np.stack([sample.rgb for sample in samples])).permute(0, 3, 1, 2)

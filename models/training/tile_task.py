@@ -47,7 +47,7 @@ class TileTask:
         return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2), torch.from_numpy(kinds)
 
     def _tile(self, rng: np.random.Generator, image: AnnotatedImage) -> UInt8:
-        sample = Sample(image.read(), image.box_px, image.kind)
+        sample = Sample.whole(image.read(), image.box_px, image.kind)
         sample = quarter_turned(rng, cropped(rng, sample, self._recipe.size_px))
         sample = detector_augment.recoloured_hsv(rng, sample)
         return detector_augment.noisy(rng, sample, 8.0).rgb
