@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from models.records import Bool, Float64, Int64
+
+BOOTSTRAPS = 200
+
+
+def bootstrap_interval(
+    statistic: Callable[[Int64], float | None], units: int, rng: np.random.Generator
+) -> list[float] | None:
+    """95 % of what a statistic is of as many units (slides, images) drawn with replacement.
+
+    Parameters
+    ----------
+    statistic
+        Rows of units, (units,) int64 → value; None where they have none.
+    units
+    rng
+
+    Returns
+    -------
+    list or None
+        Lower and upper end; None where no draw had a value.
+    """
+    drawn = [statistic(rng.integers(units, size=units)) for _ in range(BOOTSTRAPS)]
+    values = [value for value in drawn if value is not None]
+    if not values:
+        return None
+    return [round(float(end), 4) for end in np.percentile(values, [2.5, 97.5])]
 
 
 def cohens_kappa(confusion: Int64) -> float | None:

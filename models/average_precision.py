@@ -81,13 +81,7 @@ def curve(
     most_per_image
         Only so many detections of an image count; None for all.
     """
-    right = np.zeros(len(found.score), np.bool_)
-    counts = np.zeros(len(found.score), np.bool_)
-    for image in np.unique(found.image):
-        rows = np.flatnonzero(found.image == image)
-        rows = rows[np.argsort(-found.score[rows], kind="stable")][:most_per_image]
-        counts[rows] = True
-        right[rows] = _found_once(found.box_px[rows], truth.box_px[truth.image == image], iou)
+    right, counts = _hits(found, truth, iou, most_per_image)
     order = np.argsort(-found.score, kind="stable")
     hits = right[order[counts[order]]]
     true_positives, false_positives = np.cumsum(hits), np.cumsum(~hits)
@@ -97,6 +91,12 @@ def curve(
         false_positives=false_positives.astype(np.float64),
         truth=len(truth.score),
     )
+
+
+def right_ones(found: ScoredBoxes, truth: ScoredBoxes, iou: float) -> Bool:
+    """Which detections of one type find a true box, as :func:`curve` matches them, (N,)."""
+    right, _ = _hits(found, truth, iou, None)
+    return right
 
 
 def eleven_point(points: Curve) -> float:
@@ -141,6 +141,20 @@ def log_average_miss_rate(points: Curve, images: int) -> float:
     miss_rate = np.concatenate(([1.0], 1 - points.recall))
     place = np.searchsorted(false_positives, _FALSE_POSITIVES_PER_IMAGE, side="right") - 1
     return float(np.exp(np.log(np.maximum(miss_rate[place], 1e-10)).mean()))
+
+
+def _hits(
+    found: ScoredBoxes, truth: ScoredBoxes, iou: float, most_per_image: int | None
+) -> tuple[Bool, Bool]:
+    """Which detections are right, and which count, (N,) each."""
+    right = np.zeros(len(found.score), np.bool_)
+    counts = np.zeros(len(found.score), np.bool_)
+    for image in np.unique(found.image):
+        rows = np.flatnonzero(found.image == image)
+        rows = rows[np.argsort(-found.score[rows], kind="stable")][:most_per_image]
+        counts[rows] = True
+        right[rows] = _found_once(found.box_px[rows], truth.box_px[truth.image == image], iou)
+    return right, counts
 
 
 def _found_once(found: NDArray[np.floating], truth: NDArray[np.floating], iou: float) -> Bool:

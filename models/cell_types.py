@@ -79,3 +79,19 @@ ME_REFERENCE: tuple[float, float] = (_TABLE["me_reference"][0], _TABLE["me_refer
 CELL_TYPES: Mapping[str, CellType] = MappingProxyType(
     {key: _cell_type(key, row) for key, row in _TABLE.items() if isinstance(row, dict)}
 )
+
+# The two lines of maturation whose stages Choi et al. (2017) tell apart, in order.
+ERYTHROID_STAGES = (
+    "proerythroblast",
+    "basophilic_erythroblast",
+    "polychromatic_erythroblast",
+    "orthochromatic_erythroblast",
+)
+GRANULOCYTIC_STAGES = (
+    "myeloblast",
+    "promyelocyte",
+    "myelocyte",
+    "metamyelocyte",
+    "band_neutrophil",
+    "segmented_neutrophil",
+)

@@ -3,7 +3,8 @@
 Wang et al. (2022), §3.1.3, eq. 5 to 11. For patches that lie side by side without overlap. It
 cannot join every cell: where a border cuts a small cap off a round cell, the cap's box is narrower
 than the rest's, and its corners lie further away than ε. Overlapping patches, with
-:func:`models.stitching.stitch`, have no such limit.
+:func:`models.stitching.stitch`, have no such limit, and there patches that disagree about a type
+are all heard.
 
 Shape legend: N detections, D ≤ N cells.
 """

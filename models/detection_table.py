@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from models.agreement_statistics import cohens_kappa
+from models.agreement_statistics import bootstrap_interval, cohens_kappa
 from models.average_precision import (
     ScoredBoxes,
     curve,
@@ -20,7 +20,6 @@ from models.average_precision import (
 from models.evaluation import confusion, f1, match
 from models.records import Float32, Float64, Int32, Int64, UInt8
 
-BOOTSTRAPS = 200
 # Below this, nothing counts as found, whatever the curve.
 LEAST_SCORE = 0.01
 
@@ -99,8 +98,8 @@ def detection_table(
     -------
     dict
         Over all types and for each: average precision at IoU 0.5 by 11 points (Tayebi et al. 2021,
-        §4.5) and COCO's, log-average miss rate, recall and accuracy of cells found (Wang et al.
-        2022, eq. 17 and 18), precision, F1, Cohen's kappa, and the confusion matrix (rows true,
+        §4.5) and COCO's, log-average miss rate, recall and accuracy (Wang et al. 2022, eq. 17 and
+        18), precision, F1, Cohen's kappa, and the confusion matrix (rows true,
         columns reported).
     """
     table = _confusion(findings, len(types), score_threshold)
@@ -157,10 +156,13 @@ def _type_row(
 ) -> dict[str, Any]:
     found, truth = findings.found.of(kind), findings.truth.of(kind)
     points = curve(found, truth, 0.5)
-    sure = curve(_above(found, score_threshold), truth, 0.5)
+    sure = curve(above(found, score_threshold), truth, 0.5)
     called = len(sure.recall)
     right = round(float(sure.recall[-1]) * sure.truth) if called else 0
-    others = int(table.sum() - table[kind].sum() - table[:, kind].sum() + table[kind, kind])
+    # Of Wang et al. 2022, eq. 17 and 18: a cell of another type that nothing calls this one.
+    others = int((findings.truth.label >= 0).sum()) - sure.truth
+    spared = others - int(table[:, kind].sum() - table[kind, kind])
+    wrong = called - right + sure.truth - right
     return {
         "cells": sure.truth,
         "ap_50": round(eleven_point(points), 4),
@@ -170,14 +172,13 @@ def _type_row(
         "recall": round(right / sure.truth, 4),
         "precision": round(right / called, 4) if called else 0.0,
         "f1": round(f1(right, called, sure.truth), 4),
-        # Of the cells found at all, whatever they were called.
-        "accuracy": round((int(table[kind, kind]) + others) / max(int(table.sum()), 1), 4),
+        "accuracy": round((right + spared) / (right + spared + wrong), 4),
     }
 
 
 def _confusion(findings: Findings, types: int, score_threshold: float) -> Int64:
     """Cells found, whatever they were called: (K, K)."""
-    sure = _above(findings.found, score_threshold)
+    sure = above(findings.found, score_threshold)
     table = np.zeros((types, types), np.int64)
     for image in range(findings.images):
         mine, true = sure.image == image, findings.truth.image == image
@@ -194,16 +195,15 @@ def _confusion(findings: Findings, types: int, score_threshold: float) -> Int64:
 
 def map_interval(findings: Findings, types: int, seed: int) -> tuple[float, float]:
     """95 % of the mean average precisions of as many images drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    values = [
-        mean_ap_50(findings.drawn(rng.integers(findings.images, size=findings.images)), types)
-        for _ in range(BOOTSTRAPS)
-    ]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return round(float(low), 4), round(float(high), 4)
+    low, high = bootstrap_interval(
+        lambda chosen: mean_ap_50(findings.drawn(chosen), types),
+        findings.images,
+        np.random.default_rng(seed),
+    ) or (0.0, 0.0)
+    return low, high
 
 
-def _above(boxes: ScoredBoxes, score: float) -> ScoredBoxes:
+def above(boxes: ScoredBoxes, score: float) -> ScoredBoxes:
     kept = boxes.score >= score
     return ScoredBoxes(boxes.image[kept], boxes.box_px[kept], boxes.label[kept], boxes.score[kept])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from models.agreement_statistics import cohens_kappa
 from models.boxes import Boxes, overlapping_between
 from models.cell_types import CELL_TYPES
 from models.records import Int32, Int64
@@ -177,6 +180,39 @@ def evaluate(
     )
 
 
+def classification_table(confusion: Int64, types: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, recall and precision of cells that were named, as JSON.
+
+    Parameters
+    ----------
+    confusion : (K, K) int64
+        Rows are true types, columns reported ones.
+    types
+        Names of both; only those of the table of cell types have neighbouring stages.
+    """
+    shown, called, right = confusion.sum(1), confusion.sum(0), np.diag(confusion)
+    recall, precision = right / np.maximum(shown, 1), right / np.maximum(called, 1)
+    cells = max(int(shown.sum()), 1)
+    beside = int(confusion[_adjacent(tuple(types))].sum())
+    return {
+        "cells": int(shown.sum()),
+        "accuracy": round(int(right.sum()) / cells, 4),
+        "accuracy_with_neighbouring_stage": round(beside / cells, 4),
+        "mean_recall": round(float(recall[shown > 0].mean()), 4),
+        "kappa": cohens_kappa(confusion),
+        "types": {
+            name: {
+                "cells": int(shown[row]),
+                "recall": round(float(recall[row]), 4),
+                "precision": round(float(precision[row]), 4),
+            }
+            for row, name in enumerate(types)
+            if shown[row]
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
 def _type_rows(table: Int64, truth_label: Int32, classes: tuple[str, ...]) -> tuple[TypeRow, ...]:
     rows = []
     for k, key in enumerate(classes):
@@ -197,9 +233,11 @@ def _type_rows(table: Int64, truth_label: Int32, classes: tuple[str, ...]) -> tu
 
 def _adjacent(classes: tuple[str, ...]) -> np.ndarray:
     """Return which pairs of types are the same or neighbouring stages, (K, K)."""
-    return np.array(
-        [[a == b or b in CELL_TYPES[a].neighbours for b in classes] for a in classes], dtype=bool
-    )
+    return np.array([[a == b or _neighbours(a, b) for b in classes] for a in classes], dtype=bool)
+
+
+def _neighbours(first: str, second: str) -> bool:
+    return first in CELL_TYPES and second in CELL_TYPES[first].neighbours
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -10,8 +10,9 @@ from PIL import Image
 
 from models.classify import classify
 from models.detect import detect, detection_grid
+from models.localise import localise, localiser_grid
 from models.package import ModelPackage, Stage
-from models.records import Cells, Float32, Float64, Regions, Tiles, UInt8
+from models.records import Bool, Cells, Float32, Float64, Regions, Tiles, UInt8
 from models.stitching import TileGeometry, stitch
 
 Sessions = Mapping[Stage, Callable[[UInt8], Mapping[str, Float32]]]
@@ -56,6 +57,39 @@ def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions:
     shrink = np.tile([rgb.shape[1] / width, rgb.shape[0] / height], 2)
     limit = np.array([rgb.shape[1], rgb.shape[0]] * 2, np.float64)
     return replace(cells, box_px=np.clip(cells.box_px * shrink, 0, limit))
+
+
+def accepted_places(
+    rgb: UInt8, um_per_px: float, package: ModelPackage, sessions: Sessions
+) -> tuple[Bool, float]:
+    """Where the localiser of a package accepts one image, as it would accept frames of a slide.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8
+    um_per_px
+    package
+    sessions
+        With the localiser.
+
+    Returns
+    -------
+    tuple
+        A map of places (rows, columns), one for each value of the localiser, dilation included;
+        and the side of a place in pixels of `rgb`.
+    """
+    stage = package.manifest.localiser
+    scaled = _scaled(rgb, um_per_px / stage.um_per_px)
+    height, width = scaled.shape[:2]
+    stride = stage.output_stride_px
+    # A localiser that samples a slide looks at all of a single image.
+    box = localiser_grid((width, height), stage.um_per_px, replace(stage, sampled_grid=None))
+    session = sessions["localiser"]
+    found = localise(_tiles(scaled, box), session, package, (width, height), (stride, stride))
+    places = np.zeros((-(-height // stride), -(-width // stride)), np.bool_)
+    column, row = (found.box_px[:, :2] // stride).astype(np.int64).T
+    places[row, column] = True
+    return places, stride * rgb.shape[1] / width
 
 
 def _scaled(rgb: UInt8, factor: float) -> UInt8:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.boxes import areas, centres, first_box_holding, iou, overlapping, suppressed
 from models.records import Bool, Cells, Detections, Float64, Int32, Int64, Regions, Tiles
@@ -89,6 +90,11 @@ def stitch(
     the one with the higher score stays. So it does where the worse is a piece that lies for more
     than `PIECE_SHARE` in the better one. Boxes of the same tile are never merged here: what is one
     cell within a tile was decided by :func:`models.detect.detect`.
+
+    Tiles may disagree about a cell's type ("the current framework does not integrate mismatching
+    classification", Wang et al. 2022, §5): each then speaks for its own with its score times that
+    type's probability, and the type with the most is the cell's. A piece is not asked where
+    another tile has seen the cell whole.
     """
     box, score, probability, label, tile, cut = _gathered(batches, classes)
     centre = centres(box)
@@ -106,17 +112,51 @@ def stitch(
     kept = kept[np.lexsort(keys)]
     better, worse = _one_cell(box[kept], cut[kept])
     rivals = tile[kept[better]] != tile[kept[worse]]
-    kept = kept[~suppressed(better[rivals], worse[rivals], len(kept))]
-    kept = kept[np.lexsort((box[kept, 3], box[kept, 2], box[kept, 0], box[kept, 1]))]
+    better, worse = better[rivals], worse[rivals]
+    gone = suppressed(better, worse, len(kept))
+    cell = _cell_of_each(better, worse, gone)
+    certainty = score[kept] * probability[kept, label[kept]]
+    speaker = kept[_speaker(cell, label[kept], certainty, cut[kept], len(classes))][~gone]
+    kept = kept[~gone]
+    order = np.lexsort((box[kept, 3], box[kept, 2], box[kept, 0], box[kept, 1]))
+    kept, speaker = kept[order], speaker[order]
     return Cells(
         box_px=box[kept],
         score=score[kept],
-        probability=probability[kept],
-        label=label[kept],
+        probability=probability[speaker],
+        label=label[speaker],
         tile=home[kept].astype(np.int32),
         classes=classes,
         package_digest=package_digest,
     )
+
+
+def _cell_of_each(better: Int64, worse: Int64, gone: Bool) -> Int64:
+    """Row of the box that stays for each of (N,) boxes: its best rival that stays, or itself."""
+    cell = np.where(gone, len(gone), np.arange(len(gone)))
+    stays = ~gone[better] & gone[worse]
+    np.minimum.at(cell, worse[stays], better[stays])
+    return cell
+
+
+def _speaker(
+    cell: Int64, label: Int32, certainty: NDArray[np.floating], cut: Bool, classes: int
+) -> Int64:
+    """Row of the box that gives each cell its type: the best one of the type with most weight.
+
+    Rows are ranked; between equal weights the type of the box that stays is taken.
+    """
+    row = np.arange(len(cell))
+    seen_whole = np.bincount(cell[~cut], minlength=len(cell)) > 0
+    asked = ~cut | ~seen_whole[cell]
+    weight = np.zeros((len(cell), classes))
+    np.add.at(weight, (cell[asked], label[asked]), certainty[asked])
+    own = weight[row, label] >= weight.max(1, initial=0)
+    chosen = np.where(own, label, weight.argmax(1))
+    says_so = asked & (label == chosen[cell])
+    speaker = np.full(len(cell), len(cell))
+    np.minimum.at(speaker, cell[says_so], row[says_so])
+    return np.where(speaker < len(cell), speaker, row)
 
 
 def _one_cell(box: Float64, cut: Bool) -> tuple[Int64, Int64]:

@@ -43,12 +43,12 @@ class FieldResult:
     package: ModelPackage
 
 
-def open_sessions(settings: Settings, package: ModelPackage) -> Sessions:
-    """Detector of a package, and its classifier where it has one."""
+def open_sessions(settings: Settings, package: ModelPackage, localiser: bool = False) -> Sessions:
+    """Detector of a package, and its classifier where it has one; or its localiser alone."""
     return {
         stage: open_session(package, stage, settings.model.device, settings.model.threads)
         for stage in stages_of(package.manifest)
-        if stage != "localiser"
+        if (stage == "localiser") == localiser
     }
 
 

@@ -11,17 +11,20 @@ from typing import Any
 import click
 from rich.table import Table
 
+from dicom_io.field_image import read_field_image
 from models.cell_types import CELL_TYPES
 from models.errors import TrainingInvalid
 from models.fields import find_in_field
-from models.package import find_package
-from models.selection import Candidate, as_pascal_voc, rank
+from models.manual_count import read_manual_count
+from models.package import ModelPackage, find_package
+from models.selection import Candidate, Ranked, as_pascal_voc, rank
 from node.annotated_slides import annotated_images
 from node.config import Settings
 from node.console import ERR, OUT
 from node.field import analyse_field, draw_field, field_as_json, open_sessions
 from node.pipeline import SlideReference
 from node.side_by_side import Row, compare_packages, rows_as_json
+from node.unlabelled_slides import SlideTile, slide_candidates, write_tiles
 
 IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 
@@ -67,58 +70,79 @@ def run_training(settings: Settings, config: Path, as_json: bool) -> None:
 
 @train.command()
 @click.option("--model", help="Model package that looks at the images.")
-@click.option("--um-per-px", type=float, required=True, help="Scale of the images.")
+@click.option(
+    "--um-per-px",
+    type=float,
+    help="Scale of the images of FOLDER, or of tiles [of slides: the package's own].",
+)
+@click.option("--pacs", "pacs_url", help="Where the slides are.")
+@click.option(
+    "--slide",
+    "uids",
+    type=(str, str),
+    multiple=True,
+    metavar="STUDY_UID SERIES_UID",
+    help="A slide whose tiles are candidates, instead of FOLDER; several times.",
+)
+@click.option(
+    "--tile-px", type=click.IntRange(64), default=512, show_default=True, help="Side of tiles."
+)
 @click.option("--top", type=click.IntRange(1), default=250, show_default=True, help="How many.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write what was found in the chosen images here, as Pascal VOC to be corrected.",
+    help="Write what was found in the chosen images here, as Pascal VOC to be corrected; of"
+    " slides, the chosen tiles as well.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
 @click.pass_obj
 def select(
     settings: Settings,
     model: str | None,
-    um_per_px: float,
+    um_per_px: float | None,
+    pacs_url: str | None,
+    uids: tuple[tuple[str, str], ...],
+    tile_px: int,
     top: int,
     out: Path | None,
     as_json: bool,
-    folder: Path,
+    folder: Path | None,
 ) -> None:
-    """Rank the unlabelled images of FOLDER by how rare and uncertain their cells are.
+    """Rank unlabelled images by how rare and uncertain their cells are.
 
-    Active learning as in Tayebi et al. (2021), section 2.3: correct the labels that are written
-    for the first ones with LabelImg or alike, and name their folder as a source of the next
-    training.
+    Candidates are the images of FOLDER, or the tiles of slides in the archive where the package's
+    localiser accepts them. Active learning as in Tayebi et al. (2021), section 2.3: correct the
+    labels that are written for the first ones with LabelImg or alike, and name their folder as a
+    source of the next training. Annotations of a whole slide that were corrected in a viewer are a
+    source of their own: format dicom.
     """
-    from dicom_io.field_image import read_field_image  # noqa: PLC0415
-
+    if (folder is None) == (not uids):
+        raise click.UsageError("Name a FOLDER of images, or slides with --slide.")
     package = find_package(model or settings.model.name, settings.model.folders)
-    sessions = open_sessions(settings, package)
-    candidates = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES):
-        rgb = read_field_image(path).rgb
-        cells = find_in_field(rgb, um_per_px, package, sessions)
-        candidates.append(Candidate(path, (rgb.shape[1], rgb.shape[0]), cells))
+    settings = replace(settings, pacs_url=pacs_url or settings.pacs_url)
+    tiles: dict[Path, SlideTile] = {}
+    scale = um_per_px or package.manifest.detector.um_per_px
+    if folder is not None:
+        if um_per_px is None:
+            raise click.UsageError("Say with --um-per-px what scale the images of FOLDER have.")
+        candidates = _folder_candidates(settings, package, folder, um_per_px)
+    else:
+        slides = [SlideReference(study, series, "selection") for study, series in uids]
+        found = slide_candidates(settings, package, slides, tile_px, scale)
+        candidates = [candidate for _, candidate in found.values()]
+        tiles = {path: tile for path, (tile, _) in found.items()}
     if not candidates:
-        raise TrainingInvalid(f"{folder} holds no image to choose from.")
+        raise TrainingInvalid(f"{folder or 'No slide'} holds no image to choose from.")
     chosen = rank(candidates)[:top]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for each in chosen:
             path = out / f"{each.candidate.path.stem}.xml"
             path.write_bytes(as_pascal_voc(each.candidate))
-    rows = [
-        {
-            "image": each.candidate.path.name,
-            "cells": len(each.candidate.cells),
-            "rarity_bits": round(each.rarity, 4),
-            "uncertainty": round(each.uncertainty, 4),
-            "score": round(each.score, 4),
-        }
-        for each in chosen
-    ]
+        mine = [each.candidate.path for each in chosen if each.candidate.path in tiles]
+        write_tiles(settings, {path: tiles[path] for path in mine}, scale, out)
+    rows = [_row(each, tiles.get(each.candidate.path)) for each in chosen]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -128,30 +152,42 @@ def select(
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.")
 @click.option("--model", help="Evaluate this installed package on the test images of CONFIG.")
+@click.option(
+    "--manual",
+    type=click.Path(path_type=Path),
+    help="Manual differential of the same slides, CSV with the columns type and count.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.pass_obj
 def evaluate(
-    settings: Settings, out: Path | None, model: str | None, as_json: bool, config: Path
+    settings: Settings,
+    out: Path | None,
+    model: str | None,
+    manual: Path | None,
+    as_json: bool,
+    config: Path,
 ) -> None:
-    """Measure a detector on the test images of a training's CONFIG, with the product's own code.
+    """Measure a package on the test images of a training's CONFIG, with the product's own code.
 
     Writes report.json, report.md and pictures: per type recall, precision, F1, accuracy, average
     precision at IoU 0.5 by eleven points, log-average miss rate; over all COCO's average
-    precision, Cohen's kappa, the confusion matrix, and bootstrap intervals.
+    precision, Cohen's kappa, the confusion matrix, bootstrap intervals, and the mean squared
+    error of the differential count. Of a CONFIG of regions or tiles: IoU of the regions that the
+    package's localiser accepts, by object and by slide.
     """
     training = _training()
     recipe = training.load_recipe(config)
     name = model or recipe.name
     folders = (*settings.model.folders, recipe.out / "package")
     package = find_package(name, folders)
-    sessions = open_sessions(settings, package)
     table, written = training.evaluate_package(
         recipe,
         package,
-        sessions,
+        open_sessions(settings, package, localiser=recipe.stage != "cells"),
         out or recipe.out / "evaluation" / name,
         _dicom_reader(settings, recipe, training),
+        None if manual is None else read_manual_count(manual),
     )
     if as_json:
         click.echo(json.dumps(table, indent=2))
@@ -234,6 +270,41 @@ def field(
     manifest = result.package.manifest
     OUT.print(f"cells {len(result.cells)}; {manifest.name}: {manifest.intended_use}")
     OUT.print(f"picture {drawn}", highlight=False, soft_wrap=True)
+
+
+def _folder_candidates(
+    settings: Settings, package: ModelPackage, folder: Path, um_per_px: float
+) -> list[Candidate]:
+    """Every image of a folder, with what the package finds in it."""
+    sessions = open_sessions(settings, package)
+    candidates = []
+    for path in sorted(p for p in _files(folder) if p.suffix.lower() in IMAGES):
+        rgb = read_field_image(path).rgb
+        cells = find_in_field(rgb, um_per_px, package, sessions)
+        candidates.append(Candidate(path, (rgb.shape[1], rgb.shape[0]), cells))
+    return candidates
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise TrainingInvalid(f"{folder} cannot be read ({error.strerror}): check it.") from error
+
+
+def _row(ranked: Ranked, tile: SlideTile | None) -> dict[str, Any]:
+    """What is printed of one image; of a tile, also where it lies."""
+    row = {
+        "image": ranked.candidate.path.name,
+        "cells": len(ranked.candidate.cells),
+        "rarity_bits": round(ranked.rarity, 4),
+        "uncertainty": round(ranked.uncertainty, 4),
+        "score": round(ranked.score, 4),
+    }
+    if tile is None:
+        return row
+    box = [round(edge) for edge in tile.box_px.tolist()]
+    return {**row, "series_uid": tile.slide.series_uid, "box_px": box}
 
 
 def _training() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 
 from dicom_io.demonstration import Truth, read_truth
 from dicom_io.errors import InputError
-from models.cell_types import CELL_TYPES
 from models.evaluation import evaluate
 from models.manifest import UNCLASSIFIED
+from models.manual_count import differential_difference
 from models.records import Cells, Differential, Int32
 from node import stages
 from node.config import Settings
@@ -128,14 +129,15 @@ def _against(cells: Cells, counted: Differential, truth: Truth | None) -> dict[s
     classes = tuple(dict.fromkeys((*cells.classes, *truth.types, UNCLASSIFIED)))
     true_label = _labels(truth.types, classes)
     found = evaluate(cells.box_px, cells.label, truth.box_px, true_label, classes)
-    true_share = np.bincount(true_label, minlength=len(classes)) / max(len(true_label), 1)
-    share = dict(zip(counted.classes, counted.share.tolist(), strict=True))
-    errors = [
-        abs(share.get(key, 0.0) - float(true_share[row]))
-        for row, key in enumerate(classes)
-        if CELL_TYPES[key].ndc and key != UNCLASSIFIED
-    ]
-    values = (found.f1, found.type_accuracy, found.neighbour_accuracy, 100 * max(errors))
+    apart = differential_difference(
+        dict(zip(counted.classes, counted.count.tolist(), strict=True)), Counter(truth.types)
+    )
+    values = (
+        found.f1,
+        found.type_accuracy,
+        found.neighbour_accuracy,
+        apart["ndc_largest_error_points"],
+    )
     return {
         name: None if value is None else round(value, 4)
         for name, value in zip(names, values, strict=True)

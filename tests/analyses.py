@@ -12,23 +12,12 @@ from dicom_io.demonstration import compose_demonstration_slide
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from dicom_io.tile_plan import frame_boxes
+from models.cell_types import ERYTHROID_STAGES, GRANULOCYTIC_STAGES
 from models.differential import count_differential
-from models.manifest import DifferentialRules
+from models.manifest import UNCLASSIFIED, DifferentialRules
 from models.records import Cells, Regions
 
-CLASSES = (
-    "myeloblast",
-    "promyelocyte",
-    "myelocyte",
-    "metamyelocyte",
-    "band_neutrophil",
-    "segmented_neutrophil",
-    "proerythroblast",
-    "basophilic_erythroblast",
-    "polychromatic_erythroblast",
-    "orthochromatic_erythroblast",
-    "unclassified",
-)
+CLASSES = (*GRANULOCYTIC_STAGES, *ERYTHROID_STAGES, UNCLASSIFIED)
 _SHARES = np.array([2, 4, 8, 10, 16, 25, 1, 4, 12, 15, 3]) / 100
 RULES = DifferentialRules(
     chi_square_threshold=1e-4,

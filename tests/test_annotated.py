@@ -13,10 +13,13 @@ from PIL import Image
 from models.errors import TrainingInvalid
 from models.training.annotated import (
     AnnotatedImage,
+    read_rgb,
+)
+from models.training.label_formats import (
+    Wanted,
     read_coco,
     read_crops,
     read_pascal_voc,
-    read_rgb,
     read_yolo,
 )
 
@@ -77,7 +80,7 @@ def test_every_wrong_label_is_named(tmp_path: Path, objects: str, says: str) -> 
     picture(tmp_path / "a.png")
     voc(tmp_path / "a.xml", objects)
     with pytest.raises(TrainingInvalid) as error:
-        read_pascal_voc(tmp_path, ("blast", "band"))
+        read_pascal_voc(tmp_path, Wanted(("blast", "band")))
     assert says in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -249,7 +252,7 @@ def test_yolo_has_centres_and_shares(tmp_path: Path) -> None:
     np.testing.assert_allclose(first.box_px, [[10, 12, 30, 18]])
     assert first.kind.tolist() == [1]
     assert len(second.kind) == 0
-    assert len(read_yolo(tmp_path, ("WBC", "RBC"), leave_out=["empty"]).images) == 1
+    assert len(read_yolo(tmp_path, ("WBC", "RBC"), Wanted(leave_out=["empty"])).images) == 1
 
 
 @pytest.mark.parametrize("line", ["1 0.5 0.5 0.5", "x 0.5 0.5 0.1 0.1", "2 0.5 0.5 0.1 0.1"])
@@ -321,4 +324,4 @@ def test_crops_have_their_folders_type_and_their_tables_group(tmp_path: Path) ->
     with pytest.raises(TrainingInvalid, match=r"groups\.csv has no line for band/0\.png"):
         read_crops(tmp_path)
     with pytest.raises(TrainingInvalid, match="is no type of this training"):
-        read_crops(tmp_path, ("blast",))
+        read_crops(tmp_path, Wanted(("blast",)))

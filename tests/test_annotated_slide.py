@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from dicom_io.annotated_slide import annotated_tiles, read_annotations
+from dicom_io.codes import cell_type_code
 from dicom_io.errors import InputError
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import open_slide
@@ -96,6 +100,58 @@ def test_a_recipe_trains_on_them(analysed: tuple[Smear, list[str], int], tmp_pat
     few = load_recipe(written(["megakaryocyte"]))
     with pytest.raises(TrainingInvalid, match="is none of the types"):
         annotated_images(settings, few.data[0], few, AnnotatedImage)
+
+
+def test_what_a_viewer_corrected_comes_back(
+    analysed: tuple[Smear, list[str], int], tmp_path: Path
+) -> None:
+    """One cell is given another type and another box, and the ANN is stored as a new series."""
+    smear, (study, series, instance), cells = analysed
+    with open_pacs(smear.pacs_url, PacsSettings()) as pacs:
+        document = pacs.retrieve_instance(study, series, instance)
+        first, corrected = corrected_by_hand(document)
+        pacs.store([document])
+    path = tmp_path / "recipe.toml"
+    text = RECIPE.format(
+        types=str([*small_classes(), "eosinophil"]).replace("'", '"'),
+        pacs=smear.pacs_url,
+        study=study,
+        series=smear.slide.series_uid,
+        annotations=document.SeriesInstanceUID,
+    )
+    path.write_text(text)
+    recipe = load_recipe(path)
+    images = annotated_images(load_settings(None, {}), recipe.data[0], recipe, AnnotatedImage)
+    assert sum(len(image.kind) for image in images) == cells
+    eosinophil = recipe.types.index("eosinophil")
+    (image,) = [image for image in images if (image.kind == eosinophil).any()]
+    (box,) = image.box_px[image.kind == eosinophil]
+    size = np.minimum(corrected[2:] - corrected[:2], 256)
+    assert ((box[2:] - box[:2]) <= size + 0.01).all()
+    assert (corrected != first).any()
+
+
+def corrected_by_hand(document: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Give the first cell of the largest group a group of its own: its box before and after."""
+    group = max(document.AnnotationGroupSequence, key=lambda each: each.NumberOfAnnotations)
+    corners = np.frombuffer(group.PointCoordinatesData, np.float32).reshape(-1, 4, 2)
+    moved = corners[:1] + np.array([3, 2], np.float32)
+    group.PointCoordinatesData = corners[1:].tobytes()
+    group.NumberOfAnnotations = len(corners) - 1
+    own = deepcopy(group)
+    del group.MeasurementsSequence
+    own.AnnotationPropertyTypeCodeSequence = [cell_type_code("eosinophil")]
+    own.AnnotationGroupNumber = len(document.AnnotationGroupSequence) + 1
+    own.AnnotationGroupUID = generate_uid()
+    own.AnnotationGroupGenerationType = "MANUAL"
+    own.PointCoordinatesData = moved.tobytes()
+    own.NumberOfAnnotations = 1
+    del own.MeasurementsSequence
+    document.AnnotationGroupSequence.append(own)
+    document.SeriesInstanceUID, document.SOPInstanceUID = generate_uid(), generate_uid()
+    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
+    boxes = [np.concatenate((each[0].min(0), each[0].max(0))) for each in (corners[:1], moved)]
+    return boxes[0], boxes[1]
 
 
 def small_classes() -> tuple[str, ...]:

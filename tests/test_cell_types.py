@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
-from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, VERSION
+from models.cell_types import (
+    CELL_TYPES,
+    ERYTHROID_STAGES,
+    GRANULOCYTIC_STAGES,
+    ME_REFERENCE,
+    REFERENCE_SOURCE,
+    VERSION,
+)
 
 TAYEBI_HISTOGRAM = {
     "neutrophil",
@@ -126,3 +134,10 @@ def test_the_table_names_its_version_and_where_ranges_come_from() -> None:
     assert VERSION
     assert "Iowa" in REFERENCE_SOURCE
     assert ME_REFERENCE == (2.0, 4.0)
+
+
+@pytest.mark.parametrize("stages", [GRANULOCYTIC_STAGES, ERYTHROID_STAGES])
+def test_each_stage_matures_into_the_next(stages: tuple[str, ...]) -> None:
+    for before, after in pairwise(stages):
+        assert after in CELL_TYPES[before].neighbours
+        assert before in CELL_TYPES[after].neighbours

@@ -61,12 +61,12 @@ def painted(
     rgb = np.full((height, width, 3), GROUND, np.uint8)
     x0, y0, x1, y1 = at
     rgb[y0:y1, x0:x1] = PAINTS[kind]
-    return sealed(Sample(rgb, np.array([at], np.float32), np.array([kind], np.int64)))
+    return sealed(Sample.whole(rgb, np.array([at], np.float32), np.array([kind], np.int64)))
 
 
 def empty(width: int = 90, height: int = 60) -> Sample:
     rgb = np.full((height, width, 3), GROUND, np.uint8)
-    return sealed(Sample(rgb, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
+    return sealed(Sample.whole(rgb, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
 
 
 def sealed(sample: Sample) -> Sample:
@@ -159,6 +159,18 @@ def test_a_crop_keeps_what_is_seen_and_only_that(
     assert len(sample.kind) == len(sample.box_px)
 
 
+@given(at=st.tuples(st.integers(0, 60), st.integers(0, 60)), seed=seeds)
+def test_what_a_chain_leaves_is_a_share_of_the_whole_cell(at: tuple[int, int], seed: int) -> None:
+    """Two cuts that each leave half of a cell leave a quarter of it, which is too little."""
+    x, y = at
+    first = painted(80, 80, (x, y, x + 20, y + 20))
+    rng = np.random.default_rng(seed)
+    sample = cropped(rng, cropped(rng, first, 60), 40)
+    left = paint_of(sample.rgb).sum() / 400
+    assert len(sample.kind) == int(left >= VISIBLE_SHARE)
+    np.testing.assert_allclose(sample.shown, [left] * len(sample.kind))
+
+
 def test_a_translation_is_a_share_of_each_side() -> None:
     """0.2 of 90 × 60 px: by up to 18 across and 12 down."""
     middle = painted(90, 60, (40, 25, 50, 35))
@@ -175,7 +187,7 @@ def test_a_turned_ellipse_keeps_its_box(half: tuple[int, int]) -> None:
     rgb = np.full((80, 80, 3), GROUND, np.uint8)
     rgb[np.hypot((x - 50) / half[0], (y - 32) / half[1]) <= 1] = PAINT
     at = (50 - half[0], 32 - half[1], 50 + half[0], 32 + half[1])
-    cell = sealed(Sample(rgb, np.array([at], np.float32), np.array([0])))
+    cell = sealed(Sample.whole(rgb, np.array([at], np.float32), np.array([0])))
     for seed in range(40):
         sample = rotated(np.random.default_rng(seed), cell, 40.0)
         np.testing.assert_allclose(sample.box_px[0], extent(paint_of(sample.rgb)), atol=1)
@@ -214,7 +226,7 @@ def test_a_mosaic_lays_its_images_in_reading_order() -> None:
 def test_a_mosaic_looks_at_both_ends_of_an_image_alike_often() -> None:
     ramp = np.zeros((64, 64, 3), np.uint8)
     ramp[..., 0] = np.arange(64)
-    sample = sealed(Sample(ramp, empty().box_px, empty().kind))
+    sample = sealed(Sample.whole(ramp, empty().box_px, empty().kind))
     rng = np.random.default_rng(0)
     shown = np.concatenate([mosaic(rng, [sample] * 4, 64).rgb[..., 0].ravel() for _ in range(200)])
     low, high = (shown < 16).mean(), (shown >= 48).mean()
@@ -250,7 +262,7 @@ def test_colour_and_noise_leave_boxes_alone(name: str) -> None:
 
 
 def test_noise_neither_darkens_nor_brightens() -> None:
-    grey = sealed(Sample(np.full((200, 200, 3), 128, np.uint8), empty().box_px, empty().kind))
+    grey = sealed(Sample.whole(np.full((200, 200, 3), 128, np.uint8), empty().box_px, empty().kind))
     for seed in range(5):
         sample = noisy(np.random.default_rng(seed), grey, 8.0)
         assert sample.rgb.mean() == pytest.approx(128, abs=0.1)
@@ -259,7 +271,7 @@ def test_noise_neither_darkens_nor_brightens() -> None:
 
 def test_colours_change_within_their_bounds() -> None:
     """Grey has no hue or saturation: only brightness and exposure reach it, by hand."""
-    grey = sealed(Sample(np.full((8, 8, 3), 100, np.uint8), empty().box_px, empty().kind))
+    grey = sealed(Sample.whole(np.full((8, 8, 3), 100, np.uint8), empty().box_px, empty().kind))
     for seed in range(50):
         bright = recoloured(np.random.default_rng(seed), grey, 0.3).rgb
         exposed = recoloured_hsv(np.random.default_rng(seed), grey).rgb

@@ -10,14 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from models.training.boxes import suppress  # noqa: E402
-from models.training.cascade_rcnn import MEAN_BGR, CascadeRcnn  # noqa: E402
+from models.training.cascade_rcnn import MEAN_BGR, cascade_rcnn  # noqa: E402
 from models.training.cascade_rcnn import _normalised as cascade_normalised  # noqa: E402
 from models.training.detector import Truth, surviving  # noqa: E402
 from models.training.dual_stage_cnn import TYPES, DualStageCnn, MaturationCnn, yuv  # noqa: E402
-from models.training.faster_rcnn import FasterRcnn  # noqa: E402
+from models.training.faster_rcnn import faster_rcnn  # noqa: E402
 from models.training.region_proposals import RegionProposals  # noqa: E402
 from models.training.resnet_fpn import ResNetFpn, resnet  # noqa: E402
-from models.training.tasks import tile_classifier  # noqa: E402
+from models.training.tile_task import tile_classifier  # noqa: E402
 from models.training.yolov4 import COCO_ANCHORS, STRIDES, YoloV4, assigned  # noqa: E402
 
 SMALL = {"depth": 18, "width": 0.125, "channels": 16, "connected": 32, "proposals": 40}
@@ -62,16 +62,16 @@ def test_full_size_is_the_default_of_both_r_cnns() -> None:
     head = 256 * 49 * 1024 + 1024 + 1024**2 + 1024
     proposals = millions(RegionProposals(256))
     faster = head + 1025 * 20 + 1025 * 80
-    assert millions(FasterRcnn(20)) == pytest.approx(trunk + proposals + faster / 1e6)
+    assert millions(faster_rcnn(20)) == pytest.approx(trunk + proposals + faster / 1e6)
     cascade = 3 * (head + 1025 * 17 + 1025 * 4)
-    assert millions(CascadeRcnn(16)) == pytest.approx(trunk + proposals + cascade / 1e6)
+    assert millions(cascade_rcnn(16)) == pytest.approx(trunk + proposals + cascade / 1e6)
 
 
 DETECTORS: list[Callable[[], Any]] = [
     lambda: YoloV4(3, 0.125, 0.2),
     lambda: YoloV4(3, 0.125, 0.2, attention=True, weighted_residuals=True),
-    lambda: FasterRcnn(3, **SMALL),
-    lambda: CascadeRcnn(3, **SMALL),
+    lambda: faster_rcnn(3, **SMALL),
+    lambda: cascade_rcnn(3, **SMALL),
 ]
 
 
@@ -88,6 +88,7 @@ def test_answers_are_boxes_scores_and_shares(build: Callable[[], Any]) -> None:
     assert (box >= 0).all()
     assert ((score >= 0) & (score <= 1)).all()
     kept = score > 0
+    assert (box[kept][:, 2:] > box[kept][:, :2]).all()  # nothing in the padding
     torch.testing.assert_close(kind[kept].sum(-1), torch.ones(int(kept.sum())))
 
 

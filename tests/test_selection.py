@@ -9,7 +9,7 @@ from PIL import Image
 
 from models.records import Cells
 from models.selection import Candidate, as_pascal_voc, entropy, rank
-from models.training.annotated import read_pascal_voc
+from models.training.label_formats import Wanted, read_pascal_voc
 
 CLASSES = ("blast", "band_neutrophil", "unclassified")
 
@@ -63,6 +63,6 @@ def test_written_labels_are_read_again(tmp_path: Path) -> None:
     # One box cannot be two types: a person is asked to decide, so move the second.
     text = (tmp_path / "a.xml").read_text().replace("<xmax>13<", "<xmax>14<", 1)
     (tmp_path / "a.xml").write_text(text)
-    (image,) = read_pascal_voc(tmp_path, ("blast", "band_neutrophil")).images
+    (image,) = read_pascal_voc(tmp_path, Wanted(("blast", "band_neutrophil"))).images
     np.testing.assert_allclose(image.box_px, [[3, 4, 14, 24], [3, 4, 13, 24]])
     assert image.kind.tolist() == [0, 1]

@@ -14,18 +14,19 @@ torch = pytest.importorskip("torch")
 from models.average_precision import curve, hundred_and_one_point  # noqa: E402
 from models.composing import load_cells  # noqa: E402
 from models.detection_table import Findings, look_at  # noqa: E402
-from models.training.annotated import AnnotatedImage, read_yolo  # noqa: E402
-from models.training.cascade_rcnn import CascadeRcnn  # noqa: E402
+from models.training.annotated import AnnotatedImage  # noqa: E402
+from models.training.cascade_rcnn import cascade_rcnn  # noqa: E402
 from models.training.data import FIELD_UM_PER_PX  # noqa: E402
+from models.training.detection_task import detect_with  # noqa: E402
 from models.training.detector import Truth  # noqa: E402
 from models.training.dual_stage_cnn import TYPES, DualStageCnn, MaturationCnn  # noqa: E402
 from models.training.export import export  # noqa: E402
 from models.training.exported import ExportedCells, ExportedTypes  # noqa: E402
-from models.training.faster_rcnn import FasterRcnn  # noqa: E402
+from models.training.faster_rcnn import faster_rcnn  # noqa: E402
+from models.training.label_formats import read_yolo  # noqa: E402
 from models.training.packing import OUTPUTS, parity_of  # noqa: E402
 from models.training.single_cells import crops_of  # noqa: E402
 from models.training.sources import _scaled  # noqa: E402
-from models.training.tasks import detect_with  # noqa: E402
 from models.training.yolov4 import YoloV4  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -36,8 +37,8 @@ UM_PER_PX = 0.125
 REDUCED = {"depth": 18, "width": 0.25, "channels": 64, "connected": 256, "proposals": 200}
 SYSTEMS = {
     "tayebi2021": (lambda: YoloV4(3, 0.25, 0.33), 200, 2e-3),
-    "liu2022": (lambda: FasterRcnn(3, **REDUCED), 300, 1e-3),
-    "wang2022": (lambda: CascadeRcnn(3, **REDUCED), 300, 1e-3),
+    "liu2022": (lambda: faster_rcnn(3, **REDUCED), 300, 1e-3),
+    "wang2022": (lambda: cascade_rcnn(3, **REDUCED), 300, 1e-3),
 }
 
 

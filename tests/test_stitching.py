@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def around(x: float, y: float, side: float = 48.0) -> list[float]:
 def test_a_cell_seen_by_four_tiles_is_one_cell_of_the_best_score() -> None:
     core = cores(2, 2)
     batches = [
-        tile(n, core, np.array([around(512 + d, 512 - d)]), np.array([s]), np.array([n % 3]))
+        tile(n, core, np.array([around(512 + d, 512 - d)]), np.array([s]), np.array([1]))
         for n, (d, s) in enumerate([(0, 0.7), (1, 0.9), (2, 0.8), (-1, 0.6)])
     ]
     cells = stitched(batches, core)
@@ -69,6 +70,57 @@ def test_a_cell_seen_by_four_tiles_is_one_cell_of_the_best_score() -> None:
     assert cells.label.tolist() == [1]
     assert cells.score.tolist() == pytest.approx([0.9])
     assert cells.tile.tolist() == [1]
+
+
+def test_disagreeing_tiles_are_all_heard() -> None:
+    """0.7 + 0.6 for a myeloblast against 0.9 for a promyelocyte; the best box stays."""
+    core = cores(2, 2)
+    batches = [
+        tile(n, core, np.array([around(512 + d, 512)]), np.array([s]), np.array([label]))
+        for n, (d, s, label) in enumerate([(0, 0.7, 0), (1, 0.9, 1), (2, 0.2, 2), (-1, 0.6, 0)])
+    ]
+    cells = stitched(batches, core)
+    assert cells.label.tolist() == [0]
+    assert cells.box_px.tolist() == [around(513, 512)]
+    assert cells.score.tolist() == pytest.approx([0.9])
+
+
+def test_a_piece_is_not_asked_where_the_cell_was_seen_whole() -> None:
+    core = cores(2, 1)
+    edge = 512 + HALO  # where tile 0 ends
+    whole, piece = [edge - 100, 250, edge + 20, 370], [edge - 100, 250, edge, 370]
+    for whole_score, piece_score in ((0.6, 0.9), (0.9, 0.6)):
+        batches = [
+            tile(0, core, np.array([piece]), np.array([piece_score]), np.array([2])),
+            tile(1, core, np.array([whole]), np.array([whole_score]), np.array([1])),
+        ]
+        assert stitched(batches, core).label.tolist() == [1]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_type_is_that_of_the_slow_twin(seed: int) -> None:
+    """Four tiles see one cell: the type with most score times probability, the best one's box."""
+    rng = np.random.default_rng(seed)
+    core = cores(2, 2)
+    score, label = rng.uniform(0.3, 1, 4).astype(np.float32), rng.integers(0, 3, 4)
+    probability = rng.dirichlet(np.ones(3), 4).astype(np.float32)
+    middle = 512 + rng.uniform(-3, 3, (4, 2))
+    batches = []
+    for n in range(4):
+        box = np.array([around(*middle[n], 60)])
+        found, where = tile(n, core, box, score[[n]], label[[n]])
+        batches.append((replace(found, probability=probability[[n]]), where))
+    weight = dict.fromkeys(label.tolist(), 0.0)
+    for n, kind in enumerate(label.tolist()):
+        weight[kind] += float(score[n] * probability[n, kind])
+    for order in (range(4), rng.permutation(4)):
+        cells = stitched([batches[n] for n in order], core)
+        (said,) = cells.label.tolist()
+        assert weight[said] == pytest.approx(max(weight.values()))
+        np.testing.assert_allclose(cells.box_px[0], around(*middle[score.argmax()], 60), atol=1e-3)
+        speaker = max(np.flatnonzero(label == said), key=lambda n: score[n])
+        np.testing.assert_array_equal(cells.probability[0], probability[speaker])
 
 
 def test_a_cell_that_each_tile_places_in_the_others_core_is_not_lost() -> None:

@@ -25,7 +25,8 @@ from models.training.recipe import (  # noqa: E402
     optimisation_of,
 )
 from models.training.sources import split_images  # noqa: E402
-from models.training.tasks import task_of, tile_measures  # noqa: E402
+from models.training.tasks import task_of  # noqa: E402
+from models.training.tile_task import tile_measures  # noqa: E402
 from models.training.yolov4 import YoloV4  # noqa: E402
 
 RECIPES = Path(__file__).parent.parent / "models" / "training" / "recipes"
@@ -70,8 +71,8 @@ from models.training.sources import split_images
 from models.training.tasks import task_of
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))
-    images, validation, _ = split_images(recipe)
-    print(train(task_of(recipe, images, validation), recipe, Console(file=sys.stderr)))
+    images = split_images(recipe)
+    print(train(task_of(recipe, images), recipe, Console(file=sys.stderr)))
 """
 
 
@@ -177,9 +178,10 @@ def test_every_wrong_field_is_named(recipe: Path, old: str, new: str, says: str)
 def test_one_slide_at_a_time_may_be_left_out(recipe: Path) -> None:
     text = recipe.read_text().replace("folds = 3", 'folds = "each"\nheld_out = 11')
     recipe.write_text(text)
-    images, validation, test = split_images(load_recipe(recipe))
-    assert (len(images), len(test)) == (11, 1)
-    assert [image.name for image in test] == [image.name for image in validation] == ["9.png"]
+    images = split_images(load_recipe(recipe))
+    assert (len(images.train), len(images.test)) == (11, 1)
+    for part in (images.test, images.validation):
+        assert [image.name for image in part] == ["9.png"]
     recipe.write_text(text.replace("held_out = 11", "held_out = 12"))
     with pytest.raises(TrainingInvalid, match="leaves 12 images to train and 0 to test on"):
         split_images(load_recipe(recipe))
@@ -188,9 +190,9 @@ def test_one_slide_at_a_time_may_be_left_out(recipe: Path) -> None:
 def test_a_setting_the_network_does_not_know_is_named(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("depth = 0.2", "dept = 0.2"))
     loaded = load_recipe(recipe)
-    images, validation, _ = split_images(loaded)
+    images = split_images(loaded)
     with pytest.raises(TrainingInvalid, match=r"field network.*dept"):
-        task_of(loaded, images, validation)
+        task_of(loaded, images)
 
 
 def test_weights_to_begin_with_must_fit(tmp_path: Path) -> None:

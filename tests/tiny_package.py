@@ -16,19 +16,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-CLASSES = (
-    "myeloblast",
-    "promyelocyte",
-    "myelocyte",
-    "metamyelocyte",
-    "band_neutrophil",
-    "segmented_neutrophil",
-    "proerythroblast",
-    "basophilic_erythroblast",
-    "polychromatic_erythroblast",
-    "orthochromatic_erythroblast",
-    "unclassified",
-)
+from models.cell_types import ERYTHROID_STAGES, GRANULOCYTIC_STAGES
+from models.manifest import UNCLASSIFIED
+
+CLASSES = (*GRANULOCYTIC_STAGES, *ERYTHROID_STAGES, UNCLASSIFIED)
 TYPES = len(CLASSES) - 1
 STRIDE = 4  # px of the image per value of the detector's maps
 CROP_PX = 120  # of the classifier, at 0.2 µm per px: 24 µm

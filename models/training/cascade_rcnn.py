@@ -10,6 +10,7 @@ Shape legend: B images, P proposals of each, R = B · P, K types, C channels of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,14 @@ from torch.nn import functional
 from models.training.box_losses import soft_sampling_loss, soft_sampling_weight
 from models.training.boxes import clipped, decode, encode, pairwise_iou
 from models.training.detector import Truth, ranked
-from models.training.region_proposals import RegionProposals, sampled
-from models.training.resnet_fpn import CHANNELS, ResNetFpn, padded
-from models.training.roi_features import ROI_SIZE, roi_features
+from models.training.proposing_pyramid import (
+    ProposingPyramid,
+    PyramidSettings,
+    proposing_pyramid,
+)
+from models.training.region_proposals import sampled
+from models.training.resnet_fpn import CHANNELS
+from models.training.roi_features import connected_layers, roi_features
 
 CONNECTED = 1024
 STAGE_IOUS = (0.5, 0.6, 0.7)
@@ -33,17 +39,12 @@ _WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0,
 MEAN_BGR = (104.0, 117.0, 124.0)
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """Two fully connected layers, K + 1 logits (the last is background) and one box."""
 
-    def __init__(self, inputs: int, connected: int, types: int) -> None:
+    def __init__(self, channels: int, connected: int, types: int) -> None:
         super().__init__()
-        self.connected = nn.Sequential(
-            nn.Linear(inputs, connected),
-            nn.ReLU(inplace=True),
-            nn.Linear(connected, connected),
-            nn.ReLU(inplace=True),
-        )
+        self.connected = connected_layers(channels, connected)
         self.score = nn.Linear(connected, types + 1)
         self.offset = nn.Linear(connected, 4)
         nn.init.normal_(self.score.weight, std=0.01)
@@ -62,46 +63,22 @@ class CascadeRcnn(nn.Module):
 
     Parameters
     ----------
-    types
-        K: sixteen cell types, or one kind of region.
-    depth, width
-        Of the ResNet; the paper's are 101 and 1.
-    channels
-        C of the pyramid.
-    connected
-        Width of the heads' fully connected layers.
-    proposals
-        P.
+    pyramid
+    heads
+        One for each of :data:`STAGE_IOUS`.
     """
 
-    def __init__(
-        self,
-        types: int,
-        depth: int = 101,
-        width: float = 1.0,
-        channels: int = CHANNELS,
-        connected: int = CONNECTED,
-        proposals: int = 1000,
-    ) -> None:
+    def __init__(self, pyramid: ProposingPyramid, heads: Sequence[Head]) -> None:
         super().__init__()
-        self.backbone = ResNetFpn(depth, width, channels)
-        self.proposals = RegionProposals(channels, proposals)
-        self.heads = nn.ModuleList(
-            [_Head(channels * ROI_SIZE**2, connected, types) for _ in STAGE_IOUS]
-        )
+        self.pyramid = pyramid
+        self.heads = nn.ModuleList(heads)
 
     def losses(self, image: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
         """Terms of the loss, see :class:`.detector.Detector`."""
-        image = padded(image)
-        maps = self.backbone(_normalised(image))
-        anchored = self.proposals(maps)
-        terms = self.proposals.losses(anchored, truth)
-        box, _ = self.proposals.propose(anchored, image.shape[-2:])
-        for number, (proposed, cells) in enumerate(zip(box, truth, strict=True)):
-            candidate = torch.cat((proposed, cells.box))  # true boxes learn, too
-            own = [each[number, None] for each in maps]
+        terms, proposed = self.pyramid.learn(image, truth)
+        for own, candidate, cells in proposed.with_truth(truth):
             for stage, (head, iou) in enumerate(zip(self.heads, STAGE_IOUS, strict=True)):
-                kind_loss, box_loss, candidate = _stage_losses(
+                kind_loss, box_loss, candidate = _stage_losses(  # noqa: PLW2901 - refined
                     head, own, candidate, cells, iou, stage
                 )
                 for name, value in ((f"kind_{stage}", kind_loss), (f"box_{stage}", box_loss)):
@@ -115,20 +92,44 @@ class CascadeRcnn(nn.Module):
         is one minus that of the background, and the types' are shares of it.
         """
         height, width = image.shape[-2:]
-        image = padded(image)
-        maps = self.backbone(_normalised(image))
-        box, proposed = self.proposals.propose(self.proposals(maps), image.shape[-2:])
+        proposed = self.pyramid(image)
+        box = proposed.box
         total: list[Tensor] = []
         for stage, head in enumerate(self.heads):
-            logit, offset = head(roi_features(maps, box))
+            logit, offset = head(roi_features(proposed.maps, box))
             box = decode(offset.unflatten(0, box.shape[:2]), box, _WEIGHTS[stage])
             box = clipped(box, width, height)
             total.append(torch.softmax(logit, 1))
         probability = torch.stack(total).mean(0).unflatten(0, box.shape[:2])
-        score = (1 - probability[..., -1]) * (proposed > 0)
+        score = (1 - probability[..., -1]) * (proposed.score > 0)
         kinds = probability[..., :-1]
         kinds = kinds / kinds.sum(-1, keepdim=True).clamp(min=1e-9)
         return ranked(box, score, kinds, SUPPRESSION_IOU)
+
+
+def cascade_rcnn(
+    types: int,
+    channels: int = CHANNELS,
+    connected: int = CONNECTED,
+    **pyramid: Unpack[PyramidSettings],
+) -> CascadeRcnn:
+    """Put the network together; the paper's is what the defaults give.
+
+    Parameters
+    ----------
+    types
+        K: sixteen cell types, or one kind of region.
+    channels
+        C of the pyramid.
+    connected
+        Width of the heads' fully connected layers.
+    **pyramid
+        See :func:`.proposing_pyramid.proposing_pyramid`.
+    """
+    return CascadeRcnn(
+        proposing_pyramid(_normalised, channels=channels, **pyramid),
+        [Head(channels, connected, types) for _ in STAGE_IOUS],
+    )
 
 
 def _stage_losses(

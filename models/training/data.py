@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from models.cell_types import ERYTHROID_STAGES, GRANULOCYTIC_STAGES
 from models.composing import (
     UM_PER_PX,
     CellImage,
@@ -23,18 +24,7 @@ from models.records import Float32, Int64, UInt8
 from models.training.augment import greyed, imaged, restain
 from models.training.smear_detector import STRIDE
 
-TYPES = (
-    "myeloblast",
-    "promyelocyte",
-    "myelocyte",
-    "metamyelocyte",
-    "band_neutrophil",
-    "segmented_neutrophil",
-    "proerythroblast",
-    "basophilic_erythroblast",
-    "polychromatic_erythroblast",
-    "orthochromatic_erythroblast",
-)
+TYPES = (*GRANULOCYTIC_STAGES, *ERYTHROID_STAGES)
 PATCH_PX = 192
 FIELD_UM_PER_PX = {"raabin": 0.0528, "pbc": 0.0926}  # from red cells of 7.5 um
 UNKNOWN = -1

@@ -103,12 +103,15 @@ def ranked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sort answers by score and suppress those that a better one overlaps, whatever their type.
 
+    A box without area is no answer: what was found in the padding is cut to nothing.
+
     Parameters
     ----------
     box, score, probability : (B, A, 4), (B, A), (B, A, K)
     threshold, by_distance
         See :func:`surviving`.
     """
+    score = score * (box[..., 2:] > box[..., :2]).all(-1)
     score, order = torch.sort(score, 1, descending=True)
     place = order[..., None]
     box = torch.gather(box, 1, place.expand(-1, -1, 4))

@@ -1,13 +1,14 @@
 """Augmentation of whole training images with their boxes, as the papers list them.
 
 Every function takes a sample and gives a new one. Boxes are cut at the image's edge; a cell of
-which less than :data:`VISIBLE_SHARE` is left is no longer asked for.
+which less than :data:`VISIBLE_SHARE` is left, after all that was done to it, is no longer asked
+for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -27,11 +28,19 @@ class Sample:
     box_px : (M, 4) float32
         x0, y0, x1, y1.
     kind : (M,) int64
+    shown : (M,) float64
+        Share of the whole cell that is left: boxes may have been cut before.
     """
 
     rgb: UInt8
     box_px: Float32
     kind: Int64
+    shown: Float64
+
+    @classmethod
+    def whole(cls, rgb: UInt8, box_px: Float32, kind: Int64) -> Sample:
+        """Return a sample to which nothing was done yet."""
+        return cls(rgb, box_px, kind, np.ones(len(kind)))
 
 
 Draw = Callable[[], Sample]
@@ -93,7 +102,7 @@ def quarter_turned(rng: np.random.Generator, sample: Sample) -> Sample:
             np.rot90(rgb),
             np.stack((box[:, 1], width - box[:, 2], box[:, 3], width - box[:, 0]), 1),
         )
-    return Sample(np.ascontiguousarray(rgb), box.astype(np.float32), sample.kind)
+    return replace(sample, rgb=np.ascontiguousarray(rgb), box_px=box.astype(np.float32))
 
 
 def rotated(rng: np.random.Generator, sample: Sample, most_deg: float) -> Sample:
@@ -116,7 +125,7 @@ def rotated(rng: np.random.Generator, sample: Sample, most_deg: float) -> Sample
     centre = np.stack((centre @ (cos, -sin), centre @ (sin, cos)), 1) + middle
     half = np.sqrt(np.stack((half**2 @ (cos**2, sin**2), half**2 @ (sin**2, cos**2)), 1))
     box = np.concatenate((centre - half, centre + half), 1)
-    return _cut(Sample(np.asarray(turned), box.astype(np.float32), sample.kind))
+    return _cut(replace(sample, rgb=np.asarray(turned), box_px=box.astype(np.float32)))
 
 
 def translated(rng: np.random.Generator, sample: Sample, most_share: float) -> Sample:
@@ -133,7 +142,7 @@ def noisy(rng: np.random.Generator, sample: Sample, most_spread: float) -> Sampl
     """Gaussian noise with a spread of up to `most_spread` of 255 (Liu et al. 2022)."""
     noise = rng.normal(0, rng.uniform(0, most_spread), sample.rgb.shape)
     rgb: UInt8 = np.clip(np.rint(sample.rgb + noise), 0, 255).astype(np.uint8)
-    return Sample(rgb, sample.box_px, sample.kind)
+    return replace(sample, rgb=rgb)
 
 
 def recoloured(rng: np.random.Generator, sample: Sample, most: float) -> Sample:
@@ -142,7 +151,7 @@ def recoloured(rng: np.random.Generator, sample: Sample, most: float) -> Sample:
     enhancers = (ImageEnhance.Contrast, ImageEnhance.Color, ImageEnhance.Brightness)
     for enhance, by in zip(enhancers, rng.uniform(1 - most, 1 + most, 3), strict=True):
         picture = enhance(picture).enhance(float(by))
-    return Sample(np.asarray(picture), sample.box_px, sample.kind)
+    return replace(sample, rgb=np.asarray(picture))
 
 
 def recoloured_hsv(rng: np.random.Generator, sample: Sample) -> Sample:
@@ -160,7 +169,7 @@ def recoloured_hsv(rng: np.random.Generator, sample: Sample) -> Sample:
         Image.fromarray(np.clip(np.asarray(value) * gains[1], 0, 255).astype(np.uint8)),
     )
     rgb = np.asarray(Image.merge("HSV", planes).convert("RGB"))
-    return Sample(rgb, sample.box_px, sample.kind)
+    return replace(sample, rgb=rgb)
 
 
 def cropped(rng: np.random.Generator, sample: Sample, size_px: int) -> Sample:
@@ -173,14 +182,13 @@ def mosaic(rng: np.random.Generator, samples: Sequence[Sample], size_px: int) ->
     x, y = (round(size_px * float(share)) for share in rng.uniform(0.3, 0.7, 2))
     spans = ((0, 0, x, y), (x, 0, size_px, y), (0, y, x, size_px), (x, y, size_px, size_px))
     rgb = np.empty((size_px, size_px, 3), np.uint8)
-    boxes, kinds = [], []
+    parts = []
     for sample, (left, top, right, bottom) in zip(samples, spans, strict=True):
         wide, high = right - left, bottom - top
         part = _window(sample, *_place(rng, sample, wide, high), wide, high)
         rgb[top:bottom, left:right] = part.rgb
-        boxes.append(part.box_px + np.array([left, top, left, top], np.float32))
-        kinds.append(part.kind)
-    return Sample(rgb, np.concatenate(boxes), np.concatenate(kinds))
+        parts.append(_moved(part, left, top))
+    return _together(rgb, parts)
 
 
 def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
@@ -197,12 +205,23 @@ def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
     rgb = first.rgb.copy()
     rgb[top : top + high, left : left + wide] = part.rgb
     hole = np.array([left, top, left + wide, top + high], np.float64)
-    stays = 1 - _covered(first.box_px, hole) >= 1 - VISIBLE_SHARE  # what is half hidden misleads
-    shifted = part.box_px + np.array([left, top, left, top], np.float32)
+    shown = first.shown * (1 - _covered(first.box_px, hole))
+    stays = shown >= 1 - VISIBLE_SHARE  # what is half hidden misleads
+    left_over = Sample(rgb, first.box_px[stays], first.kind[stays], shown[stays])
+    return _together(rgb, (left_over, _moved(part, left, top)))
+
+
+def _moved(sample: Sample, x: int, y: int) -> Sample:
+    return replace(sample, box_px=sample.box_px + np.array([x, y, x, y], np.float32))
+
+
+def _together(rgb: UInt8, parts: Sequence[Sample]) -> Sample:
+    """One image with the cells of several parts."""
     return Sample(
         rgb,
-        np.concatenate((first.box_px[stays], shifted)),
-        np.concatenate((first.kind[stays], part.kind)),
+        np.concatenate([part.box_px for part in parts]),
+        np.concatenate([part.kind for part in parts]),
+        np.concatenate([part.shown for part in parts]),
     )
 
 
@@ -224,7 +243,7 @@ def _window(sample: Sample, x: int, y: int, width: int, height: int) -> Sample:
     top, left = max(-y, 0), max(-x, 0)
     rgb[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
     box = sample.box_px - np.array([x, y, x, y], np.float32)
-    return _cut(Sample(rgb, box, sample.kind))
+    return _cut(replace(sample, rgb=rgb, box_px=box))
 
 
 def _median_colour(sample: Sample) -> Float64:
@@ -236,9 +255,10 @@ def _cut(sample: Sample) -> Sample:
     """Boxes cut at the edge; those that lie mostly outside are gone."""
     height, width = sample.rgb.shape[:2]
     whole = np.array([0, 0, width, height], np.float64)
-    visible: Bool = _covered(sample.box_px, whole) >= VISIBLE_SHARE
+    shown = sample.shown * _covered(sample.box_px, whole)
+    visible: Bool = shown >= VISIBLE_SHARE
     box = np.clip(sample.box_px, 0, whole[[2, 3, 2, 3]]).astype(np.float32)
-    return Sample(sample.rgb, box[visible], sample.kind[visible])
+    return Sample(sample.rgb, box[visible], sample.kind[visible], shown[visible])
 
 
 def _covered(box: Float32, by: Float64) -> Float64:

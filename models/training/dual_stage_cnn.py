@@ -13,20 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.cell_types import ERYTHROID_STAGES, GRANULOCYTIC_STAGES
+
 CROP_PX = 96
-TYPES = (
-    "proerythroblast",
-    "basophilic_erythroblast",
-    "polychromatic_erythroblast",
-    "orthochromatic_erythroblast",
-    "myeloblast",
-    "promyelocyte",
-    "myelocyte",
-    "metamyelocyte",
-    "band_neutrophil",
-    "segmented_neutrophil",
-)
-LOCAL = ("band_neutrophil", "segmented_neutrophil")
+TYPES = (*ERYTHROID_STAGES, *GRANULOCYTIC_STAGES)
+LOCAL = GRANULOCYTIC_STAGES[-2:]  # band and segmented neutrophil
 
 # The paper says "inspired by VGGnet" and draws thirteen convolutions; that their widths are those
 # of VGG-16 (Simonyan and Zisserman 2015, table 1, D) is our reading of its figure 3. It gives no

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.cell_types import CELL_TYPES
 from models.composing import CellImage
 from models.detect import detect
-from models.evaluation import match
+from models.evaluation import classification_table, match
 from models.package import ModelPackage
 from models.records import Float32, Int64, Tiles, UInt8
 from models.training.crops import CropMaker
@@ -39,30 +38,24 @@ def fold_confusion(model: TypeBranch, cells: Sequence[CellImage]) -> Int64:
 
 def type_table(confusion: Int64, cells: Sequence[CellImage]) -> dict[str, Any]:
     """Accuracies over all folds, and recall, precision and groups of each type."""
-    shown = confusion.sum(1)
-    recall = np.divide(np.diag(confusion), shown, where=shown > 0, out=np.zeros(len(TYPES)))
-    said = confusion.sum(0)
-    precision = np.divide(np.diag(confusion), said, where=said > 0, out=np.zeros(len(TYPES)))
-    near = np.array([[a == b or b in CELL_TYPES[a].neighbours for b in TYPES] for a in TYPES])
+    table = classification_table(confusion, TYPES)
     groups = {key: len({cell.group for cell in cells if cell.type == key}) for key in TYPES}
     return {
-        "accuracy": round(float(np.trace(confusion) / confusion.sum()), 4),
-        "accuracy_with_neighbouring_stage": round(
-            float(confusion[near].sum() / confusion.sum()), 4
-        ),
-        "macro_recall": round(float(recall.mean()), 4),
+        "accuracy": table["accuracy"],
+        "accuracy_with_neighbouring_stage": table["accuracy_with_neighbouring_stage"],
+        "macro_recall": table["mean_recall"],
         "cells": len(cells),
         "views_per_cell": 4,
         "types": {
             key: {
                 "groups": groups[key],
-                "views": int(shown[row]),
-                "recall": round(float(recall[row]), 4),
-                "precision": round(float(precision[row]), 4),
+                "views": row["cells"],
+                "recall": row["recall"],
+                "precision": row["precision"],
             }
-            for row, key in enumerate(TYPES)
+            for key, row in table["types"].items()
         },
-        "confusion": confusion.tolist(),
+        "confusion": table["confusion"],
     }
 
 

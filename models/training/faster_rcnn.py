@@ -10,6 +10,7 @@ Shape legend: B images, P proposals of each, R = B · P, K types, C channels of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,14 @@ from torch.nn import functional
 
 from models.training.boxes import clipped, decode, encode, pairwise_iou
 from models.training.detector import Truth, ranked
+from models.training.proposing_pyramid import (
+    ProposingPyramid,
+    PyramidSettings,
+    proposing_pyramid,
+)
 from models.training.ranking_loss import ranking_loss
-from models.training.region_proposals import RegionProposals
-from models.training.resnet_fpn import CHANNELS, ResNetFpn, padded
-from models.training.roi_features import ROI_SIZE, roi_features
+from models.training.resnet_fpn import CHANNELS
+from models.training.roi_features import connected_layers, roi_features
 
 CONNECTED = 1024
 POSITIVE_IOU = 0.5
@@ -36,41 +41,12 @@ _WEIGHT = (10.0, 10.0, 5.0, 5.0)
 _MEAN, _SPREAD = 0.70, 0.25
 
 
-class FasterRcnn(nn.Module):
-    """The detector of Liu et al. (2022).
+class Head(nn.Module):
+    """Two fully connected layers, K logits, and a box for each type."""
 
-    Parameters
-    ----------
-    types
-        K.
-    depth, width
-        Of the ResNet; the paper's are 101 and 1.
-    channels
-        C of the pyramid.
-    connected
-        Width of the two fully connected layers.
-    proposals
-        P.
-    """
-
-    def __init__(
-        self,
-        types: int,
-        depth: int = 101,
-        width: float = 1.0,
-        channels: int = CHANNELS,
-        connected: int = CONNECTED,
-        proposals: int = 1000,
-    ) -> None:
+    def __init__(self, channels: int, connected: int, types: int) -> None:
         super().__init__()
-        self.backbone = ResNetFpn(depth, width, channels)
-        self.proposals = RegionProposals(channels, proposals)
-        self.connected = nn.Sequential(
-            nn.Linear(channels * ROI_SIZE**2, connected),
-            nn.ReLU(inplace=True),
-            nn.Linear(connected, connected),
-            nn.ReLU(inplace=True),
-        )
+        self.connected = connected_layers(channels, connected)
         self.score = nn.Linear(connected, types)
         self.offset = nn.Linear(connected, 4 * types)
         nn.init.normal_(self.score.weight, std=0.01)
@@ -78,17 +54,26 @@ class FasterRcnn(nn.Module):
         nn.init.normal_(self.offset.weight, std=0.001)
         nn.init.zeros_(self.offset.bias)
 
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C · 49) → logits (R, K), offsets (R, K, 4)."""
+        hidden = self.connected(features)
+        return self.score(hidden), self.offset(hidden).unflatten(1, (-1, 4))
+
+
+class FasterRcnn(nn.Module):
+    """The detector of Liu et al. (2022)."""
+
+    def __init__(self, pyramid: ProposingPyramid, head: Head) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.head = head
+
     def losses(self, image: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
         """Terms of the loss, see :class:`.detector.Detector`."""
-        image = padded(image)
-        maps = self.backbone(_normalised(image))
-        anchored = self.proposals(maps)
-        terms = self.proposals.losses(anchored, truth)
-        box, _ = self.proposals.propose(anchored, image.shape[-2:])  # (B, P, 4)
+        terms, proposed = self.pyramid.learn(image, truth)
         ranking, regression = image.new_zeros(()), image.new_zeros(())
-        for number, (proposed, cells) in enumerate(zip(box, truth, strict=True)):
-            candidate = torch.cat((proposed, cells.box))  # true boxes learn, too
-            score, offset = self._heads([each[number, None] for each in maps], candidate[None])
+        for own, candidate, cells in proposed.with_truth(truth):
+            score, offset = self.head(roi_features(own, candidate[None]))
             ranking_term, box_term = _head_losses(score, offset, candidate, cells)
             ranking, regression = ranking + ranking_term, regression + box_term
         return {**terms, "ranking": ranking / len(truth), "box": regression / len(truth)}
@@ -99,14 +84,13 @@ class FasterRcnn(nn.Module):
         The score is the sigmoid of the best type's; probabilities are a softmax over the types.
         """
         height, width = image.shape[-2:]
-        image = padded(image)
-        maps = self.backbone(_normalised(image))
-        box, proposed = self.proposals.propose(self.proposals(maps), image.shape[-2:])
-        logit, offset = self._heads(maps, box)  # (R, K), (R, K, 4)
+        proposed = self.pyramid(image)
+        box = proposed.box
+        logit, offset = self.head(roi_features(proposed.maps, box))  # (R, K), (R, K, 4)
         best, kind = logit.max(1)
         own = torch.gather(offset, 1, kind[:, None, None].expand(-1, -1, 4))[:, 0]
         found = clipped(decode(own, box.flatten(0, 1), _WEIGHT), width, height)
-        score = torch.sigmoid(best).unflatten(0, box.shape[:2]) * (proposed > 0)
+        score = torch.sigmoid(best).unflatten(0, box.shape[:2]) * (proposed.score > 0)
         return ranked(
             found.unflatten(0, box.shape[:2]),
             score,
@@ -114,10 +98,30 @@ class FasterRcnn(nn.Module):
             SUPPRESSION_IOU,
         )
 
-    def _heads(self, maps: Sequence[Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (B, P, 4) → logits (R, K) and offsets (R, K, 4)."""
-        hidden = self.connected(roi_features(maps, box))
-        return self.score(hidden), self.offset(hidden).unflatten(1, (-1, 4))
+
+def faster_rcnn(
+    types: int,
+    channels: int = CHANNELS,
+    connected: int = CONNECTED,
+    **pyramid: Unpack[PyramidSettings],
+) -> FasterRcnn:
+    """Put the network together; the paper's is what the defaults give.
+
+    Parameters
+    ----------
+    types
+        K.
+    channels
+        C of the pyramid.
+    connected
+        Width of the two fully connected layers.
+    **pyramid
+        See :func:`.proposing_pyramid.proposing_pyramid`.
+    """
+    return FasterRcnn(
+        proposing_pyramid(_normalised, channels=channels, **pyramid),
+        Head(channels, connected, types),
+    )
 
 
 def _normalised(image: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from models.detection_table import Findings
 from models.errors import TrainingInvalid
 from models.training.recipe import Optimisation, Recipe, optimisation_of
 
@@ -54,6 +55,13 @@ class Task(Protocol):
 
     def measure(self, device: torch.device) -> dict[str, float]:
         """Figures on the validation images, `best_by` among them."""
+        ...
+
+    def report(self) -> tuple[dict[str, Any], Findings | None]:
+        """Figures on the test images, and what was found in them; thresholds are validation's.
+
+        The network is in evaluation mode, on the CPU.
+        """
         ...
 
 

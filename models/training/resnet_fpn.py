@@ -101,10 +101,3 @@ def padded(image: Tensor, multiple: int = STRIDES[-1]) -> Tensor:
     height, width = image.shape[-2:]
     below, beside = -height % multiple, -width % multiple
     return functional.pad(image, (0, beside, 0, below))
-
-
-def freeze_batch_norms(module: nn.Module) -> None:
-    """Keep the statistics of batch norms: for training from published weights in small batches."""
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.training.boxes import pyramid_roi_align
 from models.training.resnet_fpn import STRIDES
@@ -15,6 +15,16 @@ ROI_SIZE = 7
 # has 112 there, from ImageNet's 224; cells of 0.25 µm per px are small, and their grain says what
 # they are.
 _SIDE_PX = 64.0
+
+
+def connected_layers(channels: int, width: int) -> nn.Sequential:
+    """Two fully connected layers on such features, (R, C · 49) → (R, `width`)."""
+    return nn.Sequential(
+        nn.Linear(channels * ROI_SIZE**2, width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, width),
+        nn.ReLU(inplace=True),
+    )
 
 
 def roi_features(maps: Sequence[Tensor], box: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from PIL import Image
 from models.composing import UM_PER_PX
 from models.errors import TrainingInvalid
 from models.records import UInt8
-from models.training.annotated import (
-    AnnotatedImage,
-    Annotations,
+from models.training.annotated import AnnotatedImage, Annotations
+from models.training.data import TYPES
+from models.training.label_formats import (
     GroupOf,
+    Wanted,
     read_coco,
     read_crops,
     read_pascal_voc,
     read_yolo,
 )
-from models.training.data import TYPES
 from models.training.recipe import Recipe, Source
 from models.training.smears import (
     OVERVIEW_UM_PER_PX,
@@ -36,6 +36,21 @@ from models.training.splits import Split, grouped_folds, leave_one_out, split_of
 
 # Reads a source of the format dicom; given by whoever knows archives.
 ReadDicom = Callable[[Source], Sequence[AnnotatedImage]]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSets:
+    """Images of a recipe.
+
+    Attributes
+    ----------
+    train, validation, test
+        To learn from, to choose the best model and thresholds with, and to report.
+    """
+
+    train: Sequence[AnnotatedImage]
+    validation: Sequence[AnnotatedImage]
+    test: Sequence[AnnotatedImage]
 
 
 def load_sources(
@@ -67,14 +82,12 @@ def no_archive(source: Source) -> Sequence[AnnotatedImage]:
     raise TrainingInvalid(f"Slide {source.series_uid} can be read by 'marrow-node train' only.")
 
 
-def split_images(
-    recipe: Recipe, read_dicom: ReadDicom = no_archive
-) -> tuple[list[AnnotatedImage], ...]:
-    """Images to train on, to choose the best model with, and to report."""
+def split_images(recipe: Recipe, read_dicom: ReadDicom = no_archive) -> ImageSets:
+    """Read a recipe's images and part them as it says."""
     images = load_sources(recipe.data, recipe, read_dicom)
     if recipe.validation:
-        measured = list(load_sources(recipe.validation, recipe, read_dicom))
-        return list(images), measured, measured
+        measured = load_sources(recipe.validation, recipe, read_dicom)
+        return ImageSets(images, measured, measured)
     if recipe.folds == "each":  # one group is too little to choose with, too
         fold = leave_one_out(images)
         split: Split = split_of(images, fold, recipe.held_out, recipe.seed, validation_share=0)
@@ -82,9 +95,8 @@ def split_images(
     else:
         fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)
         split = split_of(images, fold, recipe.held_out, recipe.seed)
-    return tuple(
-        [images[int(row)] for row in rows] for rows in (split.train, split.validation, split.test)
-    )
+    rows = (split.train, split.validation, split.test)
+    return ImageSets(*([images[int(row)] for row in each] for each in rows))
 
 
 def _composed(source: Source, recipe: Recipe) -> list[AnnotatedImage]:
@@ -109,20 +121,19 @@ def _composed(source: Source, recipe: Recipe) -> list[AnnotatedImage]:
 
 
 def _read(source: Source, folder: Path, types: Sequence[str]) -> Annotations:
-    group_of = _group_of(source)
     # A source that calls types by other names is read whole, and renamed.
-    known = None if source.names else types
+    wanted = Wanted(None if source.names else types, _group_of(source), source.leave_out)
     match source.format:
         case "pascal_voc":
-            found = read_pascal_voc(folder, known, group_of, source.leave_out)
+            found = read_pascal_voc(folder, wanted)
         case "coco":
             if source.file is None:
                 raise TrainingInvalid(f"{folder}: the format coco needs 'file'.")
-            found = read_coco(source.file, folder, known, group_of, source.leave_out)
+            found = read_coco(source.file, folder, wanted)
         case "crops":
-            found = read_crops(folder, known, group_of, source.leave_out)
+            found = read_crops(folder, wanted)
         case _:
-            found = read_yolo(folder, source.types, group_of, source.leave_out)
+            found = read_yolo(folder, source.types, wanted)
     return _renumbered(found, types, source)
 
 

@@ -1,0 +1,112 @@
+"""The whole report of a detector: its table, how sure each rate is, and the count it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.agreement_statistics import bootstrap_interval
+from models.average_precision import right_ones
+from models.detection_table import Findings, above, detection_table, map_interval
+from models.manual_count import differential_difference
+from models.records import Float64, Int64
+
+RATES = ("recall", "precision", "f1")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageCounts:
+    """Cells of each type in each image, from a score on.
+
+    Attributes
+    ----------
+    right, called, true : (images, K) int64
+        Found and called what they are; called the type; of the type.
+    """
+
+    right: Int64
+    called: Int64
+    true: Int64
+
+    def rates(self, chosen: Int64) -> dict[str, Float64]:
+        """Rates of each type (K,) over some images, as often as chosen; NaN for absent types."""
+        right, called, true = (
+            each[chosen].sum(0).astype(np.float64) for each in (self.right, self.called, self.true)
+        )
+        there = np.where(true > 0, 1.0, np.nan)
+        return {
+            "recall": there * right / np.maximum(true, 1),
+            "precision": there * right / np.maximum(called, 1),
+            "f1": there * 2 * right / np.maximum(called + true, 1),
+        }
+
+
+def evaluation_table(
+    findings: Findings,
+    types: Sequence[str],
+    score_threshold: float,
+    seed: int,
+    manual: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Everything of :func:`models.detection_table.detection_table`, and more, as JSON.
+
+    Parameters
+    ----------
+    findings
+    types
+        Names, in the order of the labels.
+    score_threshold
+    seed
+        Of the bootstraps over images.
+    manual
+        A manual differential of the same slides, by type; None to compare with the true cells.
+
+    Returns
+    -------
+    dict
+        Also 95 % intervals of the mean average precision, and of recall, precision and F1 over all
+        types and of each; and how far the differential of the cells found, over all images
+        together, is from the one of the true cells, or from the manual one.
+    """
+    table = detection_table(findings, types, score_threshold)
+    counts = image_counts(findings, len(types), score_threshold)
+    for kind, name in enumerate(types):
+        if name in table["types"]:
+            rows = {f"{rate}_interval": _interval(counts, rate, seed, kind) for rate in RATES}
+            table["types"][name] |= rows
+    called = dict(zip(types, counts.called.sum(0).tolist(), strict=True))
+    true = dict(zip(types, counts.true.sum(0).tolist(), strict=True))
+    return {
+        **table,
+        "map_50_interval": list(map_interval(findings, len(types), seed)),
+        **{f"mean_{rate}_interval": _interval(counts, rate, seed, None) for rate in RATES},
+        "ndc_reference": "true cells" if manual is None else "manual count",
+        **differential_difference(called, true if manual is None else manual),
+    }
+
+
+def image_counts(findings: Findings, types: int, score_threshold: float) -> ImageCounts:
+    """Count what was found image by image."""
+    right, called, true = (np.zeros((findings.images, types), np.int64) for _ in range(3))
+    sure = above(findings.found, score_threshold)
+    for kind in range(types):
+        found, truth = sure.of(kind), findings.truth.of(kind)
+        hit = right_ones(found, truth, 0.5)
+        np.add.at(right[:, kind], found.image[hit], 1)
+        np.add.at(called[:, kind], found.image, 1)
+        np.add.at(true[:, kind], truth.image, 1)
+    return ImageCounts(right, called, true)
+
+
+def _interval(counts: ImageCounts, rate: str, seed: int, kind: int | None) -> list[float] | None:
+    """Of one type, or of the mean over those that the drawn images hold."""
+
+    def of(chosen: Int64) -> float | None:
+        values = counts.rates(chosen)[rate]
+        known = values[np.isfinite(values)] if kind is None else values[[kind]]
+        return float(known.mean()) if np.isfinite(known).any() else None
+
+    return bootstrap_interval(of, len(counts.true), np.random.default_rng(seed))

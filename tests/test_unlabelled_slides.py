@@ -1,0 +1,100 @@
+"""Tiles of slides in an archive, ranked for an expert: chosen, written, and trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from node.cli import main
+from tests.smears import Smear, small_smear
+from tests.tiny_package import CLASSES
+
+
+@pytest.fixture(scope="module")
+def smear(tmp_path_factory: pytest.TempPathFactory) -> Smear:
+    return small_smear(tmp_path_factory.mktemp("smear"))
+
+
+def select(smear: Smear, *more: str) -> Result:
+    arguments = ["--config", str(smear.settings()), "train", "select", *more]
+    return CliRunner().invoke(main, arguments)
+
+
+def of_slide(smear: Smear) -> list[str]:
+    uids = (smear.slide.study_uid, smear.slide.series_uid)
+    return [
+        "--model",
+        "demo-smear",
+        "--pacs",
+        smear.pacs_url,
+        "--slide",
+        *uids,
+        "--tile-px",
+        "256",
+        "--json",
+    ]
+
+
+def test_tiles_of_a_slide_are_ranked_and_written(smear: Smear, tmp_path: Path) -> None:
+    ended = select(smear, *of_slide(smear), "--out", str(tmp_path / "chosen"))
+    assert ended.exit_code == 0, ended.output
+    rows = json.loads(ended.stdout)
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert {row["series_uid"] for row in rows} == {smear.slide.series_uid}
+    read = read_as_training(tmp_path / "chosen")
+    for row in rows:
+        x0, y0, x1, y1 = row["box_px"]
+        assert (x1 - x0, y1 - y0) == (256, 256)
+        assert row["image"] == f"slide1_x{x0:06}_y{y0:06}.png"
+        assert np.asarray(Image.open(tmp_path / "chosen" / row["image"])).shape == (256, 256, 3)
+        assert len(read[row["image"]]) == row["cells"]
+    # Every true cell lies in a box that was written, at its tile's place on the slide.
+    truth = smear.slide.truth.box_px
+    middle = (truth[:, :2] + truth[:, 2:]) / 2
+    boxes = np.concatenate([read[row["image"]] + np.tile(row["box_px"][:2], 2) for row in rows])
+    held = ((middle > boxes[:, None, :2]) & (middle < boxes[:, None, 2:])).all(2)
+    assert held.any(0).all()
+    assert len(boxes) < 1.5 * len(truth)  # a cell on the border of two tiles is in both
+
+
+def test_only_the_first_are_written(smear: Smear, tmp_path: Path) -> None:
+    ended = select(smear, *of_slide(smear), "--top", "2", "--out", str(tmp_path))
+    names = {row["image"] for row in json.loads(ended.stdout)}
+    assert {path.name for path in tmp_path.glob("*.png")} == names
+    assert len(names) == 2
+
+
+def read_as_training(folder: Path) -> dict[str, np.ndarray]:
+    """The boxes of every image, read as a training reads corrected labels."""
+    pytest.importorskip("torch")
+    from models.training.label_formats import Wanted, read_pascal_voc
+
+    found = read_pascal_voc(folder, Wanted(CLASSES))
+    return {image.name: image.box_px for image in found.images}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Name a FOLDER of images, or slides"),
+        (["."], "--um-per-px"),
+        (["--slide", "1.2", "1.3", "."], "Name a FOLDER of images, or slides"),
+        (["--um-per-px", "0.25", "nowhere"], "nowhere cannot be read"),
+    ],
+)
+def test_what_is_missing_is_said(smear: Smear, arguments: list[str], says: str) -> None:
+    ended = select(smear, *arguments)
+    assert ended.exit_code != 0
+    assert says in ended.output + str(ended.exception or "")
+
+
+def test_an_unknown_slide_is_named(smear: Smear) -> None:
+    ended = select(smear, "--pacs", smear.pacs_url, "--slide", "1.2.3", "1.2.4")
+    assert ended.exit_code != 0
+    assert "1.2.4" in ended.output + str(ended.exception)
