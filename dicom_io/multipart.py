@@ -6,6 +6,7 @@ right. A preamble, a missing CRLF around the last delimiter and text after it do
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from typing import NamedTuple
@@ -29,6 +30,7 @@ class Part(NamedTuple):
     content: bytes
 
 
+@functools.lru_cache(maxsize=256)  # the same few, once for every part
 def media_type(content_type: str) -> tuple[str, Mapping[str, str]]:
     """Media type in lower case and its parameters, unquoted, of a Content-Type header."""
     message = Message()

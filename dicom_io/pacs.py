@@ -276,16 +276,29 @@ class Pacs:
         start = 0
         try:
             while pending or start < len(numbers):
-                while start < len(numbers) and len(pending) <= self._sizes.connections:
-                    part = numbers[start : start + self._sizes.frames(instance.sop_uid)]
-                    start += len(part)
-                    pending.append(
-                        self._pool.submit(self._part, instance, part, transfer_syntax_uid)
-                    )
-                yield from self._awaited(instance, pending.popleft())
+                start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
+                frames = self._awaited(instance, pending.popleft())
+                # The next request runs while these frames are used.
+                start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
+                yield from frames
         finally:
             for future in pending:
                 future.cancel()
+
+    def _submitted(
+        self,
+        instance: InstanceReference,
+        numbers: Sequence[int],
+        start: int,
+        transfer_syntax_uid: str | None,
+        pending: deque[Future[list[bytes]]],
+    ) -> int:
+        """Ask from `numbers[start]` on, as much as should be in flight; where it stopped."""
+        while start < len(numbers) and len(pending) < self._sizes.connections:
+            part = numbers[start : start + self._sizes.frames(instance.sop_uid)]
+            pending.append(self._pool.submit(self._part, instance, part, transfer_syntax_uid))
+            start += len(part)
+        return start
 
     def _awaited(self, instance: InstanceReference, coming: Future[list[bytes]]) -> list[bytes]:
         """Wait for frames, within what the slide has left."""
@@ -336,7 +349,7 @@ def open_pacs(url: str, settings: PacsSettings) -> Pacs:
         The folder does not exist. A server is first spoken to by the first call.
     """
     sizes = RequestSizes(
-        Bounds(settings.frames_per_request, settings.connections, settings.request_bytes)
+        Bounds(settings.frames_per_request, settings.connections, settings.bytes_in_flight)
     )
     faults = Faults()
     parts = urlsplit(url)

@@ -46,8 +46,8 @@ class PacsSettings:
     frames_per_request
         Most frames asked for in one request; how many are depends on what a request costs. The
         URL grows by up to seven characters a frame.
-    request_bytes
-        Most bytes of frames to expect from one request; each connection holds so many.
+    bytes_in_flight
+        Most bytes of frames to expect from all requests in flight: few large ones, or many small.
     max_instance_bytes
         Most bytes of temporary files for whole instances, where an archive gives no frames.
     username
@@ -84,7 +84,7 @@ class PacsSettings:
     breaker_wait_s: float = 30.0
     connections: int = 4
     frames_per_request: int = 2000
-    request_bytes: int = 16 * 2**20
+    bytes_in_flight: int = 64 * 2**20
     max_instance_bytes: int = 4 * 2**30
     username: str | None = None
     password: str | None = None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 FIXED_SHARE = 0.1
 """Part of a request's time that may go into what it costs without any frame."""
 
-FIRST_FRAMES = 32
-GROWTH = 4
+FIRST_FRAMES = 128
+GROWTH = 8
 LONGEST_S = 10.0
 """A request should not take longer, so that little is lost when it is cut."""
 
@@ -32,12 +32,27 @@ WINDOW_REQUESTS = 3
 
 
 class RequestCost:
-    """seconds = fixed + per_frame × frames, fitted to measurements; the newest weigh most."""
+    """seconds = fixed + per_frame × frames, fitted to measurements; the newest weigh most.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    guess
+        Frames of the first request.
+
+    Attributes
+    ----------
+    largest
+        Most frames of a request so far.
+    asked
+        Frames that the newest request was told to ask for.
+    """
+
+    def __init__(self, guess: int = FIRST_FRAMES) -> None:
+        self._guess = guess
         self._weight = self._n = self._s = self._nn = self._ns = 0.0
         self._frames = self._bytes = 0
         self.largest = 0
+        self.asked = guess
 
     def measured(self, frames: int, seconds: float, bytes_received: int) -> None:
         self._weight = MEMORY * self._weight + 1
@@ -69,23 +84,30 @@ class RequestCost:
     def frames_wanted(self) -> int:
         """Fewest frames of which the fixed cost is a small share; not much more than was tried."""
         if self.largest == 0:
-            return FIRST_FRAMES
-        most = GROWTH * self.largest
+            return self._guess
         cost = self.fit()
         if cost is None or cost[1] <= 0:
-            return most
+            return self._next_trial()
         fixed, per_frame = cost
         wanted = fixed * (1 / FIXED_SHARE - 1) / per_frame
         in_time = max((LONGEST_S - fixed) / per_frame, wanted * FIXED_SHARE)
-        return max(1, round(min(wanted, in_time, most)))
+        return max(1, round(min(wanted, in_time, GROWTH * self.largest)))
+
+    def _next_trial(self) -> int:
+        """More frames than ever, but not for too long if it is them that take the time."""
+        in_time = self.largest * LONGEST_S / max(self._s / self._weight, 1e-9)
+        return round(max(2 * self.largest, min(GROWTH * self.largest, in_time)))
 
 
 class Connections:
-    """Requests in flight: doubled as long as that brings a tenth more frames in a second."""
+    """Requests in flight: doubled as long as that brings a tenth more frames in a second.
+
+    One at first: an archive that reads whole files reads several of them no faster.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = max(most, 1)
-        self.level = min(2, self._most)
+        self.level = 1
         self._before: tuple[int, float] | None = None
         self._settled = False
         self._forget()
@@ -122,7 +144,7 @@ class Bounds:
 
     frames: int
     connections: int
-    bytes_expected: int
+    bytes_in_flight: int
 
 
 class RequestSizes:
@@ -137,8 +159,9 @@ class RequestSizes:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._limit = max(bounds.frames, 1)
-        self._trust, self._at_limit = TRUST // GROWTH, 0
+        self._trust, self._at_limit = 0, 0
         self._costs: dict[str, RequestCost] = {}
+        self._wanted = FIRST_FRAMES
         self._connections = Connections(bounds.connections)
         self._lock = threading.Lock()
 
@@ -155,17 +178,21 @@ class RequestSizes:
     def frames(self, sop_uid: str) -> int:
         """Frames to ask for in the next request for this instance."""
         with self._lock:
-            cost = self._costs.setdefault(sop_uid, RequestCost())
-            wanted = min(cost.frames_wanted(), self._limit)
+            # The instance before is the best guess at what this one costs.
+            cost = self._costs.setdefault(sop_uid, RequestCost(self._wanted))
+            wanted = self._wanted = min(cost.frames_wanted(), self._limit)
             if cost.frame_bytes:
-                wanted = min(wanted, int(self._bounds.bytes_expected / cost.frame_bytes))
-            return max(1, wanted)
+                each = self._bounds.bytes_in_flight / self._connections.level
+                wanted = min(wanted, int(each / cost.frame_bytes))
+            cost.asked = max(1, wanted)
+            return cost.asked
 
     def measured(self, sop_uid: str, frames: int, seconds: float, bytes_received: int) -> None:
         """A request was answered."""
         with self._lock:
             cost = self._costs.setdefault(sop_uid, RequestCost())
-            steady = frames > cost.largest / 2  # the last few frames of a region are no measure
+            # Neither a trial of a larger size nor the last few frames of a region tell anything.
+            steady = cost.asked / 2 < frames <= cost.largest
             cost.measured(frames, seconds, bytes_received)
             self._try_more(frames)
             if steady:
@@ -176,7 +203,8 @@ class RequestSizes:
         with self._lock:
             if frames < self._limit:
                 self._limit, self._at_limit = max(1, frames), 0
-                self._trust *= GROWTH  # a limit that is met again is met for good
+                # A limit that is met again is met for good.
+                self._trust = max(TRUST, GROWTH * self._trust)
 
     def _try_more(self, frames: int) -> None:
         self._at_limit += frames == self._limit < self._bounds.frames

@@ -10,7 +10,7 @@ import pytest
 from dicom_io.request_size import FIRST_FRAMES, Bounds, Connections, RequestCost, RequestSizes
 
 Cost = Callable[[int], float]
-BOUNDS = Bounds(frames=2000, connections=8, bytes_expected=16 * 2**20)
+BOUNDS = Bounds(frames=2000, connections=8, bytes_in_flight=64 * 2**20)
 
 
 def read(sizes: RequestSizes, cost: Cost, requests: int, frame_bytes: int = 4000) -> list[int]:
@@ -49,8 +49,9 @@ def test_fixed_part_is_a_tenth(noise: float) -> None:
 
 def test_an_archive_may_change() -> None:
     sizes = RequestSizes(BOUNDS)
-    read(sizes, noisy(0.001, 0.0005), 100)
-    assert max(read(sizes, noisy(1.1, 0.0001), 100)) == BOUNDS.frames
+    before = read(sizes, noisy(0.001, 0.0005), 100)[-1]
+    after = read(sizes, noisy(1.1, 0.0001), 100)[-20:]
+    assert min(after) > 10 * before
 
 
 def test_slow_link_keeps_requests_short() -> None:
@@ -60,7 +61,7 @@ def test_slow_link_keeps_requests_short() -> None:
 
 def test_bytes_of_a_request_are_bounded() -> None:
     asked = read(RequestSizes(BOUNDS), noisy(1.1, 0.0001), 10, frame_bytes=500_000)
-    assert max(asked) <= 16 * 2**20 // 500_000
+    assert max(asked) <= 64 * 2**20 // 500_000
 
 
 def test_refused_size_is_not_asked_for_again_for_long() -> None:
@@ -69,21 +70,21 @@ def test_refused_size_is_not_asked_for_again_for_long() -> None:
     sizes.refused_above(300)
     asked = read(sizes, noisy(1.1, 0.0001), 200)
     assert set(asked[:100]) == {300}
-    assert set(asked[101:]) == {600}
+    assert set(asked[100:]) == {600}
     sizes.refused_above(300)
     assert set(read(sizes, noisy(1.1, 0.0001), 390)) == {300}
 
 
 def test_settings_are_upper_bounds() -> None:
-    sizes = RequestSizes(Bounds(frames=7, connections=3, bytes_expected=2**20))
+    sizes = RequestSizes(Bounds(frames=7, connections=3, bytes_in_flight=2**20))
     assert set(read(sizes, noisy(1.1, 0.0001), 50)) == {7}
     assert 1 <= sizes.connections <= 3
 
 
-def test_instances_are_learnt_apart() -> None:
+def test_next_instance_starts_where_the_last_one_ended() -> None:
     sizes = RequestSizes(BOUNDS)
     read(sizes, noisy(1.1, 0.0001), 8)
-    assert sizes.frames("9.9") == FIRST_FRAMES
+    assert sizes.frames("9.9") == BOUNDS.frames
 
 
 def test_fit_is_the_line_that_was_measured() -> None:
@@ -95,7 +96,7 @@ def test_fit_is_the_line_that_was_measured() -> None:
     assert (fixed, per_frame) == pytest.approx((0.3, 0.01))
 
 
-@pytest.mark.parametrize(("useful", "expected"), [(1, 2), (2, 2), (4, 4), (8, 8), (100, 8)])
+@pytest.mark.parametrize(("useful", "expected"), [(1, 1), (2, 2), (4, 4), (8, 8), (100, 8)])
 def test_connections_stop_where_they_gain_nothing(useful: int, expected: int) -> None:
     connections = Connections(8)
     for _ in range(200):
@@ -106,8 +107,9 @@ def test_connections_stop_where_they_gain_nothing(useful: int, expected: int) ->
 
 def test_archive_that_is_asked_too_much_is_asked_less() -> None:
     sizes = RequestSizes(BOUNDS)
-    read(sizes, noisy(0.001, 0.0005), 100)
+    read(sizes, noisy(0.001, 0.0005), 300)
     before = sizes.connections
+    assert before > 1
     sizes.too_many()
     read(sizes, noisy(0.001, 0.0005), 100)
     assert sizes.connections == before // 2
