@@ -248,21 +248,29 @@ class Pacs:
                 future.cancel()
 
     def bulk_data(self, uri: str) -> bytes:
-        """What lies behind a BulkDataURI of this archive; no other address is asked.
+        """What lies behind a BulkDataURI of this archive.
+
+        Only its path is used, under the configured address: data never send the node elsewhere,
+        and archives behind a proxy write hosts and ports that cannot be reached (Orthanc leaves
+        out its port).
 
         Raises
         ------
         PacsRefused
-            It leads elsewhere.
+            The path is not one under the archive's own.
         """
-        if isinstance(self._client, FolderClient) or not _within(uri, str(self._client.base_url)):
+        client, path = self._client, urlsplit(uri).path
+        own = urlsplit("" if isinstance(client, FolderClient) else str(client.base_url))
+        if isinstance(client, FolderClient) or not path.startswith(own.path) or ".." in path:
             raise PacsRefused(
-                f"{self.name} gives bulk data at another address than its own: correct the"
-                " BulkDataURI that the archive writes (its host, scheme and path)."
+                f"{self.name} gives bulk data under another address than its own: correct the"
+                " BulkDataURI that the archive writes."
             )
-        client = self._client
-        parts = self._asked("bulk data", lambda: list(client.retrieve_bulkdata(uri)))
-        return b"".join(parts)
+        address = f"{own.scheme}://{own.netloc}{path}"
+        kind = ("application/octet-stream",)
+        return b"".join(
+            self._asked("bulk data", lambda: list(client.retrieve_bulkdata(address, kind)))
+        )
 
     def _part(
         self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
@@ -328,16 +336,6 @@ class Pacs:
             return call()
         except FOREIGN_ERRORS as error:
             raise pacs_error(self.name, what, error) from error
-
-
-def _within(uri: str, base: str) -> bool:
-    """Whether an address lies under another one: same scheme, host and port, and path."""
-    asked, own = urlsplit(uri), urlsplit(base)
-    return (
-        (asked.scheme, asked.netloc) == (own.scheme, own.netloc)
-        and asked.path.startswith(own.path.rstrip("/") + "/")
-        and ".." not in asked.path
-    )
 
 
 def _is_transient(error: Exception) -> bool:
