@@ -13,11 +13,12 @@ from PIL import Image, ImageCms
 from pydicom.dataset import Dataset
 
 from dicom_io.colour import icc_profile, to_srgb
-from dicom_io.errors import PacsRefused, PixelsUnsupported
+from dicom_io.errors import PacsError, PacsRefused, PixelsUnsupported
 from dicom_io.frames import ReadSettings, read_tiles
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
+from tests.faulty_proxy import Proxy
 from tests.slides import WrittenSlide, picture, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -81,18 +82,23 @@ def test_grey_profile_is_none_of_an_rgb_device() -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "http://elsewhere.invalid/dicom-web/bulk/1",
         "http://127.0.0.1:1/other/bulk/1",
         "http://127.0.0.1:1/dicom-web/../secrets",
-        "https://127.0.0.1:1/dicom-web/bulk/1",
-        "http://user@127.0.0.1:1/dicom-web/bulk/1",
         "file:///etc/passwd",
+        "",
     ],
 )
-def test_profile_is_fetched_from_nowhere_else(uri: str) -> None:
+def test_address_outside_the_archive_is_refused(uri: str) -> None:
     base = {"00282000": {"vr": "OB", "BulkDataURI": uri}}
     with (
         open_pacs("http://127.0.0.1:1/dicom-web", PacsSettings(retries=0)) as pacs,
         pytest.raises(PacsRefused, match="another address"),
     ):
         icc_profile(base, pacs.bulk_data)
+
+
+def test_profile_is_fetched_from_the_configured_host_alone(proxy: Proxy) -> None:
+    base = {"00282000": {"vr": "OB", "BulkDataURI": "http://elsewhere.invalid/dicom-web/bulk/1"}}
+    with open_pacs(proxy.url, PacsSettings(retries=0)) as pacs, pytest.raises(PacsError):
+        icc_profile(base, pacs.bulk_data)
+    assert [path for _, path in proxy.requests] == ["/dicom-web/bulk/1"]
