@@ -18,9 +18,11 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from dicom_io.dimse_association import DimseSettings
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.frames import ReadSettings
 from dicom_io.pacs import PacsSettings
+from dicom_io.receiver import ReceiveSettings
 from node.ehr import EhrSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
@@ -78,7 +80,11 @@ class Settings:
     Attributes
     ----------
     pacs_url
-        Where slides are and results go: https://…/dicom-web or file:///folder.
+        Where slides are and, unless store_url says otherwise, results go: https://…/dicom-web or
+        file:///folder.
+    store_url
+        Where results go instead: https://…/dicom-web, file:///folder, or, for an archive without
+        STOW-RS, dimse://CALLED_AE_TITLE@host:port.
     ehr_url
         Where reports go: https://…/fhir or file:///folder.
     work_folder
@@ -87,16 +93,19 @@ class Settings:
         Of the job queue: empty for SQLite in the work folder, or postgresql://….
     max_matrix_px
         Largest total pixel matrix (columns × rows) that is accepted.
-    pacs, ehr, read, model, output
+    pacs, dimse, receive, ehr, read, model, output
         Tables of their own.
     """
 
     pacs_url: str = ""
+    store_url: str = ""
     ehr_url: str = ""
     work_folder: Path = Path("work")
     database_url: str = ""
     max_matrix_px: int = 40_000_000_000
     pacs: PacsSettings = field(default_factory=PacsSettings)
+    dimse: DimseSettings = field(default_factory=DimseSettings)
+    receive: ReceiveSettings = field(default_factory=ReceiveSettings)
     ehr: EhrSettings = field(default_factory=EhrSettings)
     read: ReadSettings = field(default_factory=ReadSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
