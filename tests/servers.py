@@ -110,6 +110,19 @@ def running_orthanc(folder: Path, node_port: int | None = None) -> Iterator[Orth
                 process.wait()
 
 
+def wait_for_port(port: int, seconds: float = 20) -> None:
+    """Wait until something listens on a loopback port."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
 def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:

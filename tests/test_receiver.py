@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import requests
@@ -27,7 +29,8 @@ from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.receiver import Receiver, ReceiveSettings
 from dicom_io.slide import open_slide
 from tests.servers import MISSING_ORTHANC, free_port, orthanc_missing, running_orthanc
-from tests.slides import ENCODERS, WrittenSlide, write_slide
+from tests.slides import ENCODERS, write_slide
+from tests.smears import small_smear
 
 STORESCU = shutil.which("storescu")
 needs_dcmtk = pytest.mark.skipif(STORESCU is None, reason="no DCMTK: apt-get install dcmtk")
@@ -155,7 +158,9 @@ def test_a_sender_that_is_killed_leaves_nothing(
 ) -> None:
     large_object(200).save_as(tmp_path / "large.dcm", enforce_file_format=True)
     received = receiving()
-    sender = subprocess.Popen(storescu(received.settings.port, tmp_path / "large.dcm", syntax="-xe"))
+    sender = subprocess.Popen(
+        storescu(received.settings.port, tmp_path / "large.dcm", syntax="-xe")
+    )
     assert until(lambda: any(path.stat().st_size > 1_000_000 for path in received.unfinished))
     sender.kill()
     sender.wait()
@@ -207,21 +212,30 @@ def test_two_receivers_share_neither_folder_nor_port(receiving: Callable[..., Re
 
 
 def receive_process(
-    folder: Path, port: int, *arguments: str, largest_file_bytes: int | None = None
+    folder: Path,
+    port: int,
+    *arguments: str,
+    ehr_url: str = "",
+    model: Mapping[str, object] = MappingProxyType({}),
+    largest_file_bytes: int | None = None,
 ) -> subprocess.Popen[str]:
-    (folder / "node.toml").write_text(
-        f'work_folder = "{folder / "work"}"\n[receive]\nfolder = "{folder / "received"}"\n'
-        f"port = {port}\nsettle_s = 1.0\n"
-    )
+    """``marrow-node receive`` that listens."""
+    tables = {
+        "": {"work_folder": str(folder / "work"), "ehr_url": ehr_url},
+        "[receive]": {"folder": str(folder / "received"), "port": port, "settle_s": 1.0},
+        "[model]": model,
+    }
+    lines = [
+        line
+        for head, table in tables.items()
+        for line in (head, *(f"{key} = {json.dumps(value)}" for key, value in table.items()))
+    ]
+    (folder / "node.toml").write_text("\n".join(lines))
     command = [sys.executable, "-m", "node", "--config", str(folder / "node.toml"), "receive"]
-
-    def limit() -> None:
-        if largest_file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
-
-    process = subprocess.Popen(
-        [*command, *arguments], stderr=subprocess.PIPE, text=True, preexec_fn=limit
-    )
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    if largest_file_bytes is not None:
+        # A file system that takes no more of a file stands for a full one.
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file_bytes,) * 2)
     assert process.stderr is not None
     assert "receiving as MARROW_NODE" in process.stderr.readline()
     return process
@@ -256,3 +270,53 @@ def test_a_large_object_is_not_held_in_memory(tmp_path: Path) -> None:
     assert peak_mb() - before < 60
     process.terminate()
     assert process.wait(20) == 0
+
+
+@needs_dcmtk
+def test_a_slide_that_is_sent_here_is_analysed(tmp_path: Path) -> None:
+    smear = small_smear(tmp_path)
+    port = free_port()
+    paths = list((tmp_path / "pacs").rglob("*.dcm"))
+    process = receive_process(
+        tmp_path,
+        port,
+        ehr_url=smear.ehr_url,
+        model={"name": "tiny", "folders": [str(tmp_path / "packages")]},
+    )
+    subprocess.run(storescu(port, *paths), check=True, timeout=60)
+    assert process.stderr is not None
+    said = [process.stderr.readline() for _ in range(2)]
+    assert f"series {smear.slide.series_uid} is complete" in said[0]
+    assert "completed" in said[1], said[1]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    archive = tmp_path / "received" / "archive"
+    modalities = [dcmread(path).Modality for path in archive.rglob("*") if path.is_file()]
+    assert sorted(modalities) == ["ANN", "SEG", *["SM"] * len(paths), "SR"]
+    assert list((tmp_path / "ehr").rglob("*.json"))
+
+
+@needs_dcmtk
+def test_what_came_before_a_kill_is_analysed_after_it(tmp_path: Path) -> None:
+    smear = small_smear(tmp_path)
+    port = free_port()
+    paths = list((tmp_path / "pacs").rglob("*.dcm"))
+    first = receive_process(tmp_path, port, "--no-analyse")
+    subprocess.run(storescu(port, *paths), check=True, timeout=60)
+    first.kill()
+    first.wait()
+    settings = {
+        "ehr_url": smear.ehr_url,
+        "model": {"name": "tiny", "folders": [str(tmp_path / "packages")]},
+    }
+    for expected in ("is complete", "receiver stopped"):  # the third start has nothing to do
+        process = receive_process(tmp_path, port, **settings)
+        assert process.stderr is not None
+        if expected == "is complete":
+            assert expected in process.stderr.readline()
+            assert "completed" in process.stderr.readline()
+        else:
+            time.sleep(3)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr.readline() == "marrow-node: receiver stopped\n"
