@@ -23,7 +23,7 @@ AE_TITLE_CHARACTERS = 16
 
 @dataclass(frozen=True, slots=True)
 class DimseSettings:
-    """How an archive without STOW-RS is spoken to; its address is store_url.
+    """How an archive without STOW-RS is spoken to; its address is results_url.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class DimsePeer:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise PacsUnreachable(
-                f"{self.name} has a host name that cannot be resolved: correct store_url."
+                f"{self.name} has a host name that cannot be resolved: correct results_url."
             ) from error
         return str(found[0][4][0])
 
@@ -141,7 +141,7 @@ def _address(url: str) -> tuple[str, str, int]:
         port = None
     if parts.scheme != "dimse" or not parts.username or not parts.hostname or not port:
         raise ConfigurationInvalid(
-            "The store_url is not usable: write dimse://CALLED_AE_TITLE@host:port."
+            "The results_url is not usable: write dimse://CALLED_AE_TITLE@host:port."
         )
     check_ae_title(parts.username)
     return parts.username, parts.hostname, port

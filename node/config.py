@@ -80,9 +80,9 @@ class Settings:
     Attributes
     ----------
     pacs_url
-        Where slides are and, unless store_url says otherwise, results go: https://…/dicom-web or
+        Where slides are and, unless results_url says otherwise, results go: https://…/dicom-web or
         file:///folder.
-    store_url
+    results_url
         Where results go instead: https://…/dicom-web, file:///folder, or, for an archive without
         STOW-RS, dimse://CALLED_AE_TITLE@host:port.
     ehr_url
@@ -98,7 +98,7 @@ class Settings:
     """
 
     pacs_url: str = ""
-    store_url: str = ""
+    results_url: str = ""
     ehr_url: str = ""
     work_folder: Path = Path("work")
     database_url: str = ""

@@ -63,7 +63,7 @@ def open_destination(settings: Settings) -> Pacs | DimseArchive:
     ConfigurationInvalid
         Its URL, or what the settings say of it, is not usable.
     """
-    url = settings.store_url or settings.pacs_url
+    url = settings.results_url or settings.pacs_url
     if not url.startswith("dimse:"):
         return open_pacs(url, settings.pacs)
     commitments = settings.work_folder / "commitments"

@@ -36,7 +36,7 @@ def receive(settings: Settings, analyse: bool) -> None:
     """Receive slides by DICOM C-STORE, and analyse each when it is complete.
 
     Slides go to the folder archive of the settings in [receive] and are analysed from there;
-    results go to store_url, or to pacs_url, or into the same folder where neither is set. Ends on
+    results go to results_url, or to pacs_url, or into the same folder where neither is set. Ends on
     SIGTERM or SIGINT; a job that is not done goes on at the next start.
     """
     settings = received_settings(settings)
@@ -75,7 +75,7 @@ def received_settings(settings: Settings) -> Settings:
     return replace(
         settings,
         pacs_url=settings.receive.archive.as_uri(),
-        store_url=settings.store_url or settings.pacs_url,
+        results_url=settings.results_url or settings.pacs_url,
         dimse=dimse,
     )
 
@@ -97,7 +97,12 @@ def not_analysed(archive: Path, jobs: list[Job]) -> Iterator[Arrival]:
 def _analyse_until(
     stopped: threading.Event, arrivals: Arrivals, worker: Worker, place: Workplace
 ) -> None:
-    running: dict[str, Series] = {}
+    # Also those that an earlier process left, which this one goes on with.
+    running: dict[str, Series] = {
+        job.job: (job.study_uid, job.series_uid)
+        for job in worker.jobs.list()
+        if job.status in ("queued", "running")
+    }
     while not stopped.wait(LOOK_S):
         for series, whole in arrivals.complete(busy=running.values()):
             study_uid, series_uid = series

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import requests
@@ -250,7 +251,7 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     assert list(there.files) == [small.SOPInstanceUID]
     assert not there.unfinished
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert "could not be written" in (process.stderr.read() if process.stderr else "")
 
 
@@ -269,7 +270,7 @@ def test_a_large_object_is_not_held_in_memory(tmp_path: Path) -> None:
     print(f"peak memory {before:.0f} MB before, {peak_mb():.0f} MB after 300 MB")
     assert peak_mb() - before < 60
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 @needs_dcmtk
@@ -289,7 +290,7 @@ def test_a_slide_that_is_sent_here_is_analysed(tmp_path: Path) -> None:
     assert f"series {smear.slide.series_uid} is complete" in said[0]
     assert "completed" in said[1], said[1]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     archive = tmp_path / "received" / "archive"
     modalities = [dcmread(path).Modality for path in archive.rglob("*") if path.is_file()]
     assert sorted(modalities) == ["ANN", "SEG", *["SM"] * len(paths), "SR"]
@@ -305,18 +306,20 @@ def test_what_came_before_a_kill_is_analysed_after_it(tmp_path: Path) -> None:
     subprocess.run(storescu(port, *paths), check=True, timeout=60)
     first.kill()
     first.wait()
-    settings = {
+    settings: dict[str, Any] = {
         "ehr_url": smear.ehr_url,
         "model": {"name": "tiny", "folders": [str(tmp_path / "packages")]},
     }
-    for expected in ("is complete", "receiver stopped"):  # the third start has nothing to do
-        process = receive_process(tmp_path, port, **settings)
-        assert process.stderr is not None
-        if expected == "is complete":
-            assert expected in process.stderr.readline()
-            assert "completed" in process.stderr.readline()
-        else:
-            time.sleep(3)
-        process.terminate()
-        assert process.wait(20) == 0
-        assert process.stderr.readline() == "marrow-node: receiver stopped\n"
+    process = receive_process(tmp_path, port, **settings)
+    assert process.stderr is not None
+    assert "is complete" in process.stderr.readline()
+    process.terminate()  # in the middle of the analysis
+    assert process.wait(60) == 0
+    assert not list((tmp_path / "ehr").rglob("*.json"))
+    process = receive_process(tmp_path, port, **settings)
+    assert process.stderr is not None
+    assert "completed" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(60) == 0
+    assert process.stderr.readline() == "marrow-node: receiver stopped\n"
+    assert list((tmp_path / "ehr").rglob("*.json"))
