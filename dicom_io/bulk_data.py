@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import closing
+from urllib.parse import urlsplit, urlunsplit
 
 from dicom_io.errors import PacsAnswerInvalid
 from dicom_io.multipart import Multipart, MultipartInvalid, chunks_of, media_type
@@ -26,7 +27,7 @@ def read_bulk_data(service: Service, uri: str) -> bytes:
 
 
 def _read(service: Service, uri: str, what: str) -> bytes:
-    with closing(service.get(uri, ACCEPT)) as response:
+    with closing(service.get(_address(service, uri), ACCEPT)) as response:
         kind, parameters = media_type(response.headers.get("Content-Type", ""))
         chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=True))
         if not kind.startswith("multipart/"):
@@ -41,6 +42,18 @@ def _read(service: Service, uri: str, what: str) -> bytes:
     if len(contents) != 1:
         raise MultipartInvalid(f"the answer has {len(contents)} parts")
     return contents[0]
+
+
+def _address(service: Service, uri: str) -> str:
+    """The URI, or its path at the archive where it names a host that may not be asked.
+
+    Archives behind a proxy write hosts that cannot be reached, and Orthanc leaves out its port.
+    """
+    own, named = urlsplit(service.url), urlsplit(uri)
+    below = named.path.startswith(f"{own.path}/") and ".." not in named.path
+    if service.reaches(uri) or not below:
+        return uri
+    return urlunsplit((own.scheme, own.netloc, named.path, named.query, ""))
 
 
 def _joined(service: Service, pieces: Iterable[bytes | memoryview], what: str) -> bytes:

@@ -230,6 +230,14 @@ class Service:
         response.raise_for_status()
         return response
 
+    def reaches(self, uri: str) -> bool:
+        """Whether the settings let requests go where a URI leads; a relative one is the archive's."""
+        try:
+            self._session.get_adapter(urljoin(f"{self.url}/", uri))
+        except requests.exceptions.InvalidSchema:
+            return False
+        return True
+
     def ask(self, what: str, call: Callable[[], T]) -> T:
         """Make a call that may be repeated."""
         for attempt in stamina.retry_context(

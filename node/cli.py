@@ -23,6 +23,7 @@ from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
 from node.pipeline import SlideReference
 from node.progress import Progress
+from node.receive import receive
 from node.stages import write_results_to
 
 
@@ -218,5 +219,5 @@ def config(settings: Settings, as_json: bool) -> None:
     OUT.print(table)
 
 
-for _command in (train, evaluate, compare, field):
+for _command in (train, evaluate, compare, field, receive):
     main.add_command(_command)

@@ -18,9 +18,11 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from dicom_io.dimse_association import DimseSettings
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.frames import ReadSettings
 from dicom_io.pacs import PacsSettings
+from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
 from node.ehr import EhrSettings
 
@@ -79,7 +81,11 @@ class Settings:
     Attributes
     ----------
     pacs_url
-        Where slides are and results go: https://…/dicom-web or file:///folder.
+        Where slides are and, unless results_url says otherwise, results go: https://…/dicom-web or
+        file:///folder.
+    results_url
+        Where results go instead: https://…/dicom-web, file:///folder, or, for an archive without
+        STOW-RS, dimse://CALLED_AE_TITLE@host:port.
     ehr_url
         Where reports go: https://…/fhir or file:///folder.
     work_folder
@@ -88,16 +94,19 @@ class Settings:
         Of the job queue: empty for SQLite in the work folder, or postgresql://….
     max_matrix_px
         Largest total pixel matrix (columns × rows) that is accepted.
-    pacs, ehr, slide, read, model, output
+    pacs, dimse, receive, ehr, slide, read, model, output
         Tables of their own.
     """
 
     pacs_url: str = ""
+    results_url: str = ""
     ehr_url: str = ""
     work_folder: Path = Path("work")
     database_url: str = ""
     max_matrix_px: int = 40_000_000_000
     pacs: PacsSettings = field(default_factory=PacsSettings)
+    dimse: DimseSettings = field(default_factory=DimseSettings)
+    receive: ReceiveSettings = field(default_factory=ReceiveSettings)
     ehr: EhrSettings = field(default_factory=EhrSettings)
     slide: SlideSettings = field(default_factory=SlideSettings)
     read: ReadSettings = field(default_factory=ReadSettings)

@@ -15,10 +15,14 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from conformance.agreement import check_agreement
+from dicom_io.dimse import DimseArchive, open_dimse
 from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
-from dicom_io.pacs import Pacs
+from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.segmentation import decode_segmentation
+from node.config import Settings
 from node.outputs import Artifact
+
+CONTENT_NOT_READ = "listed by C-FIND, content not read back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Receipt:
         ``stored``, or ``already there`` when asking showed that nothing had to be sent.
     at
         UTC, ISO 8601.
+    note
+        What an archive without STOW-RS remarked: warnings, storage commitment.
     """
 
     target: Literal["PACS", "EHR"]
@@ -42,13 +48,29 @@ class Receipt:
     uid: str
     status: str
     at: str
+    note: str = ""
 
 
 def now_utc() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def deliver_to_pacs(pacs: Pacs, artifact: Artifact, document: Dataset) -> Receipt:
+def open_destination(settings: Settings) -> Pacs | DimseArchive:
+    """Open the archive that results go to.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        Its URL, or what the settings say of it, is not usable.
+    """
+    url = settings.results_url or settings.pacs_url
+    if not url.startswith("dimse:"):
+        return open_pacs(url, settings.pacs)
+    commitments = settings.work_folder / "commitments"
+    return open_dimse(url, settings.dimse, settings.pacs_url, settings.pacs, commitments)
+
+
+def deliver_to_pacs(pacs: Pacs | DimseArchive, artifact: Artifact, document: Dataset) -> Receipt:
     """Store one object unless the archive already has it.
 
     Raises
@@ -57,19 +79,42 @@ def deliver_to_pacs(pacs: Pacs, artifact: Artifact, document: Dataset) -> Receip
         When the archive cannot be asked, or refuses the object.
     """
     there = pacs.has_instance(artifact.study_uid, artifact.series_uid, artifact.uid)
-    if not there:
-        pacs.store([document])
+    remark = "" if there else pacs.store([document])
     status = "already there" if there else "stored"
-    return Receipt("PACS", artifact.kind, artifact.uid, status, now_utc())
+    notes = [remark]
+    if isinstance(pacs, DimseArchive):
+        notes += [pacs.commitment(document), "" if pacs.reads_back else CONTENT_NOT_READ]
+    note = "; ".join(filter(None, notes))
+    return Receipt("PACS", artifact.kind, artifact.uid, status, now_utc(), note)
 
 
-def read_back(pacs: Pacs, artifacts: Mapping[str, Artifact]) -> dict[str, Dataset]:
-    """Retrieve every DICOM artifact from the archive, by kind."""
-    return {
-        kind: pacs.retrieve_instance(artifact.study_uid, artifact.series_uid, artifact.uid)
+def read_back(
+    pacs: Pacs | DimseArchive, artifacts: Mapping[str, Artifact], sent: Mapping[str, Dataset]
+) -> dict[str, Dataset]:
+    """Retrieve every DICOM artifact from the archive, by kind.
+
+    An archive that can only be asked by C-FIND has to list each; then `sent` stands for what it
+    holds, and the receipts say so.
+
+    Raises
+    ------
+    PacsReadBackDiffers
+        When such an archive does not list an object.
+    """
+    places = {
+        kind: (artifact.study_uid, artifact.series_uid, artifact.uid)
         for kind, artifact in artifacts.items()
         if artifact.uid
     }
+    if not isinstance(pacs, DimseArchive) or pacs.reads_back:
+        return {kind: pacs.retrieve_instance(*place) for kind, place in places.items()}
+    for kind, place in places.items():
+        if not pacs.has_instance(*place):
+            raise PacsReadBackDiffers(
+                f"{pacs.name} took {kind} {place[2]} and does not list it: look for it there and"
+                " submit the slide again."
+            )
+    return {kind: sent[kind] for kind in places}
 
 
 def reconcile(

@@ -260,6 +260,7 @@ def _arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
         "package_digest": place.package.digest,
         "configuration_digest": place.configuration_digest,
         "pacs_url": place.settings.pacs_url,
+        "results_url": place.settings.results_url,
         "ehr_url": place.settings.ehr_url,
     }
 
@@ -276,6 +277,7 @@ def _workplace(settings: Settings, arguments: Mapping[str, Any], job: str) -> Wo
         replace(
             settings,
             pacs_url=arguments["pacs_url"],
+            results_url=arguments["results_url"],
             ehr_url=arguments["ehr_url"],
             model=replace(settings.model, name=arguments["model"]),
         ),

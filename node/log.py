@@ -13,6 +13,9 @@ def set_up_logging(verbose: bool) -> None:
     )
     for name in ("node", "dicom_io", "models", "conformance"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+    # pynetdicom logs each refusal several times, and whole data sets on lower levels; the node
+    # says each once, in its own words, without patient data.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     # DBOS prints tracebacks of failed workflows; the job layer reports those in one sentence.
     logging.getLogger("dbos").setLevel(logging.CRITICAL)
     # pydicom quotes values that break their VR's rules, and those may be a patient's.

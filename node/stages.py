@@ -261,7 +261,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
 def deliver_to_pacs(place: Workplace, written: Json) -> Json:
     """Store ANN, SEG and SR unless they are there."""
     place.progress("deliver to PACS", 0.0)
-    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
+    with delivery.open_destination(place.settings) as pacs:
         return {
             "receipts": [
                 asdict(delivery.deliver_to_pacs(pacs, artifact, document))
@@ -295,8 +295,8 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
     place.progress("reconcile", 0.0)
     sent = {artifact.kind: document for artifact, document in _documents(place, written)}
     artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
-    with open_pacs(place.settings.pacs_url, place.settings.pacs) as pacs:
-        returned = delivery.read_back(pacs, artifacts)
+    with delivery.open_destination(place.settings) as pacs:
+        returned = delivery.read_back(pacs, artifacts, sent)
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
     delivery.reconcile(sent, returned, ehr.read_report(written["report"]))
     place.progress("reconcile", 1.0, written["summary"]["cells"])

@@ -30,10 +30,13 @@ class Orthanc:
     dicomweb_url
     pid
         Of its process.
+    dicom_port
+        Of its DIMSE side, AE title ORTHANC; None where that is off.
     """
 
     rest_url: str
     pid: int
+    dicom_port: int | None = None
 
     @property
     def dicomweb_url(self) -> str:
@@ -63,9 +66,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_orthanc(folder: Path) -> Iterator[Orthanc]:
-    """Start Orthanc with its storage in `folder`; the same folder again is the same archive."""
+def running_orthanc(folder: Path, node_port: int | None = None) -> Iterator[Orthanc]:
+    """Start Orthanc with its storage in `folder`; the same folder again is the same archive.
+
+    Parameters
+    ----------
+    node_port
+        Turns DIMSE on: where Orthanc finds the AE MARROW_NODE, to report storage commitment.
+    """
     port = free_port()
+    dicom_port = None if node_port is None else free_port()
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "orthanc.json"
     configuration.write_text(
@@ -74,7 +84,13 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
                 "StorageDirectory": str(folder / "storage"),
                 "IndexDirectory": str(folder / "storage"),
                 "HttpPort": port,
-                "DicomServerEnabled": False,
+                "DicomServerEnabled": dicom_port is not None,
+                "DicomPort": dicom_port or 0,
+                "DicomAet": "ORTHANC",
+                "DicomCheckCalledAet": True,
+                "DicomModalities": {
+                    "node": {"AET": "MARROW_NODE", "Host": "127.0.0.1", "Port": node_port or 0}
+                },
                 "AuthenticationEnabled": False,
                 "OverwriteInstances": True,
                 "Plugins": [str(DICOMWEB_PLUGIN)],
@@ -85,7 +101,7 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
     with (folder / "orthanc.log").open("w") as log:
         process = subprocess.Popen([str(ORTHANC), str(configuration)], stdout=log, stderr=log)
         try:
-            server = Orthanc(f"http://127.0.0.1:{port}", process.pid)
+            server = Orthanc(f"http://127.0.0.1:{port}", process.pid, dicom_port)
             _wait_for(f"{server.rest_url}/system", process)
             yield server
         finally:
@@ -95,6 +111,19 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def wait_for_port(port: int, seconds: float = 20) -> None:
+    """Wait until something listens on a loopback port."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:

@@ -56,7 +56,7 @@ def test_what_is_there_is_not_sent_again_and_comes_back_equal(
     assert [receipt.uid for receipt in receipts] == [d.SOPInstanceUID for d in documents.values()]
     for artifact in artifacts.values():
         assert len(pacs.search_instances(artifact.study_uid, artifact.series_uid)) == 1
-    reconcile(documents, read_back(pacs, artifacts), fhir)
+    reconcile(documents, read_back(pacs, artifacts, documents), fhir)
 
 
 def moved_coordinates(returned: dict[str, Dataset]) -> None:
@@ -117,6 +117,6 @@ def test_a_slide_without_cells_is_delivered_too(
         deliver_to_pacs(pacs, artifacts[kind], document)
     reconcile(
         documents,
-        read_back(pacs, artifacts),
+        read_back(pacs, artifacts, documents),
         [entry["resource"] for entry in bundle["entry"]],
     )

@@ -1,0 +1,83 @@
+"""Objects on their way in: each streams to a file, and pynetdicom is told which."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pynetdicom import _config, dimse_messages
+
+
+class IncomingFile:
+    """What pynetdicom writes a data set to, in place of a temporary file.
+
+    A failed write is kept, not raised: it would end pynetdicom's thread before the sender could be
+    told. What comes after it is let go.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.thread = threading.current_thread()
+        self.error: OSError | None = None
+        self._file: IO[bytes] | None = None
+        self._keep(self._open)
+
+    @property
+    def file(self) -> IncomingFile:
+        return self
+
+    def write(self, data: bytes) -> int:
+        self._keep(lambda: self._file.write(data) if self._file else None)
+        return len(data)
+
+    def flush(self) -> None:
+        """pynetdicom flushes after every PDU; once at the end suffices."""
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._keep(self._file.close)
+
+    def finish(self) -> None:
+        """Bring all of it to the disk; raises the OSError of whatever write failed."""
+        if self._file is not None and self.error is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.close()
+        if self.error is not None:
+            raise self.error
+
+    def remove(self) -> None:
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        self._file = self.path.open("wb")
+
+    def _keep(self, write: Callable[[], Any]) -> None:
+        if self.error is None:
+            try:
+                write()
+            except OSError as error:
+                self.error = error
+
+
+@contextmanager
+def streaming(new_file: Callable[..., IncomingFile]) -> Iterator[None]:
+    """Let pynetdicom write data sets to files of ours as they come.
+
+    Its setting for that takes temporary files, in a folder that may be another file system or
+    memory, and never deletes those of a sender that left. It has no other way to say where.
+    """
+    temporary_file = dimse_messages.NamedTemporaryFile  # type: ignore[attr-defined]
+    dimse_messages.NamedTemporaryFile = new_file  # type: ignore[attr-defined, assignment]
+    _config.STORE_RECV_CHUNKED_DATASET = True
+    try:
+        yield
+    finally:
+        _config.STORE_RECV_CHUNKED_DATASET = False
+        dimse_messages.NamedTemporaryFile = temporary_file  # type: ignore[attr-defined]
