@@ -231,7 +231,7 @@ class Service:
         return response
 
     def reaches(self, uri: str) -> bool:
-        """Whether the settings let requests go where a URI leads; a relative one is the archive's."""
+        """Whether the settings let requests go where a URI leads."""
         try:
             self._session.get_adapter(urljoin(f"{self.url}/", uri))
         except requests.exceptions.InvalidSchema:

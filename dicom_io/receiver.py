@@ -37,7 +37,7 @@ from pynetdicom.events import Event
 
 from dicom_io.arrival import Arrival, read_arrival
 from dicom_io.commitment import VERIFICATION, Commitments, accept_reports
-from dicom_io.decoding import DECODERS
+from dicom_io.decoding import ENCODINGS
 from dicom_io.dimse_association import check_ae_title
 from dicom_io.errors import ConfigurationInvalid, DiskFull, PacsRefused
 from dicom_io.incoming import IncomingFile, streaming
@@ -183,7 +183,7 @@ class Receiver:
         ae.maximum_pdu_size = LARGEST_PDU_BYTES
         ae.network_timeout = ae.dimse_timeout = ae.acse_timeout = settings.timeout_s
         ae.add_supported_context(VERIFICATION)
-        ae.add_supported_context(VLWholeSlideMicroscopyImageStorage, list(DECODERS))
+        ae.add_supported_context(VLWholeSlideMicroscopyImageStorage, list(ENCODINGS))
         for sop_class in DOCUMENTS:
             ae.add_supported_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         accept_reports(ae)
