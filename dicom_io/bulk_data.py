@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
-from dicom_io.errors import PacsAnswerInvalid
+from dicom_io.errors import PacsAnswerInvalid, PacsRefused
 from dicom_io.multipart import Multipart, MultipartInvalid, chunks_of, media_type
 from dicom_io.pacs_http import Service
 
@@ -50,8 +50,13 @@ def _address(service: Service, uri: str) -> str:
     Archives behind a proxy write hosts that cannot be reached, and Orthanc leaves out its port.
     """
     own, named = urlsplit(service.url), urlsplit(uri)
-    below = named.path.startswith(f"{own.path}/") and ".." not in named.path
-    if service.reaches(uri) or not below:
+    below = named.path.startswith(f"{own.path}/")
+    if not named.path or ".." in named.path or not (below or service.reaches(uri)):
+        raise PacsRefused(
+            f"{service.name} gives bulk data at another address than its own: correct the"
+            " BulkDataURI that the archive writes, or name its host in further_hosts."
+        )
+    if service.reaches(uri):
         return uri
     return urlunsplit((own.scheme, own.netloc, named.path, named.query, ""))
 

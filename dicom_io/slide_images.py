@@ -141,23 +141,20 @@ def _metadata(pacs: Pacs, study_uid: str, series_uid: str) -> list[InstanceMetad
     for uid in (study_uid, series_uid):
         if not UID(uid, validation_mode=IGNORE).is_valid:
             raise SeriesNotFound(f"{uid!r} is not a DICOM UID: give study and series UID.")
-    found = pacs.search_instances(study_uid, series_uid)
-    # An archive that ignores the path of a search answers with other series too.
-    found = [i for i in found if value(i, "SeriesInstanceUID") in {series_uid, None}]
-    if not found:
+    try:
+        metadata = _read_metadata(pacs, study_uid, series_uid)
+    except PacsNotFound as error:
+        raise absent from error
+    # An archive that ignores the path answers with other series too.
+    metadata = [m for m in metadata if value(m.header, "SeriesInstanceUID") in {series_uid, None}]
+    if not metadata:
         raise absent
-    modalities = {str(value(i, "Modality")) for i in found if value(i, "Modality")}
+    modalities = {str(found) for m in metadata if (found := value(m.header, "Modality"))}
     if modalities and "SM" not in modalities:
         raise NotWholeSlideImage(
             f"Series {series_uid} has modality {', '.join(sorted(modalities))}, not SM: choose a"
             " series of whole slide images."
         )
-    try:
-        metadata = _read_metadata(pacs, study_uid, series_uid)
-    except PacsNotFound as error:
-        raise absent from error
-    if not metadata:
-        raise absent
     return metadata
 
 

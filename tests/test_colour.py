@@ -82,7 +82,7 @@ def test_grey_profile_is_none_of_an_rgb_device() -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "http://127.0.0.1:1/other/bulk/1",
+        "http://elsewhere.invalid/other/bulk/1",
         "http://127.0.0.1:1/dicom-web/../secrets",
         "file:///etc/passwd",
         "",
