@@ -82,11 +82,11 @@ def running_orthanc(folder: Path, node_port: int | None = None) -> Iterator[Orth
                 "IndexDirectory": str(folder / "storage"),
                 "HttpPort": port,
                 "DicomServerEnabled": dicom_port is not None,
-                "DicomPort": dicom_port or 0,
+                "DicomPort": dicom_port or 4242,
                 "DicomAet": "ORTHANC",
                 "DicomCheckCalledAet": True,
                 "DicomModalities": {
-                    "node": {"AET": "MARROW_NODE", "Host": "127.0.0.1", "Port": node_port or 0}
+                    "node": {"AET": "MARROW_NODE", "Host": "127.0.0.1", "Port": node_port or 104}
                 },
                 "AuthenticationEnabled": False,
                 "OverwriteInstances": True,
