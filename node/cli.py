@@ -22,6 +22,7 @@ from node.jobs import open_job_list
 from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
 from node.pipeline import SlideReference
+from node.probe import probe
 from node.progress import Progress
 from node.receive import receive
 from node.stages import write_results_to
@@ -219,5 +220,5 @@ def config(settings: Settings, as_json: bool) -> None:
     OUT.print(table)
 
 
-for _command in (train, evaluate, compare, field, receive):
+for _command in (train, evaluate, compare, field, probe, receive):
     main.add_command(_command)

@@ -1,0 +1,192 @@
+"""The site probe against a real Orthanc, as it is and behind a proxy that spoils it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from pydicom import dcmread
+
+from dicom_io.annotation import encode_annotation
+from dicom_io.demonstration import compose_demonstration_slide
+from dicom_io.pacs import PacsSettings, open_pacs
+from dicom_io.probe import best_frames_per_request
+from dicom_io.probe_frames import FrameCosts
+from dicom_io.probe_http import Http
+from dicom_io.probe_study import PATIENT_ID, make_study
+from tests.analyses import small_slide, some_analysis
+from tests.faulty_proxy import Fault, Proxy
+from tests.servers import Orthanc
+from tests.slides import write_slide
+
+Probed = tuple[int, Mapping[str, Any], str]
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Callable[..., Probed]:
+    """Runs ``marrow-node probe --json``: exit code, JSON, and all that it said."""
+
+    def run(url: str, *arguments: str, pacs: str = "") -> Probed:
+        config = tmp_path / "node.toml"
+        config.write_text(f"[pacs]\ntimeout_s = 20.0\n{pacs}\n")
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "node", "--config", str(config)),
+                *("probe", "--json", *arguments, url),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert "Traceback" not in ended.stderr, ended.stderr
+        return ended.returncode, json.loads(ended.stdout or "{}"), ended.stdout + ended.stderr
+
+    return run
+
+
+def verdicts(probed: Mapping[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["verdict"] for each in probed["findings"]}
+
+
+def instances(orthanc: Orthanc) -> list[str]:
+    found: list[str] = requests.get(f"{orthanc.rest_url}/instances", timeout=10).json()
+    return found
+
+
+def add_slide(orthanc: Orthanc, folder: Path) -> None:
+    made = compose_demonstration_slide(folder, seed=3, size_px=(2048, 1536), cells=20)
+    orthanc.add(*made.paths)
+
+
+def test_it_names_the_defect_of_orthanc(
+    orthanc: Orthanc, probe: Callable[..., Probed], tmp_path: Path
+) -> None:
+    _, probed, said = probe(orthanc.dicomweb_url, "--store")
+    found = verdicts(probed)
+    assert {name for name, verdict in found.items() if verdict == "defect"} >= {
+        "bulk.OF",
+        "bulk.OL",
+    }
+    assert re.search(r"OF \(PointCoordinatesData\): metadata give 1 number of 80", said)
+    assert "without a BulkDataURI" in said
+    for name in ("qido.limit", "qido.offset", "qido.includefield", "wado.rendered"):
+        assert found[name] == "yes"
+    for kind in ("ANN", "SR"):
+        assert (found[f"stow.{kind}"], found[f"returned.{kind}"]) == ("yes", "yes")
+    assert found["stow.duplicate"] == "yes"
+    # DICOMweb of Orthanc cannot delete: what was left is named, and belongs to no patient.
+    assert found["delete"] == "no"
+    (study,) = requests.get(f"{orthanc.rest_url}/studies?expand", timeout=10).json()
+    assert study["MainDicomTags"]["StudyInstanceUID"] in said
+    assert study["PatientMainDicomTags"]["PatientID"] == PATIENT_ID
+
+
+def test_it_writes_nothing_unasked(
+    orthanc: Orthanc, proxy: Proxy, probe: Callable[..., Probed], tmp_path: Path
+) -> None:
+    add_slide(orthanc, tmp_path / "slide")
+    before = instances(orthanc)
+    _, probed, said = probe(proxy.url)
+    assert {method for method, _ in proxy.requests} == {"GET"}
+    assert instances(orthanc) == before
+    assert not {name for name in verdicts(probed) if name.startswith(("stow", "delete"))}
+    assert "DEMONSTRATION" not in said
+
+
+def test_an_annotation_that_is_there_already_tells_too(
+    orthanc: Orthanc, probe: Callable[..., Probed], tmp_path: Path
+) -> None:
+    annotation = encode_annotation(some_analysis(small_slide(tmp_path / "slide")))
+    with open_pacs(orthanc.dicomweb_url, PacsSettings()) as pacs:
+        pacs.store([annotation])
+    _, probed, _ = probe(orthanc.dicomweb_url)
+    assert verdicts(probed)["bulk.OF"] == "defect"
+
+
+@pytest.mark.parametrize("encoding", ["jpeg2000", "jpegls", "rle", "raw"])
+def test_frames_are_asked_for_as_they_are_stored(
+    orthanc: Orthanc, probe: Callable[..., Probed], tmp_path: Path, encoding: str
+) -> None:
+    """To be asked for JPEG-LS near-lossless, for example, crashes this archive."""
+    orthanc.add(*write_slide(tmp_path / "slide", levels=1, encoding=encoding).paths)
+    _, probed, said = probe(orthanc.dicomweb_url)
+    assert verdicts(probed)["wado.frames.transfer_syntax"] == "yes", said
+    assert probed["usable"]
+    assert len(instances(orthanc)) == 1  # it still answers
+
+
+def test_lines_that_fit_make_it_fit(orthanc: Orthanc, probe: Callable[..., Probed]) -> None:
+    code, probed, _ = probe(orthanc.dicomweb_url, "--store", pacs="frames_per_request = 1")
+    assert code == 1
+    fitting = tomllib.loads("\n".join(probed["lines"]))["pacs"]
+    assert fitting["frames_per_request"] >= 16
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        (Fault(path=r"frames/(\d+,){16}", status=400), 1, "frames_per_request = 16"),
+        (Fault(path=r"/studies$", status=405), 1, 'results_url = "dimse://'),
+        (Fault(path=r"/metadata", status=500), 30, None),
+        (Fault(path=r"/(frames|instances/[0-9.]+$)", status=500), 30, None),
+        (Fault(path=r"studies\?", status=401), 33, None),
+        (Fault(path=r"studies\?", html=True), 37, None),
+    ],
+)
+def test_an_archive_that_can_do_less(
+    orthanc: Orthanc,
+    proxy: Proxy,
+    probe: Callable[..., Probed],
+    tmp_path: Path,
+    fault: Fault,
+    code: int,
+    line: str | None,
+) -> None:
+    orthanc.add(*slide_paths(tmp_path))
+    proxy.fault = fault
+    ended, probed, said = probe(proxy.url, "--store")
+    assert ended == code, said
+    assert line is None or line in "\n".join(probed["lines"])
+    assert probed == {} or probed["usable"] is (code == 1)
+
+
+def slide_paths(folder: Path) -> list[Path]:
+    make_study(folder / "study")
+    return [folder / "study" / "slide.dcm"]
+
+
+def test_what_is_no_archive(probe: Callable[..., Probed], tmp_path: Path) -> None:
+    assert probe(tmp_path.as_uri())[0] == 26
+    assert probe("http://127.0.0.1:9/dicom-web")[0] == 31
+
+
+def test_bulk_data_elsewhere_is_not_followed() -> None:
+    http = Http("http://127.0.0.1:9/dicom-web", PacsSettings())
+    for uri in ("http://127.0.0.1:10/bulk", "https://127.0.0.1:9/bulk", "//elsewhere.example/bulk"):
+        assert http.ask_uri(uri, "*/*") is None
+    assert http.ask_uri("../bulk/1", "*/*") is not None
+
+
+def test_the_test_study_is_nobody(tmp_path: Path) -> None:
+    for dataset in make_study(tmp_path).values():
+        assert (dataset.PatientName, dataset.PatientID) == ("MARROW-NODE^PROBE", PATIENT_ID)
+    assert len(dcmread(tmp_path / "slide.dcm").PixelData) < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("request_s", "frame_s", "expected"),
+    [(1.1, 0.0002, 2048), (0.001, 0.0002, 64), (0.0, 0.001, 1), (0.1, 0.0, 2048)],
+)
+def test_requests_are_as_large_as_pays(request_s: float, frame_s: float, expected: int) -> None:
+    costs = FrameCosts(2048, True, request_s, frame_s, {1: 100.0, 4: 390.0, 8: 400.0})
+    assert best_frames_per_request(costs) == expected
+    assert costs.knee == 4
