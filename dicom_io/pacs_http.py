@@ -112,7 +112,9 @@ class _OriginAdapter(HTTPAdapter):
         return super().send(request, **options)
 
 
-def _session(urls: tuple[str, ...], settings: PacsSettings, faults: Faults) -> requests.Session:
+def archive_session(
+    urls: tuple[str, ...], settings: PacsSettings, faults: Faults
+) -> requests.Session:
     """A session that reaches the origins of `urls`, and further hosts without credentials."""
     session = requests.Session()
     session.adapters.clear()
@@ -290,6 +292,6 @@ def services(url: str, settings: PacsSettings, faults: Faults) -> tuple[Service,
     urls = tuple(
         own or url for own in (settings.query_url, settings.retrieve_url, settings.store_url)
     )
-    session = _session((url, *urls), settings, faults)
+    session = archive_session((url, *urls), settings, faults)
     query, retrieve, store = (Service(own, session, settings, faults) for own in urls)
     return query, retrieve, store

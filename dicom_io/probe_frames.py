@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from dicom_io.dicom_json import Json, value
-from dicom_io.pacs import MEDIA_TYPES, InstanceReference
+from dicom_io.frame_answers import MEDIA_TYPES
+from dicom_io.frame_requests import InstanceReference
 from dicom_io.probe_http import Answer, Finding, Http, SeriesFound
 
 MOST_FRAMES = 4096

@@ -14,8 +14,9 @@ import requests
 import urllib3
 
 from dicom_io.errors import PacsUnauthorized
-from dicom_io.pacs import PacsSettings, _web_client
 from dicom_io.pacs_errors import pacs_error
+from dicom_io.pacs_http import Faults, archive_session
+from dicom_io.pacs_settings import PacsSettings
 
 Verdict = Literal["yes", "no", "defect", "unknown"]
 LEAST_OF_MULTIPART = 2  # a preamble and the end
@@ -119,7 +120,7 @@ class Http:
     def __init__(self, url: str, settings: PacsSettings) -> None:
         self.url = url.rstrip("/")
         self.settings = settings
-        self._session: requests.Session = _web_client(url, settings)._session
+        self._session: requests.Session = archive_session((url,), settings, Faults())
         self._timeout = urllib3.Timeout(connect=settings.timeout_s, read=settings.timeout_s)
 
     def ask(
