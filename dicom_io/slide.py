@@ -49,12 +49,12 @@ class SlideSettings:
         plane nearest to the glass.
     localise_frames
         Most frames that finding the cells may read; where no low level serves, it sees a grid of
-        them.
+        them. A slide of 100 000 × 100 000 px at 0.25 µm has 9 600 at 1 µm and 153 000 as scanned.
     """
 
     optical_path: str = ""
     focal_plane: Literal["sharpest", "middle"] | int = "sharpest"
-    localise_frames: int = 8192
+    localise_frames: int = 16384
 
 
 @dataclass(frozen=True, slots=True)
