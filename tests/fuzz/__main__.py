@@ -65,9 +65,8 @@ def _guided(target: str, seconds: int) -> int:
         search = [sys.executable, "-m", "tests.fuzz.guided", target, *limits, prefix, folder]
         ended = subprocess.run(search, check=False, env=os.environ, capture_output=True, text=True)
         said = ended.stderr.splitlines()
-        print(
-            f"{target}, guided: {next((s for s in reversed(said) if s.startswith('#')), said[-1:])}"
-        )
+        runs = next((line for line in reversed(said) if line.startswith("Done ")), "cut short")
+        print(f"{target}, guided: {runs}")
         findings = sorted(Path(folder).glob("finding-*"))
         for finding in findings:
             print(f"  {finding.name} → {_keep(target, finding.read_bytes())}")
