@@ -340,7 +340,9 @@ def write_results_to(
 def _slide(place: Workplace, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
     settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
     with open_pacs(settings.pacs_url, settings.pacs) as pacs:
-        yield pacs, open_slide(pacs, *uids, settings.max_matrix_px, settings.slide)
+        if uids not in place.slides:
+            place.slides[uids] = open_slide(pacs, *uids, settings.max_matrix_px, settings.slide)
+        yield pacs, place.slides[uids]
 
 
 def _watched(place: Workplace, stage: str, tiles: Iterable[Tiles], total: int) -> Iterator[Tiles]:

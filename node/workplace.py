@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
+from dicom_io.slide import Slide
 from models.package import ModelPackage, find_package
 from models.session import provider_for
 from node import __version__
@@ -42,6 +43,9 @@ class Workplace:
     work
     report
         Told of progress while stages run.
+    slides
+        (study UID, series UID) → slide, once opened: metadata is asked for once in a job, and again
+        only after a restart.
     """
 
     settings: Settings
@@ -49,6 +53,7 @@ class Workplace:
     configuration_digest: str
     work: WorkFiles
     report: Callable[[Progress], None]
+    slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, settings: Settings, report: Callable[[Progress], None]) -> Workplace:
