@@ -202,12 +202,14 @@ def test_who_may_send(receiving: Callable[..., Received], tmp_path: Path) -> Non
     assert status_of(elsewhere, dataset) == [None]
 
 
-def test_two_receivers_share_neither_folder_nor_port(receiving: Callable[..., Received]) -> None:
+def test_two_receivers_share_neither_folder_nor_port(
+    receiving: Callable[..., Received], tmp_path: Path
+) -> None:
     port = receiving().settings.port
     with pytest.raises(ConfigurationInvalid, match="Another receiver"):
         receiving()
     with pytest.raises(ConfigurationInvalid, match=str(port)):
-        receiving(port=port, folder=Path("elsewhere"))
+        receiving(port=port, folder=tmp_path / "elsewhere")
 
 
 def receive_process(
