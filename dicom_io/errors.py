@@ -131,8 +131,17 @@ class PacsBusy(PacsError):
 
 
 class PacsAnswerInvalid(PacsError):
+    """The answer cannot be used.
+
+    Attributes
+    ----------
+    frames_given
+        Frames in a whole answer where another number was asked for; None for other faults.
+    """
+
     exit_code = 37
     meaning = "PACS: the answer is not what DICOMweb prescribes (HTML, malformed JSON or multipart)"
+    frames_given: int | None = None
 
 
 class PacsReadBackDiffers(PacsError):

@@ -25,7 +25,6 @@ from dicom_io.frame_answers import (
     transfer_syntax_given,
 )
 from dicom_io.multipart import Part
-from dicom_io.pacs_errors import WrongCount
 from dicom_io.pacs_http import Faults, Service
 from dicom_io.request_size import RequestSizes
 from dicom_io.whole_instances import WholeInstances
@@ -117,8 +116,7 @@ class FrameRequests:
                     raise self._missing(instance, batch[0], error) from error
                 if len(batch) == 1 or not _fewer_may_help(error):
                     raise
-                given = error.given if isinstance(error, WrongCount) else 0
-                size = max(1, min(len(batch) // 2, given or len(batch)))
+                size = max(1, min(len(batch) // 2, _frames_given(error) or len(batch)))
                 refused = True
                 continue
             if refused:
@@ -129,7 +127,7 @@ class FrameRequests:
 
     def _lacks_it(self, error: PacsError) -> bool:
         """Whether an archive that gives frames says that it has not this one."""
-        return isinstance(error, WrongCount) or (
+        return _frames_given(error) is not None or (
             self._gives_frames and error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
         )
 
@@ -175,12 +173,10 @@ class FrameRequests:
             what = f"frames {missing[0]} to {missing[-1]} of instance {instance.sop_uid}"
             try:
                 self._service.ask(what, lambda: self._request(asked))
-            except WrongCount:
-                if wrong_counts == 0:
-                    raise
-                wrong_counts -= 1
             except PacsError as error:
-                if not error.transient or asked.missing() == missing:
+                if _frames_given(error) is not None and wrong_counts > 0:
+                    wrong_counts -= 1
+                elif not error.transient or asked.missing() == missing:
                     raise
         return [asked.received[number] for number in numbers]
 
@@ -250,21 +246,22 @@ class FrameRequests:
         if any(asked.twice.get(number, found[number]) != found[number] for number in found):
             # A frame was left out before the cut, so those after it had the wrong number.
             asked.received.clear()
-            found.clear()
+            asked.twice.clear()
+            raise self._wrong_count(missing, len(came), of)
         asked.twice.clear()
-        if not whole and found and None in {label for label, _ in came}:
+        if 0 < len(found) < len(missing) and None in {label for label, _ in came}:
             number, content = found.popitem()
             asked.twice[number] = content
         asked.received.update(found)
         if whole and len(found) != len(missing):
             raise self._wrong_count(missing, len(came), of)
 
-    def _wrong_count(self, missing: Sequence[int], given: int, of: str) -> WrongCount:
-        wrong = WrongCount(
+    def _wrong_count(self, missing: Sequence[int], given: int, of: str) -> PacsAnswerInvalid:
+        wrong = PacsAnswerInvalid(
             f"{self._service.name} gave {given} of {len(missing)} frames asked for between"
             f" frame {min(missing)} and {max(missing)} {of}: store the instance again, complete."
         )
-        wrong.given = given
+        wrong.frames_given = given
         return wrong
 
     def _learnt(self, kind: str, instance: InstanceReference, what: str) -> None:
@@ -294,5 +291,9 @@ class _Asked(NamedTuple):
         return [number for number in dict.fromkeys(self.numbers) if number not in self.received]
 
 
+def _frames_given(error: PacsError) -> int | None:
+    return error.frames_given if isinstance(error, PacsAnswerInvalid) else None
+
+
 def _fewer_may_help(error: PacsError) -> bool:
-    return isinstance(error, WrongCount) or error.status in FEWER_MAY_HELP
+    return _frames_given(error) is not None or error.status in FEWER_MAY_HELP

@@ -67,6 +67,7 @@ class Multipart:
         self._buffer = b""
         self._at = 0  # everything before is done with
         self._ended = False
+        self._cut = False
 
     def __iter__(self) -> Iterator[Part]:
         for headers, pieces in self.streams():
@@ -80,6 +81,8 @@ class Multipart:
             headers = self._headers()
             length = headers.get("content-length", "")
             yield headers, self._pieces(int(length) if length.isdecimal() else None)
+        if self._cut:
+            raise MultipartTruncated("the answer ends after a part, without its last delimiter")
         for _ in self._chunks:
             pass  # an epilogue; read to its end, so that the connection can be used again
 
@@ -123,6 +126,7 @@ class Multipart:
             return
         if length is not None and taken + len(rest) >= length:
             rest = rest[: max(length - taken, 0)]
+            self._cut = not self._framed
         elif not self._framed or length is not None or self._delimiter in rest:
             raise MultipartTruncated("the answer ends in the middle of a part")
         yield memoryview(rest.removesuffix(b"\r\n") if length is None else rest)

@@ -153,13 +153,9 @@ def fault_kind(error: PacsError, cause: Exception) -> str:
         return f"status {error.status}"
     if isinstance(cause, TRUNCATED):
         return "truncated answer"
+    if isinstance(error, PacsAnswerInvalid) and error.frames_given is not None:
+        return "wrong number of frames"
     return KINDS.get(type(error), "answer not understood")
-
-
-class WrongCount(PacsAnswerInvalid):
-    """A whole answer with more or fewer frames than asked for; `given` is how many."""
-
-    given: int = 0
 
 
 TRUNCATED = (
@@ -171,7 +167,6 @@ KINDS: dict[type[PacsError], str] = {
     PacsTimeout: "no answer in time",
     PacsUnreachable: "connection lost",
     PacsRefused: "refused",
-    WrongCount: "wrong number of frames",
 }
 
 

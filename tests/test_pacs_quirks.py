@@ -15,6 +15,7 @@ from pydicom.encaps import generate_frames
 from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
 from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
+from tests.loopback_host import Answer, Host
 from tests.quirky_proxy import FRAME_FAULTS, Habits, QuirkyProxy, quirky_proxy
 from tests.servers import Orthanc
 from tests.slides import WrittenSlide, write_slide
@@ -126,6 +127,26 @@ def test_archive_that_gives_nothing_is_told_with_its_first_refusal(
         pytest.raises(PacsRefused, match=r"1\.2\.3\.4 with status 406"),
     ):
         list(pacs.frames(elsewhere, [0, 1], syntax))
+
+
+def test_frame_left_out_before_a_cut_gives_no_frame_a_wrong_number(host: Host) -> None:
+    """Without Content-Location, what came after the gap looks like the frames of the gap."""
+    frames = {number: b"frame %d" % number for number in (1, 2, 4, 5, 6)}
+
+    def answer(path: str) -> Answer:
+        asked = [int(number) for number in path.rpartition("/")[2].split(",")]
+        parts = [
+            b"--x\r\nContent-Length: 7\r\n\r\n%s\r\n" % frames[n] for n in asked if n in frames
+        ]
+        cut = len(asked) == 6
+        body = b"".join(parts[:4]) + parts[4][:-6] if cut else b"".join(parts) + b"--x--"
+        return 200, {"Content-Type": "multipart/related; boundary=x"}, body
+
+    host.answer = answer
+    reference = InstanceReference("1.2", "1.3", "1.4")
+    settings = replace(SETTINGS, retries=2)
+    with open_pacs(host.url, settings) as pacs, pytest.raises(FrameInvalid, match=r"frame 3 of"):
+        list(pacs.frames(reference, range(6), JPEG))
 
 
 def test_whole_instance_is_bounded(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
