@@ -28,6 +28,7 @@ from rich.table import Table
 from dicom_io.demonstration import compose_demonstration_slide
 from node.demo import SEED
 from tests.bench.growth import PARTS, open_and_read
+from tests.bench.opening import open_large_slides
 from tests.bench.reading import LIMITS, READERS, Reader
 from tests.bench.stored_slides import FramePool, StoredSlide
 from tests.servers import MISSING_ORTHANC, Orthanc, orthanc_missing, running_orthanc
@@ -37,6 +38,7 @@ SMALL_SIDE, LARGE_SIDE = 64, 204  # frames: 4 096 of about 30 MB, 41 616 of over
 LARGE_FRAMES = 4_096
 ONE_FRAME_SAMPLE = 100  # of the large instance, for readers that ask for one frame at a time
 GROWTH_SIDES = (32, 64, 128)
+PARTS_MEASURED = ("reading", "large", "whole", "growth", "opening")
 SHIPPED = Path(__file__).parents[2] / "models" / "packages"
 
 console = Console(stderr=True)
@@ -70,12 +72,12 @@ class Timing:
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Rounds of every measurement.")
 @click.option("--out", default="bench", type=click.Path(path_type=Path), show_default=True)
-@click.option("--only", type=click.Choice(["reading", "large", "whole", "growth"]), multiple=True)
+@click.option("--only", type=click.Choice(PARTS_MEASURED), multiple=True)
 def main(rounds: int, out: Path, only: tuple[str, ...]) -> None:
     """Measure, print tables, and write bench.json and bench.png."""
     if orthanc_missing():
         raise click.ClickException(MISSING_ORTHANC)
-    wanted = only or ("reading", "large", "whole", "growth")
+    wanted = only or PARTS_MEASURED
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": _machine(), "rounds": rounds}
     with tempfile.TemporaryDirectory() as name:
@@ -91,6 +93,8 @@ def main(rounds: int, out: Path, only: tuple[str, ...]) -> None:
             result["whole"] = _whole(folder, rounds)
         if "growth" in wanted:
             result["growth"] = _growth(folder, pool, rounds)
+        if "opening" in wanted:
+            result["opening"] = _opening()
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if "reading" in result:
         _draw(result["reading"], out / "bench.png")
@@ -233,6 +237,16 @@ def _growth(folder: Path, pool: FramePool, rounds: int) -> list[dict[str, Any]]:
                     f"{run['tiles']:.0f}",
                     f"{run['bytes_read'] / 1e6:.1f}",
                 )
+    console.print(table)
+    return rows
+
+
+def _opening() -> list[dict[str, Any]]:
+    rows = open_large_slides()
+    table = Table("layout", "frames", "JSON MB", "s after metadata", "MB with reading", box=None)
+    for row in rows:
+        keys = ("layout", "frames", "metadata_mb", "opened_after_metadata_s")
+        table.add_row(*(str(row[key]) for key in (*keys, "opening_and_reading_mb")))
     console.print(table)
     return rows
 
