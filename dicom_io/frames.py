@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -36,6 +35,7 @@ from dicom_io.tile_plan import (
     grid_size,
     plan_tiles,
 )
+from models.ahead import mapped_ahead
 from models.records import Bool, Float64, Regions, Tiles, UInt8
 
 TYPICAL_COMPRESSION = 8
@@ -122,21 +122,27 @@ def read_tiles(
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
     most_waiting = min(threads + 1, max(2, settings.decoded_bytes // batch_bytes))
     windows = _Fetcher(pacs, slide, plans.level, settings).windows(_batches(plans, batch_size))
-    waiting: deque[Future[Tiles]] = deque()
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:
+
+    def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
+        return _decoded(plans, *work, colours)
+
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as fetcher:
         try:
-            coming = ahead.submit(next, windows, None)
-            while (window := coming.result()) is not None:
-                coming = ahead.submit(next, windows, None)
-                for batch in window.batches:
-                    waiting.append(decoders.submit(_decoded, plans, batch, window.frames, colours))
-                    if len(waiting) == most_waiting:
-                        yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from mapped_ahead(decoders, decoded, _one_ahead(fetcher, windows), most_waiting)
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
-            ahead.shutdown(wait=False, cancel_futures=True)
+            fetcher.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_ahead(
+    fetcher: Executor, windows: Iterator[_Window]
+) -> Iterator[tuple[tuple[Plan, ...], Mapping[Key, bytes]]]:
+    """Each batch of tiles with its frames, while the next window is fetched."""
+    coming = fetcher.submit(next, windows, None)
+    while (window := coming.result()) is not None:
+        coming = fetcher.submit(next, windows, None)
+        for batch in window.batches:
+            yield batch, window.frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,30 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from models.detect import labelled
+from models.detect import detect, labelled
 from models.errors import InferenceFailed
 from models.manifest import ClassifierStage
-from models.package import ModelPackage
+from models.package import ModelPackage, Stage
 from models.records import Detections, Float32, Tiles, UInt8
 
 _BATCH = 64
+
+Sessions = Mapping[Stage, Callable[[UInt8], Mapping[str, Float32]]]
+"""The networks of a package, by stage."""
+
+
+def detect_and_classify(tiles: Tiles, sessions: Sessions, package: ModelPackage) -> Detections:
+    """Cells of a batch of tiles, named by the second stage where the package has one.
+
+    Raises
+    ------
+    InferenceFailed
+        A network failed.
+    """
+    found = detect(tiles, sessions["detector"], package)
+    if "classifier" in sessions:
+        return classify(tiles, found, sessions["classifier"], package)
+    return found
 
 
 def classify(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from models.classify import classify
-from models.detect import detect, detection_grid
+from models.classify import Sessions, detect_and_classify
+from models.detect import detection_grid
 from models.localise import localise, localiser_grid
-from models.package import ModelPackage, Stage
-from models.records import Bool, Cells, Float32, Float64, Regions, Tiles, UInt8
+from models.package import ModelPackage
+from models.records import Bool, Cells, Float64, Regions, Tiles, UInt8
 from models.stitching import TileGeometry, stitch
-
-Sessions = Mapping[Stage, Callable[[UInt8], Mapping[str, Float32]]]
 
 
 def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions: Sessions) -> Cells:
@@ -49,9 +47,7 @@ def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions:
     box, core = detection_grid(regions, (width, height), stage.um_per_px, stage, seed=0)
     found = []
     for number, tiles in enumerate(_tiles(scaled, box)):
-        detections = detect(tiles, sessions["detector"], package)
-        if "classifier" in sessions:
-            detections = classify(tiles, detections, sessions["classifier"], package)
+        detections = detect_and_classify(tiles, sessions, package)
         found.append((detections, TileGeometry.of(tiles, number)))
     cells = stitch(found, core, regions, package.manifest.classes, package.digest)
     shrink = np.tile([rgb.shape[1] / width, rgb.shape[0] / height], 2)

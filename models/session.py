@@ -10,7 +10,9 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +24,16 @@ from models.errors import InferenceFailed, ManifestInvalid
 from models.package import ModelPackage, Stage, described_stage, network_of
 from models.records import Float32, UInt8
 
-Device = Literal["auto", "cuda", "cpu"]
+Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+_REQUIRED = {"cuda": CUDA_PROVIDER, "tensorrt": TENSORRT_PROVIDER}
 # Fixed algorithms in full precision: the same slide must give the same coordinates twice.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+
+_MOST_GPUS = 16
 
 # A network of one Relu, to see which provider works.
 _PROBE = bytes.fromhex(
@@ -83,9 +89,21 @@ class Session:
     file: str
     provider: str
     runtime: str
-    _run: Callable[[UInt8], list[NDArray[Any]]]
+    _runs: Sequence[Callable[[UInt8], list[NDArray[Any]]]]
     _outputs: tuple[str, ...]
     _limit: _BatchLimit
+    _idle: SimpleQueue[Callable[[UInt8], list[NDArray[Any]]]] = field(
+        default_factory=SimpleQueue, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        for run in self._runs:
+            self._idle.put(run)
+
+    @property
+    def parallel(self) -> int:
+        """How many threads may call it with profit: one for each GPU."""
+        return len(self._runs)
 
     def __call__(self, image: UInt8) -> Mapping[str, Float32]:
         """Run the network.
@@ -130,14 +148,17 @@ class Session:
         }
 
     def _checked(self, image: UInt8) -> list[NDArray[Any]]:
+        run = self._idle.get()
         try:
-            arrays = self._run(image)
+            arrays = run(image)
         except _RUNTIME_ERRORS as error:
             kind = _OutOfMemory if _OUT_OF_MEMORY.search(str(error)) else InferenceFailed
             raise kind(
                 f"Model network {self.file}: {self.provider} could not run it on images of shape"
                 f" {image.shape} ({_first_line(error)}); try device 'cpu' or less memory use."
             ) from error
+        finally:
+            self._idle.put(run)
         for name, array in zip(self._outputs, arrays, strict=True):
             if not np.isfinite(array).all():
                 raise InferenceFailed(
@@ -155,7 +176,8 @@ def open_session(package: ModelPackage, stage: Stage, device: Device, threads: i
     package
     stage
     device
-        ``auto`` takes CUDA where it really works, else the CPU; ``cuda`` refuses anything else.
+        ``auto`` takes CUDA where it really works, else the CPU; ``cuda`` and ``tensorrt`` refuse
+        anything else. Every GPU that the process sees gets a copy of the network.
     threads
         Threads of one operator on the CPU; 0 leaves it to the runtime.
 
@@ -173,30 +195,34 @@ def open_session(package: ModelPackage, stage: Stage, device: Device, threads: i
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
+        sessions = [
+            onnxruntime.InferenceSession(content, options, providers=providers)
+            for providers in _providers(device)
+        ]
     except _RUNTIME_ERRORS as error:
         raise InferenceFailed(
             f"Model package {package.manifest.name}: ONNX Runtime cannot load {file}"
             f" ({_first_line(error)}); install the package again."
         ) from error
-    provider = _active(session, device)
-    _check_graph(package, stage, session)
+    provider = _active(sessions[0], device)
+    _check_graph(package, stage, sessions[0])
     outputs = tuple(name for name, _ in _outputs_of(package, stage))
     opened = Session(
         stage=stage,
         file=file,
         provider=provider,
         runtime=f"onnxruntime {onnxruntime.__version__}",
-        _run=lambda image: list(session.run(list(outputs), {"image": image})),
+        _runs=[partial(_run_bound, session, outputs) for session in sessions],
         _outputs=outputs,
         _limit=_BatchLimit(1 if provider == CPU_PROVIDER else sys.maxsize),
     )
     _log.info(
-        "model %s %s: %s runs on %s with %s",
+        "model %s %s: %s runs on %s (%d) with %s",
         package.manifest.name,
         package.manifest.version,
         stage,
         opened.provider,
+        opened.parallel,
         opened.runtime,
     )
     return opened
@@ -210,26 +236,67 @@ def provider_for(device: Device) -> str:
     InferenceFailed
         ``cuda`` is asked for and does not work here.
     """
-    probe = onnxruntime.InferenceSession(_PROBE, providers=_providers(device))
+    probe = onnxruntime.InferenceSession(_PROBE, providers=_providers(device)[0])
     return _active(probe, device)
+
+
+def _run_bound(session: Any, outputs: Sequence[str], image: UInt8) -> list[NDArray[Any]]:
+    """Run with inputs and outputs bound, so that each is copied once to and from a device."""
+    if image.dtype != np.uint8 or not image.flags.c_contiguous:
+        raise ValueError(f"images must be contiguous uint8, not {image.dtype}")
+    binding = session.io_binding()
+    binding.bind_cpu_input("image", image)
+    for name in outputs:
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    return list(binding.copy_outputs_to_cpu())
 
 
 def _active(session: Any, device: Device) -> str:
     """Return the provider that a session really got; the runtime falls back without an error."""
     provider = str(session.get_providers()[0])
-    if device == "cuda" and provider != CUDA_PROVIDER:
+    if provider != _REQUIRED.get(device, provider):
         raise InferenceFailed(
-            f"Model device 'cuda' is not usable here, ONNX Runtime fell back to {provider};"
+            f"Model device '{device}' is not usable here, ONNX Runtime fell back to {provider};"
             " install the extra 'gpu' and its drivers or set the device to 'cpu' or 'auto'."
         )
     return provider
 
 
-def _providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
-    if device == "cpu" or CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        return [CPU_PROVIDER]
+_Providers = list[str | tuple[str, dict[str, str]]]
+
+
+def _providers(device: Device) -> list[_Providers]:
+    """Execution providers of each session that is opened: one for the CPU, one for each GPU."""
+    available = onnxruntime.get_available_providers()
+    if device == "cpu" or CUDA_PROVIDER not in available:
+        return [[CPU_PROVIDER]]
     onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
-    return [(CUDA_PROVIDER, _CUDA_OPTIONS), CPU_PROVIDER]
+    chosen = []
+    for gpu in range(_gpus()):
+        own = {"device_id": str(gpu)}
+        providers: _Providers = [(CUDA_PROVIDER, {**_CUDA_OPTIONS, **own}), CPU_PROVIDER]
+        if device == "tensorrt" and TENSORRT_PROVIDER in available:
+            providers.insert(0, (TENSORRT_PROVIDER, own))
+        chosen.append(providers)
+    return chosen
+
+
+@cache
+def _gpus() -> int:
+    """GPUs that the process sees, at least one to try.
+
+    For a number beyond them the runtime raises, or falls back without a word.
+    """
+    for gpu in range(1, _MOST_GPUS):
+        provider: _Providers = [(CUDA_PROVIDER, {"device_id": str(gpu)})]
+        try:
+            probe = onnxruntime.InferenceSession(_PROBE, providers=provider)
+        except _RUNTIME_ERRORS:
+            return gpu
+        if probe.get_providers()[0] != CUDA_PROVIDER:
+            return gpu
+    return _MOST_GPUS
 
 
 # Outputs of each stage: name, and shape with None for a dimension that the image decides.

@@ -40,7 +40,8 @@ class ModelSettings:
     folders
         Where to look for packages beside the shipped ones.
     device
-        auto takes a GPU where one works; cuda refuses to run without; cpu.
+        auto takes every GPU that the process sees where they work (CUDA_VISIBLE_DEVICES chooses);
+        cuda and tensorrt refuse to run without; cpu.
     threads
         CPU threads of the runtime; 0 for one per core.
     batch_tiles
@@ -51,7 +52,7 @@ class ModelSettings:
 
     name: str = "demo-smear"
     folders: tuple[Path, ...] = ()
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "tensorrt", "cpu"] = "auto"
     threads: int = 0
     batch_tiles: int = 2
     tile_seed: int = 2021

@@ -14,11 +14,11 @@ from dicom_io.errors import ConfigurationInvalid
 from dicom_io.field_image import FieldImage, read_field_image
 from models.cell_types import CELL_TYPES
 from models.differential import count_differential
-from models.fields import Sessions, find_in_field
-from models.package import ModelPackage, find_package, stages_of
+from models.fields import find_in_field
+from models.package import ModelPackage, find_package
 from models.records import Cells, Differential
-from models.session import open_session
 from node.config import Settings
+from node.networks import open_sessions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,15 +41,6 @@ class FieldResult:
     cells: Cells
     differential: Differential
     package: ModelPackage
-
-
-def open_sessions(settings: Settings, package: ModelPackage, localiser: bool = False) -> Sessions:
-    """Detector of a package, and its classifier where it has one; or its localiser alone."""
-    return {
-        stage: open_session(package, stage, settings.model.device, settings.model.threads)
-        for stage in stages_of(package.manifest)
-        if (stage == "localiser") == localiser
-    }
 
 
 def analyse_field(settings: Settings, path: Path, um_per_px: float | None) -> FieldResult:

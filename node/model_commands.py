@@ -21,7 +21,8 @@ from models.selection import Candidate, Ranked, as_pascal_voc, rank
 from node.annotated_slides import annotated_images
 from node.config import Settings
 from node.console import ERR, OUT
-from node.field import analyse_field, draw_field, field_as_json, open_sessions
+from node.field import analyse_field, draw_field, field_as_json
+from node.networks import open_sessions
 from node.pipeline import SlideReference
 from node.side_by_side import Row, compare_packages, rows_as_json
 from node.unlabelled_slides import SlideTile, slide_candidates, write_tiles

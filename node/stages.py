@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -17,20 +18,19 @@ from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
-from models.classify import classify
-from models.detect import detect as detect_tiles
+from models.ahead import mapped_ahead
+from models.classify import detect_and_classify
 from models.detect import detection_grid
 from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
-from models.package import stages_of
 from models.records import Detections, Float64, Regions, Tiles
-from models.session import open_session
 from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings
 from node.ehr import open_ehr
 from node.fhir import build_bundle, report_identifier
+from node.networks import open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes, to_bytes
 from node.pictures import draw_differential, draw_overview, for_ehr
 from node.summary import peak_rss_mb, summary_of
@@ -83,9 +83,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
 def localise(place: Workplace, opened: Json) -> Json:
     """Find where the cells lie, on the lowest useful level."""
     stage = place.package.manifest.localiser
-    session = open_session(
-        place.package, "localiser", place.settings.model.device, place.settings.model.threads
-    )
+    session = open_sessions(place.settings, place.package, localiser=True)["localiser"]
     with _slide(place, opened) as (pacs, slide):
         boxes, sample = sampled(
             slide,
@@ -120,13 +118,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
     """Read the regions' frames, find and classify cells tile by tile, and stitch them."""
     regions: Regions = place.work.get_record(localised["regions"])
     manifest = place.package.manifest
-    sessions = {
-        stage: open_session(
-            place.package, stage, place.settings.model.device, place.settings.model.threads
-        )
-        for stage in stages_of(manifest)
-        if stage != "localiser"
-    }
+    sessions = open_sessions(place.settings, place.package)
     found: list[tuple[Detections, TileGeometry]] = []
     with _slide(place, opened) as (pacs, unfocused):
         slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
@@ -147,11 +139,19 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             settings=place.settings.read,
         )
         done = cells = 0
-        with closing(tiles):
-            for batch in tiles if len(box_px) else ():
-                detections = detect_tiles(batch, sessions["detector"], place.package)
-                if "classifier" in sessions:
-                    detections = classify(batch, detections, sessions["classifier"], place.package)
+        with (
+            closing(tiles),
+            ThreadPoolExecutor(sessions["detector"].parallel) as workers,
+            closing(
+                mapped_ahead(
+                    workers,
+                    lambda batch: (batch, detect_and_classify(batch, sessions, place.package)),
+                    tiles if len(box_px) else (),
+                    sessions["detector"].parallel + 1,
+                )
+            ) as answers,
+        ):
+            for batch, detections in answers:
                 found.append((detections, TileGeometry.of(batch, done)))
                 done += len(batch.rgb)
                 cells += len(detections.tile)

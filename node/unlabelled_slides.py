@@ -13,14 +13,15 @@ from PIL import Image
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
+from models.classify import Sessions
 from models.detect import detection_grid
-from models.fields import Sessions, find_in_field
+from models.fields import find_in_field
 from models.localise import localise, localiser_grid
 from models.package import ModelPackage
 from models.records import Float64, Regions
 from models.selection import Candidate
 from node.config import Settings
-from node.field import open_sessions
+from node.networks import open_sessions
 from node.pipeline import SlideReference
 from node.stages import LOCALISER_BATCH_TILES
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -54,11 +57,14 @@ def test_the_provider_is_chosen_logged_and_readable(
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this runtime has CUDA")
-def test_cuda_is_refused_where_it_does_not_run(folder: Path) -> None:
-    with pytest.raises(InferenceFailed, match="cuda"):
-        open_session(load_package(folder), "detector", "cuda", 1)
-    with pytest.raises(InferenceFailed, match="cuda"):
-        provider_for("cuda")
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_is_refused_where_it_does_not_run(
+    folder: Path, device: Literal["cuda", "tensorrt"]
+) -> None:
+    with pytest.raises(InferenceFailed, match=device):
+        open_session(load_package(folder), "detector", device, 1)
+    with pytest.raises(InferenceFailed, match=device):
+        provider_for(device)
     assert provider_for("auto") == "CPUExecutionProvider"
 
 
@@ -156,6 +162,13 @@ def test_an_output_that_is_not_finite_is_an_inference_failure(folder: Path) -> N
         session(np.zeros((1, 32, 32, 3), np.uint8))
 
 
+def gpu_session(runs: Sequence[Callable[[UInt8], list[np.ndarray]]], images: int) -> Session:
+    """A session as on so many GPUs, each of which takes so many images at a time."""
+    return Session(
+        "localiser", "x.onnx", "CUDA", "test", runs, ("probability",), _BatchLimit(images)
+    )
+
+
 def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[int] = []
 
@@ -165,7 +178,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFi
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
         return [image[:, 0, 0, :1].astype(np.float32)]
 
-    session = Session("localiser", "x.onnx", "CUDA", "test", run, ("probability",), _BatchLimit(99))
+    session = Session(
+        "localiser", "x.onnx", "CUDA", "test", [run], ("probability",), _BatchLimit(99)
+    )
     image = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
     with caplog.at_level(logging.WARNING):
         assert session(image)["probability"].ravel().tolist() == list(range(7))
@@ -180,6 +195,27 @@ def test_memory_that_does_not_hold_one_image_is_a_failure() -> None:
     def run(image: UInt8) -> list[np.ndarray]:
         raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
 
-    session = Session("localiser", "x.onnx", "CUDA", "test", run, ("probability",), _BatchLimit(4))
+    session = Session(
+        "localiser", "x.onnx", "CUDA", "test", [run], ("probability",), _BatchLimit(4)
+    )
     with pytest.raises(InferenceFailed, match="Failed to allocate"):
         session(np.zeros((4, 8, 8, 3), np.uint8))
+
+
+def test_each_device_runs_one_batch_at_a_time() -> None:
+    """Two runs of one session, as with two GPUs: called from three threads, both work."""
+    together = threading.Barrier(2, timeout=10)
+    busy = [threading.Lock(), threading.Lock()]
+
+    def on(device: int, image: UInt8) -> list[np.ndarray]:
+        assert busy[device].acquire(blocking=False)
+        together.wait()
+        busy[device].release()
+        return [image[:, 0, 0, :1].astype(np.float32)]
+
+    session = gpu_session([partial(on, 0), partial(on, 1)], 9)
+    assert session.parallel == 2
+    images = [np.full((1, 2, 2, 3), value, np.uint8) for value in range(8)]
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(session, images))
+    assert [float(answer["probability"][0, 0]) for answer in answers] == list(range(8))

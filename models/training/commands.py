@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from models.classify import Sessions
 from models.detection_evaluation import evaluation_table
 from models.detection_report import write_report
 from models.detection_table import look_at
 from models.errors import TrainingInvalid
-from models.fields import Sessions, accepted_places, find_in_field
+from models.fields import accepted_places, find_in_field
 from models.package import ModelPackage
 from models.records import Float32, UInt8
 from models.region_table import boxes_as_places, region_table

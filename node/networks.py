@@ -1,0 +1,18 @@
+"""The networks of a model package on the device that the settings name."""
+
+from __future__ import annotations
+
+from models.package import ModelPackage, Stage, stages_of
+from models.session import Session, open_session
+from node.config import Settings
+
+
+def open_sessions(
+    settings: Settings, package: ModelPackage, localiser: bool = False
+) -> dict[Stage, Session]:
+    """Detector of a package, and its classifier where it has one; or its localiser alone."""
+    return {
+        stage: open_session(package, stage, settings.model.device, settings.model.threads)
+        for stage in stages_of(package.manifest)
+        if (stage == "localiser") == localiser
+    }
