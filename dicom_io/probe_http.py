@@ -121,7 +121,9 @@ class Http:
         self.url = url.rstrip("/")
         self.settings = settings
         self._session: requests.Session = archive_session((url,), settings, Faults())
-        self._timeout = urllib3.Timeout(connect=settings.timeout_s, read=settings.timeout_s)
+        self._timeout = urllib3.Timeout(
+            connect=settings.timeout_s, read=settings.timeout_s, total=settings.request_deadline_s
+        )
 
     def ask(
         self,
