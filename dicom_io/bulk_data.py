@@ -50,8 +50,9 @@ def _address(service: Service, uri: str) -> str:
     Archives behind a proxy write hosts that cannot be reached, and Orthanc leaves out its port.
     """
     own, named = urlsplit(service.url), urlsplit(uri)
-    below = named.path.startswith(f"{own.path}/")
-    if not named.path or ".." in named.path or not (below or service.reaches(uri)):
+    below = bool(own.path) and named.path.startswith(f"{own.path}/")
+    known = named.scheme in {"", "http", "https"} and named.username is None
+    if not (known and named.path) or ".." in named.path or not (below or service.reaches(uri)):
         raise PacsRefused(
             f"{service.name} gives bulk data at another address than its own: correct the"
             " BulkDataURI that the archive writes, or name its host in further_hosts."

@@ -26,8 +26,15 @@ MEDIA_TYPES = {
     "1.2.840.10008.1.2.5": "image/dicom-rle",
 }
 RAW = "application/octet-stream"
-# Uncompressed frames are the same bytes in all of these.
-UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"}
+# Transfer syntaxes whose frames may be the same bytes: the stream alone does not tell them apart.
+SAME_STREAMS = (
+    {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"},
+    {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"},
+    {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"},
+    {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"},
+    {"1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"},
+    {"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"},
+)
 
 FRAME_IN_LOCATION = re.compile(r"/frames/(\d{1,9})/?$")
 
@@ -79,4 +86,4 @@ def same_bytes(given: str | None, wanted: str | None) -> bool:
     """Whether frames in two transfer syntaxes are the same bytes, as far as is told."""
     if given in {None, "", "*"} or wanted is None or given == wanted:
         return True
-    return {given, wanted} <= UNCOMPRESSED
+    return any({given, wanted} <= streams for streams in SAME_STREAMS)

@@ -99,6 +99,9 @@ def test_address_outside_the_archive_is_refused(uri: str) -> None:
 
 def test_profile_is_fetched_from_the_configured_host_alone(proxy: Proxy) -> None:
     base = {"00282000": {"vr": "OB", "BulkDataURI": "http://elsewhere.invalid/dicom-web/bulk/1"}}
-    with open_pacs(proxy.url, PacsSettings(retries=0)) as pacs, pytest.raises(PacsError):
+    with (
+        open_pacs(f"{proxy.url}/dicom-web", PacsSettings(retries=0)) as pacs,
+        pytest.raises(PacsError),
+    ):
         icc_profile(base, pacs.bulk_data)
     assert [path for _, path in proxy.requests] == ["/dicom-web/bulk/1"]

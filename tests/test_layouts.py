@@ -75,7 +75,7 @@ def test_brightfield_is_chosen_and_said(
     light = (FLUORESCENCE, BRIGHTFIELD, BRIGHTFIELD)
     written = write_layers(tmp_path, [every], illumination=light)
     pacs = archive(written)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="dicom_io"):
         slide = open_slide(pacs, written.study_uid, written.series_uid)
     assert np.array_equal(whole(pacs, slide), every[1].rgb)
     path = slide.optical_path

@@ -27,6 +27,7 @@ from tests.slides import picture, write_slide
 
 SIZE_PX = (32, 24)
 STUDY, SERIES, INSTANCE = "1.2.3", "1.2.3.4", "1.2.3.4.5"
+ARCHIVE = "http://archive.invalid/dicom-web"
 BOUNDARY = b"frontier"
 UNCLEAR_BYTES = 2000
 NAMES = list(STORED)
@@ -112,8 +113,10 @@ class _Answer(BaseAdapter):
 
 def _archive(body: bytes, kind: bytes) -> Any:
     """An archive behind the real client, its network replaced at the lowest place."""
-    pacs = open_pacs("http://archive.invalid/dicom-web", PacsSettings(retries=0, connections=1))
-    pacs._client._session.mount("http://", _Answer(body, kind))
+    # A host is not left alone here, or the inputs after some bad ones would test nothing.
+    settings = PacsSettings(retries=0, connections=1, breaker_failures=10**9)
+    pacs = open_pacs(ARCHIVE, settings)
+    pacs._retrieve._session.mount(ARCHIVE, _Answer(body, kind))
     return pacs
 
 
