@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import imagecodecs
 import numpy as np
@@ -74,12 +75,12 @@ class PixelFormat:
     planar: bool = False
 
 
-def _jpeg(frame: bytes, form: PixelFormat, header: StreamHeader) -> UInt8:
+def _jpeg(frame: bytes, form: PixelFormat, header: StreamHeader, out: UInt8 | None = None) -> UInt8:
     # libjpeg takes three unmarked components as YCbCr.
     if header.colour is None and form.photometric_interpretation == "RGB":
         frame = frame[:2] + _ADOBE_RGB + frame[2:]
     decoded: UInt8 = simplejpeg.decode_jpeg(
-        frame, colorspace="RGB", fastdct=False, fastupsample=False, strict=True
+        frame, colorspace="RGB", fastdct=False, fastupsample=False, strict=True, buffer=out
     )
     return decoded
 
@@ -229,8 +230,14 @@ DECODER_ERRORS = (
 )
 
 
-def decode_frame(frame: bytes, form: PixelFormat) -> UInt8:
+def decode_frame(frame: bytes, form: PixelFormat, out: UInt8 | None = None) -> UInt8:
     """Decode one frame.
+
+    Parameters
+    ----------
+    frame, form
+    out : (H, W, 3) uint8, optional
+        Contiguous; filled with the pixels, by JPEG without a copy in between.
 
     Returns
     -------
@@ -244,8 +251,10 @@ def decode_frame(frame: bytes, form: PixelFormat) -> UInt8:
     """
     encoding = ENCODINGS[form.transfer_syntax_uid]
     header = checked_header(frame, form) if encoding.codings else None
+    straight = out is not None and encoding.decode is _jpeg
+    decode = partial(_jpeg, out=out) if straight else encoding.decode
     try:
-        pixels = encoding.decode(frame, form, header)  # type: ignore[arg-type]
+        pixels = decode(frame, form, header)  # type: ignore[arg-type]
     except DECODER_ERRORS as error:
         raise ValueError("is truncated or damaged") from error
     width, height = form.size_px
@@ -254,6 +263,8 @@ def decode_frame(frame: bytes, form: PixelFormat) -> UInt8:
             f"decodes to {' × '.join(map(str, pixels.shape))} {pixels.dtype},"
             f" not {height} × {width} × 3 uint8"
         )
+    if out is not None and not straight:
+        out[:] = pixels
     return pixels
 
 

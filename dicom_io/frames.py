@@ -23,6 +23,7 @@ from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
 from dicom_io.pacs import InstanceReference, Pacs
+from dicom_io.recycled_memory import RecycledMemory
 from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.tile_plan import (
@@ -123,8 +124,10 @@ def read_tiles(
     most_waiting = min(threads + 1, max(2, settings.decoded_bytes // batch_bytes))
     windows = _Fetcher(pacs, slide, plans.level, settings).windows(_batches(plans, batch_size))
 
+    memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
+
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
-        return _decoded(plans, *work, colours)
+        return _decoded(plans, *work, colours, memory.array())
 
     with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as fetcher:
         try:
@@ -215,11 +218,11 @@ def _decoded(
     batch: Sequence[Plan],
     frames: Mapping[Key, bytes],
     colours: Colours,
+    rgb: UInt8,
 ) -> Tiles:
-    """Decode and join the frames of a batch of tiles."""
-    width, height = plans.size
-    rgb = np.empty((len(batch), height, width, 3), np.uint8)
-    valid = np.zeros((len(batch), height, width), np.bool_)
+    """Decode and join the frames of a batch of tiles, in `rgb` (≥ N, H, W, 3)."""
+    rgb = rgb[: len(batch)]
+    valid = np.ones(rgb.shape[:3], np.bool_)
     for plan, tile, known in zip(batch, rgb, valid, strict=True):
         left, top = (math.floor(side) for side in plan.corner)
         right, bottom = (math.ceil(side) for side in plan.corner + plan.extent)
@@ -228,7 +231,7 @@ def _decoded(
             _join(plans.level, plan.places, frames, colours, box, tile, known)
         else:
             canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-            here = np.zeros(canvas.shape[:2], np.bool_)
+            here = np.ones(canvas.shape[:2], np.bool_)
             _join(plans.level, plan.places, frames, colours, box, canvas, here)
             tile[:], known[:] = resampled(
                 canvas, here, plan.corner - (left, top), plan.extent, plans.size
@@ -247,9 +250,10 @@ def _join(
 ) -> None:
     """Lay frames on a canvas (h, w, 3) that shows `box`: x0, y0, x1, y1 in level pixels.
 
-    White where there is none; `known` (h, w) says where there is.
+    White where there is none; `known` (h, w), true as it comes, says where there is.
     """
     tile_width, tile_height = level.tile_size_px
+    targets, missing_px = [], known.size
     for key, column, row in places:
         left, top = column * tile_width, row * tile_height
         x0, y0 = max(left, box[0]), max(top, box[1])
@@ -257,16 +261,22 @@ def _join(
         x1 = min(left + tile_width, level.size_px[0], box[2])
         y1 = min(top + tile_height, level.size_px[1], box[3])
         target = np.s_[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
-        pixels = _pixels(level, key, frames[key])
+        whole = colours is None and (x1 - x0, y1 - y0) == level.tile_size_px == known.shape[::-1]
+        pixels = _pixels(level, key, frames[key], canvas if whole else None)
         if colours is not None:
             pixels = colours(pixels)
-        canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        known[target] = True
-    if not known.all():
+        if not whole:  # else it has been decoded to where it belongs
+            canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+        targets.append(target)
+        missing_px -= (x1 - x0) * (y1 - y0)
+    if missing_px:
+        known[:] = False
+        for target in targets:
+            known[target] = True
         canvas[~known] = 255
 
 
-def _pixels(level: Level, key: Key, stored: bytes) -> UInt8:
+def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None) -> UInt8:
     instance, number = key
     try:
         return decode_frame(
@@ -277,6 +287,7 @@ def _pixels(level: Level, key: Key, stored: bytes) -> UInt8:
                 level.tile_size_px,
                 level.planar,
             ),
+            out,
         )
     except ValueError as error:
         raise FrameInvalid(
