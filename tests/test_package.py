@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,12 @@ from models.package import (
     installed_packages,
     load_package,
 )
-from tests.tiny_package import CLASSES, tiny_package
+from tests.tiny_package import CLASSES, changed_manifest, tiny_package
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tiny_package(tmp_path / "tiny")
-
-
-def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    return json.dumps(manifest).encode()
 
 
 def test_a_package_says_what_its_manifest_says(folder: Path) -> None:
@@ -116,7 +109,7 @@ def test_every_wrong_value_is_named(folder: Path, path: str, value: object) -> N
         manifest[key] = value
 
     with pytest.raises(ManifestInvalid, match=f"field '{path}'"):
-        parse_manifest(changed(folder, change), "tiny")
+        parse_manifest(changed_manifest(folder, change), "tiny")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -22,7 +21,7 @@ from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid
 from models.package import load_package
 from models.records import UInt8
 from models.session import Session, _BatchLimit, open_session, provider_for
-from tests.tiny_package import tiny_package
+from tests.tiny_package import changed_manifest, tiny_package
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -30,12 +29,6 @@ HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tiny_package(tmp_path / "tiny")
-
-
-def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    return json.dumps(manifest).encode()
 
 
 def test_a_network_changed_after_loading_is_refused(folder: Path) -> None:
@@ -100,7 +93,7 @@ def replace_network(folder: Path, stage: str, content: bytes) -> None:
     (folder / f"{stage}.onnx").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     (folder / "manifest.json").write_bytes(
-        changed(folder, lambda m: m["stages"][stage].update(sha256=digest))
+        changed_manifest(folder, lambda m: m["stages"][stage].update(sha256=digest))
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         "training": {"data": "none"},
         "metrics": {},
     }
+
+
+def changed_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The manifest of a package with something changed in place; nothing is written."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    return json.dumps(manifest).encode()
 
 
 class _Graph:
