@@ -59,10 +59,6 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-class _OutOfMemory(InferenceFailed):
-    """The device has no memory left for so many images."""
-
-
 @dataclass(slots=True)
 class _BatchLimit:
     """Images that are run at a time."""
@@ -135,8 +131,8 @@ class Session:
             part = image[at : at + self._limit.images]
             try:
                 parts.append(self._checked(part))
-            except _OutOfMemory as error:
-                if len(part) == 1:
+            except InferenceFailed as error:
+                if len(part) == 1 or not _OUT_OF_MEMORY.search(str(error.__cause__)):
                     raise
                 self._limit.images = len(part) // 2
                 _log.warning("%s From now on %d at a time.", error, self._limit.images)
@@ -152,8 +148,7 @@ class Session:
         try:
             arrays = run(image)
         except _RUNTIME_ERRORS as error:
-            kind = _OutOfMemory if _OUT_OF_MEMORY.search(str(error)) else InferenceFailed
-            raise kind(
+            raise InferenceFailed(
                 f"Model network {self.file}: {self.provider} could not run it on images of shape"
                 f" {image.shape} ({_first_line(error)}); try device 'cpu' or less memory use."
             ) from error
