@@ -36,5 +36,5 @@ def test_a_view_keeps_its_memory(kinds: list[str]) -> None:
         view = {"slice": array[1:], "slice of slice": array[:1][0, :2]}.get(kind, array)
         views.append(view)
         del array
-        for number, view in enumerate(views):
+    for number, view in enumerate(views):
         assert (view == number).all()
