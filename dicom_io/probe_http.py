@@ -14,12 +14,12 @@ import requests
 import urllib3
 
 from dicom_io.errors import PacsUnauthorized
+from dicom_io.multipart import Multipart, MultipartInvalid, media_type
 from dicom_io.pacs_errors import pacs_error
 from dicom_io.pacs_http import Faults, archive_session
 from dicom_io.pacs_settings import PacsSettings
 
 Verdict = Literal["yes", "no", "defect", "unknown"]
-LEAST_OF_MULTIPART = 2  # a preamble and the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class Answer:
         return [each for each in found if isinstance(each, dict)]
 
     def parts(self) -> list[bytes]:
-        """Payloads of a multipart body."""
-        _, _, boundary = self.headers.get("content-type", "").partition("boundary=")
-        if not boundary:
+        """Payloads of a multipart body; empty where it is none, or is cut."""
+        kind, parameters = media_type(self.headers.get("content-type", ""))
+        if not kind.startswith("multipart/"):
             return []
-        delimiter = b"--" + boundary.split(";")[0].strip(' "').encode("latin-1")
-        pieces = (b"\r\n" + self.body).split(b"\r\n" + delimiter)
-        if len(pieces) < LEAST_OF_MULTIPART:
+        try:
+            body = Multipart(iter([self.body]), parameters.get("boundary", ""), framed=True)
+            return [part.content for part in body]
+        except MultipartInvalid:
             return []
-        return [piece.partition(b"\r\n\r\n")[2] for piece in pieces[1:-1]]
 
 
 class Http:
