@@ -107,6 +107,22 @@ def test_losses_have_gradients_with_and_without_cells(build: Callable[[], Any]) 
         assert all(torch.isfinite(w.grad).all() for w in network.parameters() if w.grad is not None)
 
 
+@pytest.mark.parametrize("build", DETECTORS)
+def test_mixed_precision_asks_for_the_same(build: Callable[[], Any]) -> None:
+    """As on a GPU: bfloat16 holds neither ranks in the thousands nor places to a part of a px."""
+    network = build()
+    image = torch.rand(2, 3, 96, 128)
+    cells = Truth(torch.tensor([[10.0, 10, 40, 40], [50, 50, 90, 80]]), torch.tensor([0, 2]))
+    terms = []
+    for mixed in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            terms.append(network.losses(image, [cells, cells]))
+    full, half = terms
+    for name, value in full.items():
+        assert float(half[name].detach()) == pytest.approx(float(value.detach()), rel=0.1), name
+
+
 @pytest.mark.parametrize("by_distance", [False, True])
 def test_survivors_are_those_of_the_greedy_suppression(by_distance: bool) -> None:
     for seed in range(20):

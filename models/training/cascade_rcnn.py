@@ -55,7 +55,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C · 49) → logits (R, K + 1), offsets (R, 4)."""
         hidden = self.connected(features)
-        return self.score(hidden), self.offset(hidden)
+        return self.score(hidden).float(), self.offset(hidden).float()
 
 
 class CascadeRcnn(nn.Module):

@@ -57,7 +57,8 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C · 49) → logits (R, K), offsets (R, K, 4)."""
         hidden = self.connected(features)
-        return self.score(hidden), self.offset(hidden).unflatten(1, (-1, 4))
+        # Ranks are counted in thousands, and boxes placed by parts of a px: in full precision.
+        return self.score(hidden).float(), self.offset(hidden).float().unflatten(1, (-1, 4))
 
 
 class FasterRcnn(nn.Module):

@@ -73,9 +73,10 @@ class RegionProposals(nn.Module):
         logits, offsets, references = [], [], []
         for each, stride, side in zip(maps, STRIDES, SIDES_PX, strict=True):
             shared = functional.relu(self.shared(each))
-            logits.append(self.objectness(shared).permute(0, 2, 3, 1).flatten(1))
-            offset = self.offset(shared).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
-            offsets.append(offset)
+            # Boxes are decoded in full precision, whatever the maps are held in.
+            logits.append(self.objectness(shared).float().permute(0, 2, 3, 1).flatten(1))
+            offset = self.offset(shared).float().permute(0, 2, 3, 1)
+            offsets.append(offset.flatten(1).unflatten(1, (-1, 4)))
             height, width = each.shape[-2:]
             sides = (side, side * _HALF_OCTAVE)
             references.append(anchors(height, width, stride, sides, RATIOS, each.device))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -47,13 +48,13 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
     )
     task = task_of(recipe, images)
     trained = train(task, recipe, console)
-    task.network.cpu().eval()
-    metrics, findings = task.report()
+    task.network.eval()
+    metrics, findings = task.report(torch.device(trained.device))
     metrics = {"trained": asdict(trained), **metrics}
     title = f"{recipe.name}: {recipe.system} on {len(images.test)} test images"
     write_report(recipe.out / "evaluation", title, metrics, recipe.types, findings)
     draw_learning(recipe.out / METRICS, task.best_by, recipe.out / "evaluation" / "learning.png")
-    export_stage(recipe, task.network, images.test, metrics)
+    export_stage(recipe, task.network.cpu(), images.test, metrics)
     package = pack(recipe)
     return {
         "name": recipe.name,

@@ -314,7 +314,8 @@ class YoloV4(nn.Module):
             maps, STRIDES, GRID_SCALES, self.anchors, strict=True
         ):
             height, width = raw.shape[-2:]
-            each = raw.unflatten(1, (3, -1)).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 5 + K)
+            # In mixed precision the maps are bfloat16, which places boxes by whole pixels.
+            each = raw.float().unflatten(1, (3, -1)).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 5 + K)
             rows = torch.arange(height, device=raw.device)[:, None, None]
             columns = torch.arange(width, device=raw.device)[None, :, None]
             inner = torch.sigmoid(each[..., :2]) * scale - (scale - 1) / 2
