@@ -16,6 +16,7 @@ from models.composing import UM_PER_PX, CellImage, red_cell_field
 
 CROP_PX = 64
 SOURCE_PX = 144
+CPU = torch.device("cpu")
 _BACKGROUNDS = 256
 
 
@@ -30,27 +31,34 @@ class CropMaker:
     seed
     strength
         Of the stain's randomness; 1 is another laboratory and camera.
+    device
+        Where crops are made.
     """
 
     def __init__(
-        self, cells: Sequence[CellImage], types: Sequence[str], seed: int, strength: float = 1.0
+        self,
+        cells: Sequence[CellImage],
+        types: Sequence[str],
+        seed: int,
+        strength: float = 1.0,
+        device: torch.device = CPU,
     ) -> None:
-        self.raw = torch.stack([_padded(cell.rgb) for cell in cells])
-        self.balanced = torch.stack([_padded(cell.white_balanced()) for cell in cells])
-        self.outline = torch.stack(
-            [_padded(cell.outline[..., None].astype(np.uint8) * 255) for cell in cells]
-        )
+        outlines = [_padded(cell.outline[..., None].astype(np.uint8) * 255) for cell in cells]
+        self.raw = torch.stack([_padded(cell.rgb) for cell in cells]).to(device)
+        self.balanced = torch.stack([_padded(cell.white_balanced()) for cell in cells]).to(device)
+        self.outline = torch.stack(outlines).to(device)
         # The outline's own centre: source images are not always centred on their cell.
-        self.centre = torch.stack([_centre(outline[0]) for outline in self.outline])
-        self.um_per_px = torch.tensor([cell.um_per_px for cell in cells])
-        self.label = torch.tensor([types.index(cell.type) for cell in cells])
+        self.centre = torch.stack([_centre(outline[0]) for outline in outlines]).to(device)
+        self.um_per_px = torch.tensor([cell.um_per_px for cell in cells], device=device)
+        self.label = torch.tensor([types.index(cell.type) for cell in cells], device=device)
         # Every type as often as any other: a third of the published cells are blasts, in a marrow a
         # fiftieth.
         weight = 1 / torch.bincount(self.label, minlength=len(types))[self.label].float()
         self.weight = weight / weight.sum()
         self.strength = strength
-        self.random = torch.Generator().manual_seed(seed)
-        self.background = _backgrounds(np.random.default_rng(seed))
+        self.device = device
+        self.random = torch.Generator(device).manual_seed(seed)
+        self.background = _backgrounds(np.random.default_rng(seed)).to(device)
 
     def training_batch(self, n: int) -> tuple[Tensor, Tensor]:
         """(n, 3, 64, 64) images 0 to 1 and their labels (n,)."""
@@ -68,15 +76,17 @@ class CropMaker:
         cell, alpha = self._sampled(
             self.balanced[index],
             index,
-            angle=torch.full((n,), quarter_turns * torch.pi / 2),
-            scale=torch.ones(n),
-            flip=torch.ones(n),
-            shift=torch.zeros(n, 2),
+            angle=torch.full((n,), quarter_turns * torch.pi / 2, device=self.device),
+            scale=torch.ones(n, device=self.device),
+            flip=torch.ones(n, device=self.device),
+            shift=torch.zeros(n, 2, device=self.device),
         )
         return field * (1 - alpha) + cell * alpha
 
     def _field(self, n: int) -> Tensor:
-        chosen = torch.randint(len(self.background), (n,), generator=self.random)
+        chosen = torch.randint(
+            len(self.background), (n,), generator=self.random, device=self.device
+        )
         glass = self._uniform(n, 3, 1, 1, low=0.80, high=0.99)
         return self.restained(self.background[chosen] * glass, self.strength)
 
@@ -140,7 +150,7 @@ class CropMaker:
         """Mix, scale and shift optical densities between channels; see :mod:`.augment`."""
         n = len(rgb)
         density = -rgb.clamp(1 / 255, 1).log()
-        mix = torch.eye(3) + self._normal(n, 3, 3) * (0.10 * strength)
+        mix = torch.eye(3, device=self.device) + self._normal(n, 3, 3) * (0.10 * strength)
         gain = (self._normal(n, 3) * 0.20 + self._normal(n, 1) * 0.15) * strength
         shift = self._normal(n, 3, 1, 1) * (0.04 * strength)
         mixed = torch.einsum("nij,njhw->nihw", mix, density) * gain.exp()[:, :, None, None] + shift
@@ -158,10 +168,11 @@ class CropMaker:
         return (rgb + self._normal(*rgb.shape) * noise).clamp(0, 1)
 
     def _uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(shape, generator=self.random) * (high - low) + low
+        random = torch.rand(shape, generator=self.random, device=self.device)
+        return random * (high - low) + low
 
     def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.random)
+        return torch.randn(shape, generator=self.random, device=self.device)
 
 
 def _padded(rgb: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:

@@ -129,14 +129,16 @@ def _tensors(state: dict[str, Tensor]) -> list[Tensor]:
 
 
 def train_type_branch(crops: CropMaker, types: int, steps: int, seed: int) -> TypeBranch:
-    """Train a type branch from ImageNet weights; returns the moving average, to evaluate with.
+    """Train a type branch from ImageNet weights, on the crops' own device.
+
+    Returns the moving average, on the CPU, to evaluate with.
 
     Batch norm keeps ImageNet's statistics: what is learnt is weights.
     """
     torch.manual_seed(seed)
     model = TypeBranch(types)
     load_imagenet(model.features)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(crops.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
     model.hide.train()
     average: TypeBranch = copy.deepcopy(model)
@@ -160,5 +162,4 @@ def train_type_branch(crops: CropMaker, types: int, steps: int, seed: int) -> Ty
                 f"type step {step}/{steps}  loss {loss.item():.3f}  {seconds:.0f} s",
                 file=sys.stderr,
             )
-    average.eval()
-    return average
+    return average.cpu().eval()
