@@ -154,6 +154,7 @@ def training_of(recipe: Recipe) -> dict[str, Any]:
         "data": [_named(source) for source in recipe.data],
         "steps": recipe.steps,
         "batch": recipe.batch,
+        "mini_batches": recipe.mini_batches,
         "size_px": recipe.size_px,
         "seed": recipe.seed,
         "init": "scratch" if recipe.init == "scratch" else Path(recipe.init).name,
