@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_MOMENTUM = 0.1
+
 
 class CrossMiniBatchNorm(nn.BatchNorm2d):
     """Batch norm whose statistics add up over the mini-batches of one batch.
@@ -22,7 +24,7 @@ class CrossMiniBatchNorm(nn.BatchNorm2d):
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels)
+        super().__init__(channels, momentum=_MOMENTUM)
         self.begin_batch(1)
 
     def begin_batch(self, mini_batches: int) -> None:
@@ -33,7 +35,8 @@ class CrossMiniBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, h, w) → the same, normalised; the gradient goes through `input` alone."""
         if not self.training or self._mini_batches == 1:
-            return super().forward(input)
+            plain: Tensor = super().forward(input)
+            return plain
         values = input.float()
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
         own = torch.stack((mean, variance))
@@ -49,9 +52,9 @@ class CrossMiniBatchNorm(nn.BatchNorm2d):
     def _follow(self, mean: Tensor, variance: Tensor, values: int) -> None:
         """Move the statistics that evaluation uses, as batch norm does."""
         unbiased = variance * (values / max(values - 1, 1))
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(unbiased, self.momentum)
-        self.num_batches_tracked += 1
+        self.get_buffer("running_mean").lerp_(mean, _MOMENTUM)
+        self.get_buffer("running_var").lerp_(unbiased, _MOMENTUM)
+        self.get_buffer("num_batches_tracked").add_(1)
 
 
 def begin_batch(network: nn.Module, mini_batches: int) -> None:
