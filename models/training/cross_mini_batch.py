@@ -45,8 +45,10 @@ class CrossMiniBatchNorm(nn.BatchNorm2d):
         self._seen += 1
         mean, variance = total / self._seen
         self._follow(mean.detach(), variance.detach(), values.numel() // values.shape[1])
-        factor = self.weight * torch.rsqrt(variance + self.eps)
-        normalised = values * factor[:, None, None] + (self.bias - mean * factor)[:, None, None]
+        factor: Tensor = self.weight * torch.rsqrt(variance + self.eps)
+        normalised: Tensor = (
+            values * factor[:, None, None] + (self.bias - mean * factor)[:, None, None]
+        )
         return normalised.to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor, values: int) -> None:
