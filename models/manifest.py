@@ -1,6 +1,6 @@
 """``manifest.json`` of a model package → :class:`Manifest`, read strictly.
 
-Every field is required, none may be unknown, nothing has a default.
+Every field is required but ``fp16`` of a stage, none may be unknown, nothing has a default.
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ from models.errors import ManifestInvalid
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
 UNCLASSIFIED = "unclassified"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFile:
+    """An ONNX file of the package's folder.
+
+    Attributes
+    ----------
+    file
+        Its name.
+    sha256
+        Of its bytes, lower-case hex.
+    """
+
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,8 @@ class LocaliserStage:
         is looked at (Tayebi 2021 §4.3: 15 and 20). None to look at all of the slide.
     threshold
         Probability from which a place is accepted.
+    fp16
+        The same network computed in 16 bits, for GPUs; None where the package has none.
     """
 
     file: str
@@ -56,6 +74,7 @@ class LocaliserStage:
     dilation: float
     sampled_grid: tuple[int, int] | None
     threshold: float
+    fp16: NetworkFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +83,7 @@ class DetectorStage:
 
     Attributes
     ----------
-    file, sha256, um_per_px
+    file, sha256, um_per_px, fp16
         As for the localiser.
     tile_px
         Side of a detection tile, halo included, in pixels of the network's scale.
@@ -86,6 +105,7 @@ class DetectorStage:
     score_threshold: float
     nms_iou: float
     unclassified_below: float
+    fp16: NetworkFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +114,7 @@ class ClassifierStage:
 
     Attributes
     ----------
-    file, sha256, um_per_px
+    file, sha256, um_per_px, fp16
         As for the localiser.
     crop_px
         Side of its input images, in pixels of its scale, with the cell in the middle.
@@ -104,6 +124,7 @@ class ClassifierStage:
     sha256: str
     um_per_px: float
     crop_px: int
+    fp16: NetworkFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +295,7 @@ def _localiser(fields: _Fields) -> LocaliserStage:
         "dilation",
         "sampled_grid",
         "threshold",
+        optional="fp16",
     )
     stage = LocaliserStage(
         file=fields.file_name("file"),
@@ -285,6 +307,7 @@ def _localiser(fields: _Fields) -> LocaliserStage:
         dilation=fields.fraction("dilation"),
         sampled_grid=fields.pair("sampled_grid"),
         threshold=fields.fraction("threshold"),
+        fp16=_fp16(fields),
     )
     if stage.tile_px % stage.output_stride_px or stage.context_px % stage.output_stride_px:
         fields.refuse("tile_px", "and context_px must be multiples of output_stride_px")
@@ -303,6 +326,7 @@ def _detector(fields: _Fields) -> DetectorStage:
         "score_threshold",
         "nms_iou",
         "unclassified_below",
+        optional="fp16",
     )
     stage = DetectorStage(
         file=fields.file_name("file"),
@@ -313,6 +337,7 @@ def _detector(fields: _Fields) -> DetectorStage:
         score_threshold=fields.fraction("score_threshold"),
         nms_iou=fields.fraction("nms_iou"),
         unclassified_below=fields.fraction("unclassified_below"),
+        fp16=_fp16(fields),
     )
     if stage.tile_px % 32:
         fields.refuse("tile_px", "must be a multiple of 32")
@@ -322,13 +347,22 @@ def _detector(fields: _Fields) -> DetectorStage:
 
 
 def _classifier(fields: _Fields) -> ClassifierStage:
-    fields.only("file", "sha256", "um_per_px", "crop_px")
+    fields.only("file", "sha256", "um_per_px", "crop_px", optional="fp16")
     return ClassifierStage(
         file=fields.file_name("file"),
         sha256=fields.digest("sha256"),
         um_per_px=fields.positive("um_per_px"),
         crop_px=fields.whole("crop_px", 8),
+        fp16=_fp16(fields),
     )
+
+
+def _fp16(fields: _Fields) -> NetworkFile | None:
+    if "fp16" not in fields.values:
+        return None
+    inner = fields.inner("fp16")
+    inner.only("file", "sha256")
+    return NetworkFile(inner.file_name("file"), inner.digest("sha256"))
 
 
 def _differential(fields: _Fields) -> DifferentialRules:
@@ -365,12 +399,12 @@ class _Fields:
     def refuse(self, key: str, demand: str) -> NoReturn:
         raise ManifestInvalid(f"{self.source}: {self._named(key)} {demand}; correct it.")
 
-    def only(self, *keys: str) -> None:
+    def only(self, *keys: str, optional: str = "") -> None:
         for key in keys:
             if key not in self.values:
                 self.refuse(key, "is missing")
         for key in self.values:
-            if key not in keys:
+            if key not in keys and key != optional:
                 self.refuse(key, "is unknown")
 
     def inner(self, key: str) -> _Fields:

@@ -15,12 +15,14 @@ from models.manifest import (
     DetectorStage,
     LocaliserStage,
     Manifest,
+    NetworkFile,
     parse_manifest,
 )
 
 SHIPPED_PACKAGES = Path(__file__).parent / "packages"
 
 Stage = Literal["localiser", "detector", "classifier"]
+Precision = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def load_package(folder: Path) -> ModelPackage:
         parse_manifest(content, folder.name), folder, hashlib.sha256(content).hexdigest()
     )
     for stage in stages_of(package.manifest):
-        network_of(package, stage)
+        network_of(package, stage, "fp32")
+        if described_stage(package, stage).fp16 is not None:
+            network_of(package, stage, "fp16")
     return package
 
 
@@ -125,23 +129,36 @@ def described_stage(
     return manifest.localiser if stage == "localiser" else manifest.detector
 
 
-def network_of(package: ModelPackage, stage: Stage) -> bytes:
+def described_network(package: ModelPackage, stage: Stage, precision: Precision) -> NetworkFile:
+    """Return the file of one stage's network; raises ManifestInvalid where there is none."""
+    described = described_stage(package, stage)
+    if precision == "fp32":
+        return NetworkFile(described.file, described.sha256)
+    if described.fp16 is None:
+        raise ManifestInvalid(
+            f"Model package {package.manifest.name} has no fp16 network for its {stage}; set"
+            " model.precision to 'fp32' or export the package again."
+        )
+    return described.fp16
+
+
+def network_of(package: ModelPackage, stage: Stage, precision: Precision) -> bytes:
     """Return the bytes of one stage's network.
 
     Raises
     ------
     ManifestInvalid
-        The file cannot be read.
+        The file cannot be read, or the package has none of this precision.
     DigestMismatch
         It is not the one that the manifest describes.
     """
     name = package.manifest.name
-    described = described_stage(package, stage)
+    described = described_network(package, stage, precision)
     try:
         content = (package.folder / described.file).read_bytes()
     except OSError as error:
         raise ManifestInvalid(
-            f"Model package {name}: field 'stages.{stage}.file' names {described.file}, which"
+            f"Model package {name}: field 'stages.{stage}' names {described.file}, which"
             f" cannot be read ({error.strerror}); install the package again."
         ) from error
     if hashlib.sha256(content).hexdigest() != described.sha256:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from models.errors import InferenceFailed, ManifestInvalid
-from models.package import ModelPackage, Stage, described_stage, network_of
+from models.package import ModelPackage, Precision, Stage, described_network, network_of
 from models.records import Float32, UInt8
 
 Device = Literal["auto", "cuda", "tensorrt", "cpu"]
@@ -77,6 +77,8 @@ class Session:
         Name of the network's file, for messages.
     provider
         ONNX Runtime execution provider that runs it, part of what can change a result.
+    precision
+        Of the network that runs, another part of it.
     runtime
         Name and version of the runtime, for example ``onnxruntime 1.23.2``.
     """
@@ -84,6 +86,7 @@ class Session:
     stage: Stage
     file: str
     provider: str
+    precision: Precision
     runtime: str
     _runs: Sequence[Callable[[UInt8], list[NDArray[Any]]]]
     _outputs: tuple[str, ...]
@@ -163,7 +166,13 @@ class Session:
         return arrays
 
 
-def open_session(package: ModelPackage, stage: Stage, device: Device, threads: int) -> Session:
+def open_session(
+    package: ModelPackage,
+    stage: Stage,
+    device: Device,
+    threads: int,
+    precision: Precision = "fp32",
+) -> Session:
     """Load one stage of `package` into ONNX Runtime.
 
     Parameters
@@ -175,16 +184,20 @@ def open_session(package: ModelPackage, stage: Stage, device: Device, threads: i
         anything else. Every GPU that the process sees gets a copy of the network.
     threads
         Threads of one operator on the CPU; 0 leaves it to the runtime.
+    precision
+        What a GPU runs; a CPU always runs the 32-bit network.
 
     Raises
     ------
     DigestMismatch, ManifestInvalid
-        The file changed since it was loaded, or its inputs and outputs are not those of the stage.
+        The file changed since it was loaded, its inputs and outputs are not those of the stage, or
+        the package has none of this precision.
     InferenceFailed
         The runtime cannot load it, or the device is not there.
     """
-    content = network_of(package, stage)
-    file = described_stage(package, stage).file
+    precision = precision_for(device, precision)
+    content = network_of(package, stage, precision)
+    file = described_network(package, stage, precision).file
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -200,24 +213,26 @@ def open_session(package: ModelPackage, stage: Stage, device: Device, threads: i
             f" ({_first_line(error)}); install the package again."
         ) from error
     provider = _active(sessions[0], device)
-    _check_graph(package, stage, sessions[0])
+    _check_graph(package, stage, file, sessions[0])
     outputs = tuple(name for name, _ in _outputs_of(package, stage))
     opened = Session(
         stage=stage,
         file=file,
         provider=provider,
+        precision=precision,
         runtime=f"onnxruntime {onnxruntime.__version__}",
         _runs=[partial(_run_bound, session, outputs) for session in sessions],
         _outputs=outputs,
         _limit=_BatchLimit(1 if provider == CPU_PROVIDER else sys.maxsize),
     )
     _log.info(
-        "model %s %s: %s runs on %s (%d) with %s",
+        "model %s %s: %s runs on %s (%d) in %s with %s",
         package.manifest.name,
         package.manifest.version,
         stage,
         opened.provider,
         opened.parallel,
+        opened.precision,
         opened.runtime,
     )
     return opened
@@ -233,6 +248,19 @@ def provider_for(device: Device) -> str:
     """
     probe = onnxruntime.InferenceSession(_PROBE, providers=_providers(device)[0])
     return _active(probe, device)
+
+
+def precision_for(device: Device, precision: Precision) -> Precision:
+    """Return the precision that runs on this machine when `precision` is asked for.
+
+    Raises
+    ------
+    InferenceFailed
+        As :func:`provider_for`.
+    """
+    if precision == "fp16" and provider_for(device) == CPU_PROVIDER:
+        return "fp32"
+    return precision
 
 
 def _run_bound(session: Any, outputs: Sequence[str], image: UInt8) -> list[NDArray[Any]]:
@@ -306,21 +334,26 @@ _OUTPUTS: Mapping[Stage, tuple[tuple[str, tuple[int | Literal["types"] | None, .
 }
 
 
-def _check_graph(package: ModelPackage, stage: Stage, session: Any) -> None:
+def _check_graph(package: ModelPackage, stage: Stage, file: str, session: Any) -> None:
     """Compare the network's inputs and outputs with what the stage is called with."""
     inputs = {node.name: node for node in session.get_inputs()}
     image = inputs.get("image")
     if set(inputs) != {"image"} or image is None or image.type != "tensor(uint8)":
-        raise _not_the_stage(package, stage, "must have one input 'image' of type uint8")
+        raise _not_the_stage(package, stage, file, "must have one input 'image' of type uint8")
     if len(image.shape) != 4 or image.shape[3] != 3 or any(_fixed(d) for d in image.shape[:3]):
-        raise _not_the_stage(package, stage, "input 'image' must be (N, H, W, 3), N, H, W dynamic")
+        raise _not_the_stage(
+            package, stage, file, "input 'image' must be (N, H, W, 3), N, H, W dynamic"
+        )
     nodes = {node.name: node for node in session.get_outputs()}
     for name, shape in _outputs_of(package, stage):
         want = tuple(len(package.manifest.types) if d == "types" else d for d in shape)
         node = nodes.get(name)
         if node is None or node.type != "tensor(float)" or not _fits(node.shape, want):
             raise _not_the_stage(
-                package, stage, f"must have an output '{name}' of type float32 and shape {want}"
+                package,
+                stage,
+                file,
+                f"must have an output '{name}' of type float32 and shape {want}",
             )
 
 
@@ -345,10 +378,10 @@ def _fits(shape: Sequence[object], want: Sequence[int | None]) -> bool:
     )
 
 
-def _not_the_stage(package: ModelPackage, stage: Stage, demand: str) -> ManifestInvalid:
+def _not_the_stage(package: ModelPackage, stage: Stage, file: str, demand: str) -> ManifestInvalid:
     return ManifestInvalid(
-        f"Model package {package.manifest.name}: field 'stages.{stage}.file' names"
-        f" {described_stage(package, stage).file}, which {demand}; export it again."
+        f"Model package {package.manifest.name}: field 'stages.{stage}' names {file}, which"
+        f" {demand}; export it again."
     )
 
 

@@ -42,6 +42,9 @@ class ModelSettings:
     device
         auto takes every GPU that the process sees where they work (CUDA_VISIBLE_DEVICES chooses);
         cuda and tensorrt refuse to run without; cpu.
+    precision
+        fp16 lets a GPU run the package's 16-bit networks; a CPU runs those of 32 bits either way,
+        so that fp32, the default, gives the same cells on both.
     threads
         CPU threads of the runtime; 0 for one per core.
     batch_tiles
@@ -53,6 +56,7 @@ class ModelSettings:
     name: str = "demo-smear"
     folders: tuple[Path, ...] = ()
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = "auto"
+    precision: Literal["fp32", "fp16"] = "fp32"
     threads: int = 0
     batch_tiles: int = 2
     tile_seed: int = 2021

@@ -12,7 +12,13 @@ def open_sessions(
 ) -> dict[Stage, Session]:
     """Detector of a package, and its classifier where it has one; or its localiser alone."""
     return {
-        stage: open_session(package, stage, settings.model.device, settings.model.threads)
+        stage: open_session(
+            package,
+            stage,
+            settings.model.device,
+            settings.model.threads,
+            settings.model.precision,
+        )
         for stage in stages_of(package.manifest)
         if (stage == "localiser") == localiser
     }

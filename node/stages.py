@@ -167,6 +167,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "bytes_regions": bytes_of_regions(pacs, slide, regions, manifest.detector.um_per_px),
             "bytes_slide": bytes_slide(pacs, slide),
             "provider": sessions["detector"].provider,
+            "precision": sessions["detector"].precision,
             "focal_plane": slide.focal_plane,
         }
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from dicom_io.slide import Slide
 from models.package import ModelPackage, find_package
-from models.session import provider_for
+from models.session import precision_for, provider_for
 from node import __version__
 from node.config import Settings
 from node.progress import Progress
@@ -84,6 +84,7 @@ def configuration_digest(settings: Settings) -> str:
     content = {
         "node": __version__,
         "provider": provider_for(settings.model.device),
+        "precision": precision_for(settings.model.device, settings.model.precision),
         "tile_seed": settings.model.tile_seed,
         "graphic_type": settings.output.graphic_type,
         "loinc": settings.output.loinc,

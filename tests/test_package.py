@@ -15,6 +15,7 @@ from models.package import (
     find_package,
     installed_packages,
     load_package,
+    network_of,
 )
 from tests.tiny_package import CLASSES, changed_manifest, tiny_package
 
@@ -92,6 +93,9 @@ def test_every_missing_field_is_named(folder: Path) -> None:
         ("stages.detector.unclassified_below", 2),
         ("stages.detector.tile_px", 650),
         ("stages.detector.halo_px", 320),
+        ("stages.detector.fp16", "detector.fp16.onnx"),
+        ("stages.detector.fp16.sha256", "abc"),
+        ("stages.localiser.fp16.file", "../a.onnx"),
         ("differential.chi_square_threshold", 0),
         ("differential.chi_square_tiles", 2.5),
         ("differential.minimum_cells", 0),
@@ -104,6 +108,9 @@ def test_every_missing_field_is_named(folder: Path) -> None:
 def test_every_wrong_value_is_named(folder: Path, path: str, value: object) -> None:
     def change(manifest: dict[str, Any]) -> None:
         *parents, key = path.split(".")
+        for stage in ("localiser", "detector"):
+            if ".fp16" in path:
+                manifest["stages"][stage]["fp16"] = {"file": "a.onnx", "sha256": "0" * 64}
         for parent in parents:
             manifest = manifest[parent]
         manifest[key] = value
@@ -133,6 +140,23 @@ def test_a_changed_network_is_refused(folder: Path) -> None:
     path = folder / "detector.onnx"
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(DigestMismatch, match=r"detector\.onnx"):
+        load_package(folder)
+
+
+def test_a_16_bit_network_is_verified_and_is_no_duty(folder: Path) -> None:
+    plain = load_package(folder)
+    assert plain.manifest.detector.fp16 is None
+    with pytest.raises(ManifestInvalid, match="tiny has no fp16 network for its detector"):
+        network_of(plain, "detector", "fp16")
+    content = (folder / "detector.onnx").read_bytes()
+    (folder / "detector.fp16.onnx").write_bytes(content)
+    fp16 = {"file": "detector.fp16.onnx", "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_bytes(
+        changed_manifest(folder, lambda m: m["stages"]["detector"].update(fp16=fp16))
+    )
+    assert network_of(load_package(folder), "detector", "fp16") == content
+    (folder / "detector.fp16.onnx").write_bytes(content + b"\0")
+    with pytest.raises(DigestMismatch, match=r"detector\.fp16\.onnx"):
         load_package(folder)
 
 

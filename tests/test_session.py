@@ -16,11 +16,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
+from models.composing import ASSETS
 from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid
-from models.package import load_package
+from models.package import find_package, load_package
 from models.records import UInt8
-from models.session import Session, _BatchLimit, open_session, provider_for
+from models.session import Session, _BatchLimit, open_session, precision_for, provider_for
 from tests.tiny_package import changed_manifest, tiny_package
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -69,6 +71,27 @@ def test_cuda_runs_and_agrees_with_the_cpu(folder: Path) -> None:
     assert cuda.provider == provider_for("cuda") == provider_for("auto") == "CUDAExecutionProvider"
     expected = open_session(package, "detector", "cpu", 1)(image)
     np.testing.assert_allclose(cuda(image)["score"], expected["score"], atol=1e-4)
+
+
+def test_a_cpu_runs_32_bits_whatever_is_asked_for() -> None:
+    package = find_package("demo-smear", ())
+    asked = open_session(package, "localiser", "cpu", 1, "fp16")
+    assert (asked.precision, asked.file) == ("fp32", "localiser.onnx")
+    assert precision_for("cpu", "fp16") == precision_for("cpu", "fp32") == "fp32"
+    image = np.random.default_rng(1).integers(0, 255, (1, 64, 96, 3), dtype=np.uint8)
+    plain = open_session(package, "localiser", "cpu", 1)
+    assert asked(image)["probability"].tobytes() == plain(image)["probability"].tobytes()
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="no CUDA in this runtime")
+def test_cuda_runs_16_bits_and_agrees_with_the_cpu() -> None:
+    package = find_package("demo-smear", ())
+    rgb = np.asarray(Image.open(next((ASSETS / "fields").glob("*.jpg"))).convert("RGB"))
+    image = rgb[None, :224, :224].copy()
+    fast = open_session(package, "detector", "cuda", 1, "fp16")
+    assert (fast.precision, fast.file) == ("fp16", "detector.fp16.onnx")
+    expected = open_session(package, "detector", "cpu", 1)(image)
+    np.testing.assert_allclose(np.sort(fast(image)["score"]), np.sort(expected["score"]), atol=1e-2)
 
 
 def test_a_session_does_not_depend_on_the_batch(folder: Path) -> None:
@@ -158,7 +181,7 @@ def test_an_output_that_is_not_finite_is_an_inference_failure(folder: Path) -> N
 def gpu_session(runs: Sequence[Callable[[UInt8], list[np.ndarray]]], images: int) -> Session:
     """A session as on so many GPUs, each of which takes so many images at a time."""
     return Session(
-        "localiser", "x.onnx", "CUDA", "test", runs, ("probability",), _BatchLimit(images)
+        "localiser", "x.onnx", "CUDA", "fp32", "test", runs, ("probability",), _BatchLimit(images)
     )
 
 
@@ -172,7 +195,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFi
         return [image[:, 0, 0, :1].astype(np.float32)]
 
     session = Session(
-        "localiser", "x.onnx", "CUDA", "test", [run], ("probability",), _BatchLimit(99)
+        "localiser", "x.onnx", "CUDA", "fp32", "test", [run], ("probability",), _BatchLimit(99)
     )
     image = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
     with caplog.at_level(logging.WARNING):
@@ -189,7 +212,7 @@ def test_memory_that_does_not_hold_one_image_is_a_failure() -> None:
         raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
 
     session = Session(
-        "localiser", "x.onnx", "CUDA", "test", [run], ("probability",), _BatchLimit(4)
+        "localiser", "x.onnx", "CUDA", "fp32", "test", [run], ("probability",), _BatchLimit(4)
     )
     with pytest.raises(InferenceFailed, match="Failed to allocate"):
         session(np.zeros((4, 8, 8, 3), np.uint8))

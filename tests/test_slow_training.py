@@ -24,7 +24,8 @@ from models.training.export import export  # noqa: E402
 from models.training.exported import ExportedCells, ExportedTypes  # noqa: E402
 from models.training.faster_rcnn import faster_rcnn  # noqa: E402
 from models.training.label_formats import read_yolo  # noqa: E402
-from models.training.packing import OUTPUTS, parity_of  # noqa: E402
+from models.training.packing import OUTPUTS  # noqa: E402
+from models.training.parity import parity_of  # noqa: E402
 from models.training.single_cells import crops_of  # noqa: E402
 from models.training.sources import _scaled  # noqa: E402
 from models.training.yolov4 import YoloV4  # noqa: E402

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,6 +111,62 @@ def test_every_image_is_in_one_part_and_every_group_too(groups: list[int], seed:
         assert sorted(np.concatenate(parts).tolist()) == list(range(len(images)))
         owned = [{images[int(row)].group for row in part} for part in parts]
         assert sum(len(names) for names in owned) == len(set(groups))
+
+
+def shares(images: list[AnnotatedImage], types: int, seed: int) -> np.ndarray:
+    """Share of validation in the cells of each type, of a fold that is all held out but one."""
+    fold = np.zeros(len(images), np.int64)
+    fold[-1] = 1
+    split = split_of(images, fold, 0, seed)
+    counts = [
+        np.bincount(
+            np.concatenate([images[row].kind for row in part] or [[]]).astype(int),
+            minlength=types,
+        )
+        for part in (split.validation, split.test)
+    ]
+    return np.asarray(counts[0] / np.maximum(counts[0] + counts[1], 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_type_is_divided_70_to_30(seed: int) -> None:
+    """Groups of one common and, every tenth, one rare type; dealt blindly the rare one is off."""
+    rng = np.random.default_rng(seed)
+    images = [
+        image(n, n, [0] * int(rng.integers(1, 9)) + [1] * (n % 10 == 0) + [2] * (n % 4 == 1))
+        for n in range(200)
+    ]
+    found = shares([*images, image(200, 200, [0])], 3, seed)
+    assert found == pytest.approx(0.7, abs=0.011)  # 14 of 20, 35 of 50
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=2, max_size=8), st.integers(0, 3))
+def test_the_division_is_among_the_nearest_of_all(kinds: list[list[int]], seed: int) -> None:
+    """Against every division of few groups: a descent may stop beside the best, not far from it."""
+    images = [image(n, n, each) for n, each in enumerate(kinds)]
+    present = np.unique(np.concatenate(kinds)).astype(int)
+    count = np.array([np.bincount(np.array(each, int), minlength=3) for each in kinds])
+    if not len(present):
+        return
+
+    def far(share: np.ndarray) -> float:
+        return float(((share[present] - 0.7) ** 2).sum())
+
+    divisions = np.array(list(product((0, 1), repeat=len(kinds))))
+    possible = divisions[(divisions.sum(1) > 0) & (divisions.sum(1) < len(kinds))]
+    distance = [far(row @ count / np.maximum(count.sum(0), 1)) for row in possible]
+    extra = image(99, 99, [])
+    found = far(shares([*images, extra], 3, seed))
+    assert found <= min(distance) + 0.1
+    assert found <= np.quantile(distance, 0.25) + 1e-9
+
+
+def test_the_division_is_the_seeds() -> None:
+    images = [image(n, n, [n % 3]) for n in range(60)]
+    fold = np.arange(60) // 30
+    first, again, other = (split_of(images, fold, 0, seed) for seed in (1, 1, 2))
+    assert first.test.tolist() == again.test.tolist() != other.test.tolist()
 
 
 def test_a_split_without_a_test_is_refused() -> None:

@@ -15,8 +15,9 @@ from models.composing import ASSETS, load_cells
 from models.training import type_branch
 from models.training.crops import CROP_PX, CropMaker
 from models.training.data import PATCH_PX, TYPES, PatchMaker, load_field, targets
-from models.training.export import PARITY, export, largest_differences
+from models.training.export import export, largest_differences
 from models.training.layers import conv
+from models.training.parity import PARITY
 from models.training.smear_detector import CellFinder, ExportedDetector, crops_around
 from models.training.type_branch import TypeBranch, load_imagenet
 

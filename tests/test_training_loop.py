@@ -17,7 +17,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from models.errors import TrainingInvalid  # noqa: E402
-from models.training.loop import begin_with, learning_rate  # noqa: E402
+from models.training.loop import _identity, begin_with, learning_rate  # noqa: E402
 from models.training.recipe import (  # noqa: E402
     PAPERS,
     Optimisation,
@@ -132,7 +132,8 @@ def test_killed_and_started_again_it_has_the_same_losses(recipe: Path, tmp_path:
 
 def test_another_recipe_does_not_go_on_from_a_checkpoint(recipe: Path) -> None:
     assert started(recipe).wait(timeout=300) == 0
-    recipe.write_text(recipe.read_text().replace("steps = 12", "steps = 14"))
+    written = recipe.read_text()
+    recipe.write_text(written.replace("steps = 12", "steps = 14"))
     training = subprocess.run(
         [sys.executable, str(recipe.with_suffix(".py")), str(recipe)],
         capture_output=True,
@@ -140,6 +141,30 @@ def test_another_recipe_does_not_go_on_from_a_checkpoint(recipe: Path) -> None:
         cwd=Path(__file__).parent.parent,
     )
     assert b"belongs to another training" in training.stderr
+
+
+def test_what_moves_weights_is_a_trainings_identity(recipe: Path) -> None:
+    written = recipe.read_text()
+
+    def identity(old: str, new: str) -> str:
+        assert old in written
+        recipe.write_text(written.replace(old, new))
+        return _identity(load_recipe(recipe))
+
+    same = identity("steps = 12", "steps = 12")
+    for old, new in (
+        ("learning_rate = ", "learning_rate = 9"),
+        ("folds = 3", "folds = 4"),
+        ("steps = 12", "steps = 12\nmini_batches = 2"),
+        ('format = "yolo"', 'format = "yolo"\nleave_out = ["3"]'),
+    ):
+        assert identity(old, new) != same, new
+    for old, new in (
+        ('folder = "fields"', 'folder = "moved"'),
+        ("threads = 1", "threads = 2"),
+        ("evaluate_every = 6", "evaluate_every = 3"),
+    ):
+        assert identity(old, new) == same, new
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
@@ -158,6 +183,7 @@ def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
         ("steps = 12", "stage = 'regions'\nsteps = 12", "no stage 'regions'"),
         ('["WBC", "RBC"]\num', '["WBC", "WBC"]\num', "names a type twice"),
         ("folds = 3", "folds = 3\nheld_out = 3", "held_out must be less"),
+        ("steps = 12", "steps = 12\nmini_batches = 3", "batch must be a multiple of mini_batches"),
         ("size_px = 64", "size_px =", "is not TOML"),
         ('types = ["WBC", "RBC"]\num_per_px = 0.25\n', "um_per_px = 0.25\n", "format yolo"),
         ('folder = "fields"', "", "'folder' and 'um_per_px'"),

@@ -26,9 +26,11 @@ from models.session import open_session
 from models.training.crops import CropMaker
 from models.training.data import TYPES, load_field
 from models.training.evaluate import field_table, fold_confusion, type_table
-from models.training.export import PARITY, export, largest_differences, write_manifest
+from models.training.export import export, export_fp16, largest_differences, write_manifest
+from models.training.parity import PARITY, are_within
 from models.training.smear_detector import CellFinder, ExportedDetector
 from models.training.smear_localiser import ExportedLocaliser, SmearLocaliser, train_localiser
+from models.training.smears import smear_overviews
 from models.training.train import train_finder
 from models.training.type_branch import TypeBranch, train_type_branch
 
@@ -39,6 +41,7 @@ TYPE_STEPS = 600
 LOCALISER_STEPS = 500
 STAIN_STRENGTH = 1.0
 VERSION = "1.0.0"
+_PARITY_IMAGES = 40
 PACKAGE = Path(__file__).parent.parent / "packages" / "demo-smear"
 DIGESTS = Path(__file__).parent / "data.sha256"
 SOURCE = "github.com/lugan113/TXL-PBC_Dataset, commit 056d09e, without the files that repeat BCCD"
@@ -134,6 +137,7 @@ def release(
     detector = ExportedDetector(finder, branches[HELD_OUT])
     export(detector, ("box_px", "score", "type_probability"), folder / "detector.onnx")
     export(ExportedLocaliser(localiser), ("probability",), folder / "localiser.onnx")
+    fp16, parity_fp16 = sixteen_bits(folder, validation)
     cells = [cell for cell in load_cells() if cell.is_whole]
     confusion = sum(
         (
@@ -143,25 +147,41 @@ def release(
         np.zeros((len(TYPES), len(TYPES)), np.int64),
     )
     metrics: dict[str, Any] = {"types_five_fold": type_table(confusion, cells)}
-    write_manifest(folder, manifest(metrics, len(validation)))
+    write_manifest(folder, manifest(metrics, len(validation), fp16))
     package = load_package(folder)
     session = open_session(package, "detector", "cpu", 0)
     sample = np.stack([load_field(path).rgb[:96, :96] for path in validation[:8]])
     parity = largest_differences(detector, folder / "detector.onnx", sample)
-    metrics["parity_pytorch_onnx"] = parity
-    if any(difference > PARITY[name] for name, difference in parity.items()):
+    metrics |= {"parity_pytorch_onnx": parity, "parity_fp32_fp16": parity_fp16}
+    if not are_within(parity, PARITY):
         raise click.ClickException("ONNX Runtime does not repeat PyTorch: export again.")
     metrics["blood_fields_validation"] = field_table(validation, session, package)
     shipped = sorted((ASSETS / "fields").glob("*.jpg"))
     metrics["blood_fields_in_repository"] = field_table(shipped, session, package)
-    write_manifest(folder, manifest(metrics, len(validation)))
+    write_manifest(folder, manifest(metrics, len(validation), fp16))
     names = [CELL_TYPES[key].name for key in TYPES]
     title = "types over five folds by group, four views of each cell"
     draw_confusion(confusion, names, title, folder / "confusion.png")
     click.echo(json.dumps(metrics, indent=1), err=True)
 
 
-def manifest(metrics: dict[str, Any], validation_fields: int) -> dict[str, Any]:
+def sixteen_bits(
+    folder: Path, fields: list[Path]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """Write the 16-bit forms of both networks; their entries of the manifest, and their parity."""
+    images = {
+        "localiser": [each.read() for each in smear_overviews(_PARITY_IMAGES, 0, held_out=True)],
+        "detector": [load_field(path).rgb[:96, :96] for path in fields[:_PARITY_IMAGES]],
+    }
+    entries, parity = {}, {}
+    for stage, shown in images.items():
+        entries[stage], parity[stage] = export_fp16(folder / f"{stage}.onnx", shown)
+    return entries, parity
+
+
+def manifest(
+    metrics: dict[str, Any], validation_fields: int, fp16: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Everything the manifest says but the digests."""
     return {
         "schema": 1,
@@ -171,7 +191,11 @@ def manifest(metrics: dict[str, Any], validation_fields: int) -> dict[str, Any]:
         "demonstration": True,
         "licence": "Apache-2.0",
         "classes": [*TYPES, "unclassified"],
-        "stages": {"localiser": LOCALISER, "detector": DETECTOR, "classifier": None},
+        "stages": {
+            "localiser": {**LOCALISER, **fp16["localiser"]},
+            "detector": {**DETECTOR, **fp16["detector"]},
+            "classifier": None,
+        },
         "differential": DIFFERENTIAL,
         "training": {
             "cells": "479 published bone marrow cells (Choi 2017), 5 folds by near-duplicate group;"

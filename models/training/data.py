@@ -84,9 +84,12 @@ class PatchMaker:
     fields
         Blood fields at the training scale.
     seed
+        One number, or several that are one together.
     """
 
-    def __init__(self, cells: Sequence[CellImage], fields: Sequence[Example], seed: int) -> None:
+    def __init__(
+        self, cells: Sequence[CellImage], fields: Sequence[Example], seed: int | tuple[int, int]
+    ) -> None:
         self._cells = cells
         self._fields = fields
         self._rng = np.random.default_rng(seed)

@@ -55,7 +55,7 @@ class DetectionTask:
             image = train[int(rng.integers(len(train)))]
             return Sample.whole(image.read(), image.box_px, image.kind)
 
-        samples = [self._augment(rng, draw, size) for _ in range(recipe.batch)]
+        samples = [self._augment(rng, draw, size) for _ in range(recipe.mini_batch)]
         rgb = torch.from_numpy(np.stack([sample.rgb for sample in samples])).permute(0, 3, 1, 2)
         return rgb, [_truth(sample) for sample in samples]
 

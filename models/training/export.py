@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.records import UInt8
+from models.training.half_precision import half_precision
+from models.training.parity import PARITY_FP16, are_within, parity_fp16
 
 # Tiles that the exporter traces with; the graph takes any multiple of 32.
 _TRACED_PX = 256
 _LARGE = 1024
-# Between PyTorch's outputs and ONNX Runtime's.
-PARITY = {"box_px": 0.5, "score": 1e-3, "type_probability": 1e-3, "probability": 1e-3}
 
 
 def export(module: nn.Module, outputs: tuple[str, ...], path: Path) -> None:
@@ -58,6 +58,27 @@ def export(module: nn.Module, outputs: tuple[str, ...], path: Path) -> None:
         part.doc_string = ""
     _store_as_half(graph)
     onnx.save(model, path)
+
+
+def export_fp16(
+    path: Path, images: Sequence[UInt8]
+) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
+    """Write ``<name>.fp16.onnx`` beside ``<name>.onnx``, if it gives the same answers on `images`.
+
+    Returns
+    -------
+    entry
+        What a stage of a manifest says of it; empty where 16 bits do not suffice (`PARITY_FP16`).
+    parity
+        As :func:`models.training.parity.parity_fp16` measures it, without what is no number.
+    """
+    beside = path.with_suffix(".fp16.onnx")
+    beside.unlink(missing_ok=True)
+    parity = parity_fp16(path, images)
+    if not are_within(parity, PARITY_FP16):
+        return {}, {name: value for name, value in parity.items() if np.isfinite(value)}
+    onnx.save(half_precision(onnx.load(path)), beside)
+    return {"fp16": {"file": beside.name}}, parity
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
@@ -104,13 +125,15 @@ def largest_differences(module: nn.Module, path: Path, image: UInt8) -> dict[str
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest.json``, with the SHA-256 of the networks that it names filled in."""
+
+    def digested(entry: Mapping[str, Any]) -> dict[str, Any]:
+        digest = hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
+        inner = {"fp16": digested(entry["fp16"])} if "fp16" in entry else {}
+        return {**entry, "sha256": digest, **inner}
+
     stages = {
-        stage: fields
-        and {
-            **fields,
-            "sha256": hashlib.sha256((folder / fields["file"]).read_bytes()).hexdigest(),
-        }
-        for stage, fields in manifest["stages"].items()
+        stage: None if entry is None else digested(entry)
+        for stage, entry in manifest["stages"].items()
     }
     content = json.dumps({**manifest, "stages": stages}, indent=2, ensure_ascii=False)
     (folder / "manifest.json").write_text(content + "\n", encoding="utf-8")

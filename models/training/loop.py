@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +26,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.detection_table import Findings
 from models.errors import TrainingInvalid
+from models.training.cross_mini_batch import begin_batch
 from models.training.recipe import Optimisation, Recipe, optimisation_of
 
 CHECKPOINT, BEST, METRICS = "checkpoint.safetensors", "best.safetensors", "metrics.csv"
+_MAY_CHANGE = (
+    *("name", "out", "together_with", "init"),
+    *("evaluate_every", "checkpoint_every", "workers", "threads"),
+)
 _PLAIN_LINES = 50  # of a whole training, where nobody watches a terminal
 
 
@@ -46,7 +51,7 @@ class Task(Protocol):
     best_by: str
 
     def batch(self, rng: np.random.Generator) -> Any:
-        """One batch, made in a process of its own."""
+        """One mini-batch, made in a process of its own."""
         ...
 
     def losses(self, batch: Any, device: torch.device) -> dict[str, Tensor]:
@@ -109,10 +114,10 @@ def train(task: Task, recipe: Recipe, console: Console) -> Trained:
     log = _MetricsFile(recipe.out / METRICS, state.step)
     board = SummaryWriter(str(recipe.out / "tensorboard"), purge_step=state.step + 1)
     every = recipe.evaluate_every or max(1, recipe.steps // 10)
-    for step, batch in _watched(_batches(task, recipe, state.step), recipe, state.step, console):
+    for step, parts in _watched(_batches(task, recipe, state.step), recipe, state.step, console):
         _seed(recipe.seed, step)
         rate = learning_rate(settings, step, recipe.steps)
-        terms = _step(task, batch, optimiser, rate, settings, device)
+        terms = _step(task, parts, optimiser, rate, settings, device)
         row: dict[str, float] = {"learning_rate": rate, **terms, "loss": sum(terms.values())}
         if not np.isfinite(row["loss"]):
             raise TrainingInvalid(
@@ -178,7 +183,7 @@ def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
 
 def _step(
     task: Task,
-    batch: Any,
+    parts: Sequence[Any],
     optimiser: torch.optim.Optimizer,
     rate: float,
     settings: Optimisation,
@@ -187,14 +192,19 @@ def _step(
     task.network.train()
     for group in optimiser.param_groups:
         group["lr"] = rate
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        terms = task.losses(batch, device)
     optimiser.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()
+    begin_batch(task.network, len(parts))
+    means: dict[str, float] = {}
+    for part in parts:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            terms = task.losses(part, device)
+        (torch.stack(list(terms.values())).sum() / len(parts)).backward()
+        for name, term in terms.items():
+            means[name] = means.get(name, 0.0) + float(term.detach()) / len(parts)
     if settings.clip_norm:
         nn.utils.clip_grad_norm_(task.network.parameters(), settings.clip_norm)
     optimiser.step()
-    return {name: float(term.detach()) for name, term in terms.items()}
+    return means
 
 
 def _optimiser(network: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
@@ -212,24 +222,26 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
-class _Steps(Dataset[tuple[int, Any]]):
-    """The batches of the steps that are left, each made from its own number."""
+class _Steps(Dataset[tuple[int, list[Any]]]):
+    """The batches of the steps that are left, each in its parts and made from its own number."""
 
-    def __init__(self, task: Task, seed: int, first: int, steps: int) -> None:
-        self._task, self._seed, self._first, self._steps = task, seed, first, steps
+    def __init__(self, task: Task, recipe: Recipe, first: int) -> None:
+        self._task, self._seed, self._parts = task, recipe.seed, recipe.mini_batches
+        self._first, self._steps = first, recipe.steps
 
     def __len__(self) -> int:
         return self._steps - self._first + 1
 
-    def __getitem__(self, place: int) -> tuple[int, Any]:
+    def __getitem__(self, place: int) -> tuple[int, list[Any]]:
         step = self._first + place
-        return step, self._task.batch(np.random.default_rng((self._seed, step)))
+        rng = np.random.default_rng((self._seed, step))
+        return step, [self._task.batch(rng) for _ in range(self._parts)]
 
 
-def _batches(task: Task, recipe: Recipe, done: int) -> Iterator[tuple[int, Any]]:
+def _batches(task: Task, recipe: Recipe, done: int) -> Iterator[tuple[int, list[Any]]]:
     if done >= recipe.steps:
         return iter(())
-    steps = _Steps(task, recipe.seed, done + 1, recipe.steps)
+    steps = _Steps(task, recipe, done + 1)
     return iter(
         DataLoader(
             steps,
@@ -246,8 +258,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _watched(
-    batches: Iterator[tuple[int, Any]], recipe: Recipe, done: int, console: Console
-) -> Iterator[tuple[int, Any]]:
+    batches: Iterator[tuple[int, list[Any]]], recipe: Recipe, done: int, console: Console
+) -> Iterator[tuple[int, list[Any]]]:
     """A progress bar on a terminal, some plain lines in a log."""
     if not console.is_terminal:
         for step, batch in batches:
@@ -273,10 +285,17 @@ class _State:
 
 
 def _identity(recipe: Recipe) -> str:
-    """What must not change between a training and its continuation."""
-    fixed = ("system", "stage", "types", "steps", "batch", "size_px", "um_per_px", "seed")
-    values = {name: getattr(recipe, name) for name in fixed}
-    return json.dumps({**values, "network": dict(recipe.network)}, sort_keys=True)
+    """What must not change between a training and its continuation: all that moves weights.
+
+    Files may lie elsewhere, and be read by more processes.
+    """
+    values = asdict(recipe) | {"optimisation": asdict(optimisation_of(recipe))}
+    for name in _MAY_CHANGE:
+        del values[name]
+    for source in (*values["data"], *values["validation"]):
+        for name in ("folder", "file", "pacs_url"):
+            del source[name]
+    return json.dumps(values, sort_keys=True)
 
 
 def _save(

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx.utils
-import onnxruntime
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from models.cell_types import CELL_TYPES
 from models.errors import TrainingInvalid
@@ -22,15 +20,13 @@ from models.package import SHIPPED_PACKAGES
 from models.records import UInt8
 from models.training.annotated import AnnotatedImage
 from models.training.dual_stage_cnn import CROP_PX
-from models.training.export import PARITY, export, write_manifest
+from models.training.export import export, export_fp16, write_manifest
 from models.training.exported import ExportedCells, ExportedRegions, ExportedTiles, ExportedTypes
+from models.training.parity import PARITY, parity_of
 from models.training.recipe import Recipe, Source
-
-Answers = NDArray[np.floating[Any]]
 
 REGION_STRIDE_PX = 16
 _PARITY_IMAGES = 4
-_SEEN_SCORE = 0.05  # below it, the order of answers is a matter of rounding
 OUTPUTS = {
     "detector": ("box_px", "score", "type_probability"),
     "localiser": ("probability",),
@@ -61,6 +57,8 @@ def export_stage(
 ) -> Path:
     """Write ``<stage>.onnx`` and ``<stage>.json`` (what a manifest says of it) into `recipe.out`.
 
+    And ``<stage>.fp16.onnx``, if 16 bits suffice for the same answers.
+
     Parameters
     ----------
     recipe
@@ -80,19 +78,21 @@ def export_stage(
     module = _exported(recipe, network)
     path = recipe.out / f"{stage}.onnx"
     export(module, OUTPUTS[stage], path)
-    parity = parity_of(module, path, OUTPUTS[stage], _samples(recipe, stage, images))
+    samples = _samples(recipe, stage, images)
+    parity = parity_of(module, path, OUTPUTS[stage], samples)
     for name, difference in parity.items():
-        if difference > PARITY[name]:
+        if not difference <= PARITY[name]:  # or it is no number
             raise TrainingInvalid(
                 f"{path}: '{name}' differs from PyTorch's by {difference:.2g}, more than"
                 f" {PARITY[name]}: report this with the recipe."
             )
+    fp16, parity_fp16 = export_fp16(path, samples)
     described = {
         "stage": stage,
         "system": recipe.system,
         "types": list(recipe.types),
-        "fields": _fields(recipe, stage, path.name, metrics),
-        "metrics": {**metrics, "parity_pytorch_onnx": parity},
+        "fields": {**_fields(recipe, stage, path.name, metrics), **fp16},
+        "metrics": {**metrics, "parity_pytorch_onnx": parity, "parity_fp32_fp16": parity_fp16},
         "training": training_of(recipe),
     }
     (recipe.out / f"{stage}.json").write_text(json.dumps(described, indent=2) + "\n")
@@ -120,7 +120,8 @@ def pack(recipe: Recipe) -> Path | None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     own = json.loads((recipe.out / f"{stage}.json").read_text())
-    shutil.copy(recipe.out / f"{stage}.onnx", folder)
+    for file in _files(own["fields"]):
+        shutil.copy(recipe.out / file, folder)
     stages: dict[str, Any] = {"localiser": None, "detector": None, "classifier": None}
     stages[stage] = own["fields"]
     for other in ("localiser",) if stage == "detector" else ("localiser", "detector"):
@@ -147,54 +148,13 @@ def pack(recipe: Recipe) -> Path | None:
     return folder
 
 
-def parity_of(
-    module: nn.Module, path: Path, outputs: Sequence[str], images: Sequence[UInt8]
-) -> dict[str, float]:
-    """Largest absolute difference between PyTorch and ONNX Runtime, by output.
-
-    Of a detector, each answer that may be a cell is compared with the other side's nearest one: of
-    two answers with the same score, rounding decides which comes first.
-    """
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    largest = dict.fromkeys(outputs, 0.0)
-    for image in images:
-        with torch.no_grad():
-            mine = module(torch.tensor(image[None]))
-        tensors: tuple[Tensor, ...] = mine if isinstance(mine, tuple) else (mine,)
-        expected = [tensor.numpy()[0] for tensor in tensors]
-        found = [array[0] for array in session.run(list(outputs), {"image": image[None]})]
-        if "score" in outputs:
-            expected, found = _paired(expected, found)
-        for name, a, b in zip(outputs, expected, found, strict=True):
-            largest[name] = max(largest[name], float(np.abs(a - b).max(initial=0.0)))
-    return largest
-
-
-def _paired(
-    expected: Sequence[Answers], found: Sequence[Answers]
-) -> tuple[list[Answers], list[Answers]]:
-    """Answers that may be cells, each beside the other side's nearest box, both ways."""
-    sides = []
-    for here, there in ((expected, found), (found, expected)):
-        rows = np.flatnonzero(here[1] >= _SEEN_SCORE)
-        apart = np.abs(here[0][rows, None] - there[0][None]).max(2)
-        # Among boxes that lie alike, the one of the nearest score.
-        apart = apart + np.abs(here[1][rows, None] - there[1][None])
-        nearest = apart.argmin(1) if len(rows) else rows
-        sides.append(([each[rows] for each in here], [each[nearest] for each in there]))
-    (one, its), (two, theirs) = sides
-    return (
-        [np.concatenate(pair) for pair in zip(one, theirs, strict=True)],
-        [np.concatenate(pair) for pair in zip(its, two, strict=True)],
-    )
-
-
 def training_of(recipe: Recipe) -> dict[str, Any]:
     """What a manifest tells about a training, without paths of this machine."""
     return {
         "data": [_named(source) for source in recipe.data],
         "steps": recipe.steps,
         "batch": recipe.batch,
+        "mini_batches": recipe.mini_batches,
         "size_px": recipe.size_px,
         "seed": recipe.seed,
         "init": "scratch" if recipe.init == "scratch" else Path(recipe.init).name,
@@ -262,18 +222,23 @@ def _borrowed(recipe: Recipe, stage: str, folder: Path) -> dict[str, Any]:
             fields = dict(json.loads((source / MANIFEST_FILE).read_text())["stages"][stage])
         else:
             fields = dict(json.loads((source / f"{stage}.json").read_text())["fields"])
-        if stage == "detector":  # its own types are not asked for: only what finds is taken
-            onnx.utils.extract_model(
-                source / fields["file"], folder / fields["file"], ["image"], ["box_px", "score"]
-            )
-        else:
-            shutil.copy(source / fields["file"], folder)
+        for file in _files(fields):
+            if stage == "detector":  # its own types are not asked for: only what finds is taken
+                onnx.utils.extract_model(
+                    source / file, folder / file, ["image"], ["box_px", "score"]
+                )
+            else:
+                shutil.copy(source / file, folder)
     except (OSError, ValueError, KeyError) as error:
         raise TrainingInvalid(
             f"{recipe.name}: together_with names {name}, which has no {stage}: train it first."
         ) from error
-    fields.pop("sha256", None)
     return fields
+
+
+def _files(fields: Mapping[str, Any]) -> list[str]:
+    """Names of the ONNX files of a stage's entry of a manifest."""
+    return [each["file"] for each in (fields, fields.get("fp16")) if each]
 
 
 def _samples(recipe: Recipe, stage: str, images: Sequence[AnnotatedImage]) -> list[UInt8]:

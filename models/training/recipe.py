@@ -131,6 +131,9 @@ class Recipe:
         ``each`` leaves out one group (slide) at a time, by name, and tests on all of it.
     batch
         Images of a batch.
+    mini_batches
+        Parts that a batch is run in, one after the other, where memory does not hold it; weights
+        are moved once for all of them, and each counts alike. Tayebi et al. (2021), §4.4: 16 of 64.
     size_px
         Side of training images, in pixels of the network's scale.
     um_per_px
@@ -169,6 +172,7 @@ class Recipe:
     folds: Annotated[int, Field(ge=2)] | Literal["each"] = 5
     held_out: Annotated[int, Field(ge=0)] = 0
     batch: Count = 4
+    mini_batches: Count = 1
     size_px: Annotated[int, Field(ge=32)] = 512
     um_per_px: Positive = 0.25
     together_with: str = ""
@@ -181,6 +185,11 @@ class Recipe:
     threads: Annotated[int, Field(ge=0)] = 0
     network: Mapping[str, float | int | bool] = field(default_factory=dict)
     optimisation: Optimisation | None = None
+
+    @property
+    def mini_batch(self) -> int:
+        """Images that are run at a time."""
+        return self.batch // self.mini_batches
 
 
 # What the papers say; where one is silent, the value is ours and said so in models/training.
@@ -265,6 +274,10 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise TrainingInvalid(f"{path}: field types names a type twice; correct it.")
     if recipe.folds != "each" and recipe.held_out >= recipe.folds:
         raise TrainingInvalid(f"{path}: field held_out must be less than folds, {recipe.folds}.")
+    if recipe.batch % recipe.mini_batches:
+        raise TrainingInvalid(
+            f"{path}: field batch must be a multiple of mini_batches, {recipe.mini_batches}."
+        )
     for number, source in enumerate((*recipe.data, *recipe.validation)):
         where = f"{path}: data source {number + 1} ({source.folder or source.format})"
         composed = source.format == "smear"

@@ -37,7 +37,7 @@ class SingleCellTask:
             MaturationCnn(len(LOCAL), **recipe.network),
             recipe.types,
         )
-        self._size = recipe.batch
+        self._size = recipe.mini_batch
         self._crops, self._validation = (_crops(each) for each in (images.train, images.validation))
         self._test, self._types = images.test, recipe.types
         self._pair = _only(self._crops, network.pair)

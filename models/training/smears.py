@@ -2,15 +2,17 @@
 
 Real cells of this repository on real red cells, see :mod:`models.composing`; three kinds of images:
 fields with cells (``cells``), tiles that suit cytology or do not (``tiles``), and overviews with
-trails of cells (``regions``). Every image is made from the seed and its number.
+trails of cells (``regions``). Every image is made from the seed and its number alone,
+so that it is the same in whatever process and among however many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
+from joblib import Parallel, delayed
 from PIL import Image
 from scipy import ndimage
 
@@ -29,6 +31,7 @@ _CANVAS_UM_PER_PX = 2.0
 REGION = "trail"
 INAPPROPRIATE, APPROPRIATE = 0, 1
 _LEAST_CELLS = 3  # of an appropriate tile
+_MANY = 64  # images that are worth the start of other processes
 
 
 def smear_fields(
@@ -45,14 +48,7 @@ def smear_fields(
     held_out
         Take the cells of fold 4, which no shipped model has seen, instead of all others.
     """
-    cells = [cell for cell in _cells(held_out) if cell.type in types]
-    maker = PatchMaker(cells, (), seed)
-    order = np.array([types.index(key) if key in types else -1 for key in TYPES])
-    images = []
-    for number in range(count):
-        example = maker.composed()
-        images.append(_image("smear", number, example.rgb, example.box_px, order[example.kind]))
-    return images
+    return _composed(partial(_field, tuple(types), seed, held_out), count)
 
 
 def single_cells(types: Sequence[str], held_out: bool) -> list[tuple[AnnotatedImage, float]]:
@@ -80,31 +76,48 @@ def smear_tiles(count: int, seed: int, held_out: bool) -> list[AnnotatedImage]:
     Appropriate ones are spread and thin and hold cells; the others hold none, or are empty, or
     thick.
     """
-    cells = _cells(held_out)
-    images = []
-    for number in range(count):
-        rng = np.random.default_rng((seed, number))
-        kind = number % 2
-        rgb = _appropriate(rng, cells) if kind == APPROPRIATE else _inappropriate(rng, cells)
-        whole = np.array([[0, 0, TILE_PX, TILE_PX]], np.float32)
-        images.append(_image("tile", number, rgb, whole, np.array([kind])))
-    return images
+    return _composed(partial(_tile, seed, held_out), count)
 
 
 def smear_overviews(count: int, seed: int, held_out: bool) -> list[AnnotatedImage]:
     """Overviews of 256 × 256 px at 4 µm per px: trails of cells in a smear, with their boxes."""
-    cells = _cells(held_out)
-    images = []
-    for number in range(count):
-        rgb, box = _overview(np.random.default_rng((seed, number)), cells)
-        images.append(_image("overview", number, rgb, box, np.zeros(len(box), np.int64)))
-    return images
+    return _composed(partial(_overview, seed, held_out), count)
 
 
-def _cells(held_out: bool) -> list[CellImage]:
-    return [
+def _composed(compose: Callable[[int], AnnotatedImage], count: int) -> list[AnnotatedImage]:
+    """Images 0 to `count`, on all cores where there are many."""
+    if count < _MANY:
+        return [compose(number) for number in range(count)]
+    # Processes that begin anew: none inherits PyTorch's threads.
+    return list(Parallel(n_jobs=-1, backend="loky")(delayed(compose)(n) for n in range(count)))
+
+
+def _field(types: tuple[str, ...], seed: int, held_out: bool, number: int) -> AnnotatedImage:
+    cells = [cell for cell in _cells(held_out) if cell.type in types]
+    example = PatchMaker(cells, (), (seed, number)).composed()
+    order = np.array([types.index(key) if key in types else -1 for key in TYPES])
+    return _image("smear", number, example.rgb, example.box_px, order[example.kind])
+
+
+def _tile(seed: int, held_out: bool, number: int) -> AnnotatedImage:
+    rng, cells = np.random.default_rng((seed, number)), _cells(held_out)
+    kind = number % 2
+    rgb = _appropriate(rng, cells) if kind == APPROPRIATE else _inappropriate(rng, cells)
+    whole = np.array([[0, 0, TILE_PX, TILE_PX]], np.float32)
+    return _image("tile", number, rgb, whole, np.array([kind]))
+
+
+def _overview(seed: int, held_out: bool, number: int) -> AnnotatedImage:
+    rgb, box = _trails(np.random.default_rng((seed, number)), _cells(held_out))
+    return _image("overview", number, rgb, box, np.zeros(len(box), np.int64))
+
+
+@cache
+def _cells(held_out: bool) -> tuple[CellImage, ...]:
+    """Read once in each process."""
+    return tuple(
         cell for cell in load_cells() if cell.is_whole and (cell.fold == HELD_OUT_FOLD) == held_out
-    ]
+    )
 
 
 def _image(name: str, number: int, rgb: UInt8, box: Float32, kind: np.ndarray) -> AnnotatedImage:
@@ -144,7 +157,7 @@ def _ground(rng: np.random.Generator, cover: float) -> UInt8:
     return restain(rng, red_cell_field(rng, (TILE_PX, TILE_PX), cover, glass), 0.7)
 
 
-def _overview(rng: np.random.Generator, cells: Sequence[CellImage]) -> tuple[UInt8, Float32]:
+def _trails(rng: np.random.Generator, cells: Sequence[CellImage]) -> tuple[UInt8, Float32]:
     """Some trails, each a bent line that cells lie along; composed finely, then made coarse."""
     shrink = int(OVERVIEW_UM_PER_PX / _CANVAS_UM_PER_PX)
     side = _OVERVIEW_PX * shrink

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.errors import TrainingInvalid
-from models.records import Int64
+from models.records import Bool, Float64, Int64
 from models.training.annotated import AnnotatedImage
+
+_IMAGES_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +104,8 @@ def split_of(
     """One round of cross-validation.
 
     Tayebi et al. (2021), §4.4: "The test-validation data portion was split into two main partitions
-    (70% validation and 30% test)." Groups stay whole here, too, and the shares are of groups; the
-    paper parts tiles and enforces the shares on each type individually.
+    (70% validation and 30% test)", on each type individually. Groups stay whole here, too, so the
+    shares are as near as :func:`_validating` finds them.
 
     Parameters
     ----------
@@ -123,8 +125,7 @@ def split_of(
     outside = np.flatnonzero(fold == held_out)
     train = np.flatnonzero(fold != held_out)
     names = sorted({images[int(row)].group for row in outside})
-    shuffled = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
-    validating = set(shuffled[: round(len(names) * validation_share)])
+    validating = _validating([images[int(row)] for row in outside], names, seed, validation_share)
     chosen = np.array([images[int(row)].group in validating for row in outside], np.bool_)
     split = Split(train, outside[chosen], outside[~chosen])
     if not len(split.train) or not len(split.test):
@@ -133,3 +134,59 @@ def split_of(
             " test on: use fewer folds or more slides."
         )
     return split
+
+
+def _validating(
+    images: Sequence[AnnotatedImage], names: Sequence[str], seed: int, share: float
+) -> set[str]:
+    """Groups that hold `share` of the cells of each type, as nearly as moves and exchanges find.
+
+    Nearest is the least sum, over the types, of squared differences from `share`; between divisions
+    that are alike in that, the one whose number of images is nearer. From there, neither moving a
+    group to the other part nor exchanging two brings it nearer. No part stays empty, if there are
+    two groups or more.
+    """
+    if share == 0:
+        return set()
+    part = _shares(images, names)
+    order = np.random.default_rng(seed).permutation(len(names))
+    inside = np.zeros(len(names), np.bool_)
+    inside[order[: min(max(1, round(len(names) * share)), max(1, len(names) - 1))]] = True
+    while sum(_improved(part, inside, group, share) for group in order):
+        pass
+    return {name for name, taken in zip(names, inside, strict=True) if taken}
+
+
+def _shares(images: Sequence[AnnotatedImage], names: Sequence[str]) -> Float64:
+    """What each group holds (G, K + 1) of the cells of each type, and (hardly weighing) of images.
+
+    Columns are weighted so that squares of differences may be summed; a type without a cell is 0.
+    """
+    row = {name: place for place, name in enumerate(names)}
+    types = 1 + max((int(image.kind.max(initial=-1)) for image in images), default=-1)
+    count = np.zeros((len(names), types + 1))
+    for image in images:
+        np.add.at(count[row[image.group]], image.kind[image.kind >= 0], 1)
+        count[row[image.group], -1] += _IMAGES_WEIGHT
+    total = count.sum(0)
+    total[-1] /= _IMAGES_WEIGHT
+    return np.asarray(count / np.maximum(total, 1))
+
+
+def _improved(part: Float64, inside: Bool, group: int, share: float) -> bool:
+    """Move `group` to the other part or exchange it, in place, if that brings shares nearer."""
+    wanted = share * part.sum(0)
+    sign = np.where(inside, -1.0, 1.0)
+    now = part[inside].sum(0) - wanted
+    moved = now + sign[group] * part[group]
+    others = np.flatnonzero(inside != inside[group])
+    exchanged = moved + sign[others, None] * part[others]
+    alone = np.sum(inside == inside[group]) == 1  # its part would be empty
+    far = np.concatenate(([np.inf if alone else (moved**2).sum()], (exchanged**2).sum(1)))
+    best = int(far.argmin())
+    if far[best] >= (now**2).sum() - 1e-12:
+        return False
+    inside[group] = not inside[group]
+    if best:
+        inside[others[best - 1]] = not inside[others[best - 1]]
+    return True

@@ -41,7 +41,7 @@ class TileTask:
 
     def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Both types alike often: the rare one is shown in more ways (§4.2)."""
-        kinds = rng.integers(2, size=self._recipe.batch)
+        kinds = rng.integers(2, size=self._recipe.mini_batch)
         rows = [int(rng.choice(self._rows[kind])) for kind in kinds]
         tiles = [self._tile(rng, self._images.train[row]) for row in rows]
         return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2), torch.from_numpy(kinds)

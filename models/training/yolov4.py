@@ -2,7 +2,8 @@
 
 CSPDarknet53 with Mish → spatial pyramid pooling → path aggregation → three heads at strides 8, 16
 and 32, three anchors each. In training: complete IoU, several anchors per truth, label smoothing,
-DropBlock, grid sensitivity eliminated; suppression is by distance IoU.
+DropBlock, grid sensitivity eliminated, cross mini-batch normalisation; suppression is by distance
+IoU.
 
 Shape legend: B images of H × W px, h × w places of a head, A = 3 anchors, K types, N = Σ A·h·w
 answers of an image before suppression.
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from models.training.box_losses import complete_iou
 from models.training.boxes import clipped, pairwise_iou
+from models.training.cross_mini_batch import CrossMiniBatchNorm
 from models.training.detector import Truth, best_of, ranked
 
 STRIDES = (8, 16, 32)
@@ -49,12 +51,12 @@ BOX_WEIGHT, OBJECT_WEIGHT, KIND_WEIGHT = 3.0, 1.0, 1.0
 
 
 class _Conv(nn.Sequential):
-    """Convolution, batch norm, Mish (in the detector, too: Tayebi et al. 2021, §4.4)."""
+    """Convolution, cross mini-batch norm, Mish (in the detector, too: Tayebi et al. 2021, §4.4)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(outputs),
+            CrossMiniBatchNorm(outputs),
             nn.Mish(),
         )
 
