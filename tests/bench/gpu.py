@@ -33,8 +33,8 @@ from models.evaluation import match
 from models.package import ModelPackage, Precision, find_package
 from models.records import Detections, Tiles
 from models.session import open_session, provider_for
-from node.demo import SEED
 
+SEED = 2026
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SLIDE_PX, SLIDE_CELLS = (8_192, 8_192), 600
 
