@@ -316,12 +316,13 @@ class YoloV4(nn.Module):
             maps, STRIDES, GRID_SCALES, self.anchors, strict=True
         ):
             height, width = raw.shape[-2:]
-            each = raw.unflatten(1, (3, -1)).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 5 + K)
+            # In 32 bits: in 16, as mixed precision has maps, a place at 500 px is one of every two.
+            each = raw.float().unflatten(1, (3, -1)).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 5 + K)
             rows = torch.arange(height, device=raw.device)[:, None, None]
             columns = torch.arange(width, device=raw.device)[None, :, None]
             inner = torch.sigmoid(each[..., :2]) * scale - (scale - 1) / 2
             x, y = (inner[..., 0] + columns) * stride, (inner[..., 1] + rows) * stride
-            shape = raw.new_tensor(shapes)  # (3, 2)
+            shape = each.new_tensor(shapes)  # (3, 2)
             half = each[..., 2:4].clamp(-8, 8).exp() * shape / 2
             box = torch.stack(
                 (x - half[..., 0], y - half[..., 1], x + half[..., 0], y + half[..., 1]), -1
