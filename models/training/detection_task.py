@@ -78,9 +78,9 @@ class DetectionTask:
         names = ("map_50", "mean_recall", "mean_precision", "mean_f1", "score_threshold")
         return {name: float(table[name] or 0.0) for name in names}
 
-    def report(self) -> tuple[dict[str, Any], Findings]:
+    def report(self, device: torch.device) -> tuple[dict[str, Any], Findings]:
         recipe, images = self._recipe, self._images
-        detect = detect_with(self.network, torch.device("cpu"))
+        detect = detect_with(self.network, device)
         types = len(recipe.types)
         chosen = best_threshold(look_at(images.validation, detect), types)
         findings = look_at(images.test, detect)

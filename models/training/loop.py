@@ -63,10 +63,10 @@ class Task(Protocol):
         """Figures on the validation images, `best_by` among them."""
         ...
 
-    def report(self) -> tuple[dict[str, Any], Findings | None]:
+    def report(self, device: torch.device) -> tuple[dict[str, Any], Findings | None]:
         """Figures on the test images, and what was found in them; thresholds are validation's.
 
-        The network is in evaluation mode, on the CPU.
+        The network is in evaluation mode, on `device`.
         """
         ...
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -54,8 +55,7 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
         console.print(f"{recipe.name}: no image to train on shows {absent}", highlight=False)
     task = task_of(recipe, images)
     trained = train(task, recipe, console)
-    task.network.cpu().eval()
-    metrics, findings = task.report()
+    metrics, findings = task.report(torch.device(trained.device))
     metrics = {"trained": asdict(trained), **metrics}
     title = f"{recipe.name}: {recipe.system} on {len(images.test)} test images"
     write_report(recipe.out / "evaluation", title, metrics, recipe.types, findings)

@@ -65,8 +65,8 @@ class SingleCellTask:
         recalls = [right[true == kind].mean() for kind in np.unique(true)]
         return {"accuracy": float(right.mean()), "mean_recall": float(np.mean(recalls))}
 
-    def report(self) -> tuple[dict[str, Any], None]:
-        said, true = self._said(_crops(self._test), torch.device("cpu"))
+    def report(self, device: torch.device) -> tuple[dict[str, Any], None]:
+        said, true = self._said(_crops(self._test), device)
         table = confusion(true.astype(np.int32), said.astype(np.int32), len(self._types))
         return classification_table(table, self._types), None
 

@@ -60,10 +60,9 @@ class TileTask:
         probability, true = self._probabilities(self._images.validation, device)
         return tile_measures(probability >= 0.5, true == 1)
 
-    def report(self) -> tuple[dict[str, Any], None]:
-        cpu = torch.device("cpu")
-        chosen = _accepting(*self._probabilities(self._images.validation, cpu))
-        probability, true = self._probabilities(self._images.test, cpu)
+    def report(self, device: torch.device) -> tuple[dict[str, Any], None]:
+        chosen = _accepting(*self._probabilities(self._images.validation, device))
+        probability, true = self._probabilities(self._images.test, device)
         said = probability >= chosen
         table = confusion(true.astype(np.int32), said.astype(np.int32), 2)
         measured = classification_table(table, self._recipe.types)
