@@ -41,6 +41,18 @@ def transcribed(score: Tensor, iou: Tensor, weight: float) -> tuple[float, list[
     return total / n, [value / n for value in gradient]
 
 
+def test_sixteen_bits_are_ranked_in_thirty_two() -> None:
+    """In bfloat16, which mixed precision gives, 1 000 negatives could not be counted."""
+    score = torch.cat((torch.zeros(3), torch.ones(1000))).bfloat16().requires_grad_()
+    iou = torch.cat((torch.tensor([0.9, 0.8, 0.7]), torch.zeros(1000)))
+    loss = ranking_loss(score, iou)
+    expected, update = transcribed(score.detach().float(), iou, 0.5)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert score.grad is not None
+    torch.testing.assert_close(score.grad.float(), torch.tensor(update), rtol=5e-3, atol=1e-7)
+
+
 pairs = st.lists(
     st.tuples(
         st.integers(-8, 8).map(lambda v: v / 4),  # coarse, so that ties occur

@@ -43,6 +43,11 @@ def test_a_slide_goes_all_the_way(name: str, tmp_path: Path) -> None:
     assert json.loads(bundle)["resourceType"] == "Bundle"
 
 
+def test_patches_of_wang2022_overlap() -> None:
+    """The remedy its paper names: where two disagree about a cell, :func:`stitch` hears both."""
+    assert find_package("wang2022", ()).manifest.detector.halo_px > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_package_says_what_it_is_not_for(name: str) -> None:
     manifest = find_package(name, ()).manifest

@@ -17,7 +17,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from models.errors import TrainingInvalid  # noqa: E402
-from models.training.loop import _identity, begin_with, learning_rate  # noqa: E402
+from models.training.loop import _identity, _MetricsFile, begin_with, learning_rate  # noqa: E402
 from models.training.recipe import (  # noqa: E402
     PAPERS,
     Optimisation,
@@ -234,7 +234,8 @@ def test_weights_to_begin_with_must_fit(tmp_path: Path) -> None:
         name: tensor.contiguous() for name, tensor in YoloV4(5, 0.125, 0.2).state_dict().items()
     }
     save_file(state, str(tmp_path / "five.safetensors"))
-    begin_with(network, str(tmp_path / "five.safetensors"))  # all but the heads fit
+    taken = begin_with(network, str(tmp_path / "five.safetensors"))  # all but the heads fit
+    assert taken == len(state) - 2 * len(network.heads)
     torch.testing.assert_close(network.stem[0].weight, state["stem.0.weight"])
 
 
@@ -256,6 +257,15 @@ def test_without_its_own_optimisation_a_recipe_has_the_papers(recipe: Path) -> N
     start, end = text.index("[optimisation]"), text.index("[[data]]")
     recipe.write_text(text[:start] + text[end:])
     assert optimisation_of(load_recipe(recipe)) is PAPERS["tayebi2021"]
+
+
+def test_a_line_that_was_cut_off_is_not_taken_for_another_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,learning_rate,loss\n1,0.1,3.0\n2,0.1,2.5\n1")  # of 12 or so
+    log = _MetricsFile(path, 2)
+    log.write(3, {"learning_rate": 0.1, "loss": 2.0})
+    with path.open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
 def test_tile_measures_by_hand() -> None:

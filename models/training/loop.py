@@ -1,7 +1,8 @@
 """Training, from the first step to the best weights: one loop for every system.
 
 Everything random in a step comes from the seed and the step's number, so a training that was
-killed goes on from its checkpoint with the very losses it would have had.
+killed goes on from its checkpoint with the very losses it would have had on a CPU, and with much
+the same ones on a GPU, whose kernels add up in any order.
 """
 
 from __future__ import annotations
@@ -106,7 +107,10 @@ def train(task: Task, recipe: Recipe, console: Console) -> Trained:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
     network = task.network.to(device)
-    begin_with(network, recipe.init)
+    taken = begin_with(network, recipe.init)
+    if recipe.init != "scratch":
+        of = len(network.state_dict())
+        console.print(f"{recipe.name}: begins with {taken} of {of} tensors of {recipe.init}")
     settings = optimisation_of(recipe)
     optimiser = _optimiser(network, settings)
     identity = _identity(recipe)
@@ -142,10 +146,15 @@ def train(task: Task, recipe: Recipe, console: Console) -> Trained:
     return Trained(state.best_step, state.best, device.type)
 
 
-def begin_with(network: nn.Module, init: str) -> None:
+def begin_with(network: nn.Module, init: str) -> int:
     """Load weights by name from a safetensors file; ``scratch`` leaves them as they are.
 
     Weights of a file that fit in name and shape are taken: a backbone's file begins a detector.
+
+    Returns
+    -------
+    int
+        Tensors of the network that were taken.
 
     Raises
     ------
@@ -153,7 +162,7 @@ def begin_with(network: nn.Module, init: str) -> None:
         The file cannot be read, or nothing in it fits.
     """
     if init == "scratch":
-        return
+        return 0
     try:
         stored = load_file(init)
     except (OSError, SafetensorError) as error:
@@ -167,6 +176,7 @@ def begin_with(network: nn.Module, init: str) -> None:
     if not fitting:
         raise TrainingInvalid(f"init {init} holds no weight of this network: name another file.")
     network.load_state_dict({**own, **fitting})
+    return len(fitting)
 
 
 def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
@@ -374,7 +384,10 @@ class _MetricsFile:
         if not done or not self._path.exists():
             return []
         with self._path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if int(row["step"]) <= done]
+            rows = list(csv.DictReader(file))
+        # The last line may have been cut off with the machine: its step is another's then.
+        whole = [row for row in rows if None not in row.values()]
+        return [row for row in whole if int(row["step"]) <= done]
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         values = {"step": str(step), **{name: repr(value) for name, value in row.items()}}

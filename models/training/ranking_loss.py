@@ -41,7 +41,9 @@ def ranking_loss(
     () float
         0, with gradient 0, where nothing is positive.
     """
-    loss: Tensor = _RankingLoss.apply(score, iou, sorting_weight, margin)  # type: ignore[no-untyped-call]
+    # Ranks go into the thousands: more than 16 bits can count.
+    wide = torch.promote_types(score.dtype, torch.float32)
+    loss: Tensor = _RankingLoss.apply(score.to(wide), iou.to(wide), sorting_weight, margin)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -194,8 +194,9 @@ class Recipe:
 
 # What the papers say; where one is silent, the value is ours and said so in models/training.
 PAPERS: Mapping[str, Optimisation] = {
-    # §3.2: "learning rate of 5e-4 and the weight decay of 1e-4", × 0.1 "10 times of the number of
-    # patches" apart; momentum is ours.
+    # §3.2: "learning rate of 5e-4 and the weight decay of 1e-4". It falls every "10 times of the
+    # number of patches": the milestones of a training of 30 times as many steps, which is ours, as
+    # are the factor (the paper's "10%" reads as 0.1 or 0.9) and momentum.
     "wang2022": Optimisation(learning_rate=5e-4, weight_decay=1e-4, milestones=(1 / 3, 2 / 3)),
     # §4.4: momentum 0.949, 0.001, steps at 0.8 and 0.9 of the schedule, warm-up.
     "tayebi2021": Optimisation(momentum=0.949, weight_decay=5e-4, warm_up_steps=1000),

@@ -46,9 +46,15 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
         f" with, {len(images.test)} to test on",
         highlight=False,
     )
+    absent = [
+        name
+        for kind, name in enumerate(recipe.types)
+        if not any((image.kind == kind).any() for image in images.train)
+    ]
+    if absent:
+        console.print(f"{recipe.name}: no image to train on shows {absent}", highlight=False)
     task = task_of(recipe, images)
     trained = train(task, recipe, console)
-    task.network.eval()
     metrics, findings = task.report(torch.device(trained.device))
     metrics = {"trained": asdict(trained), **metrics}
     title = f"{recipe.name}: {recipe.system} on {len(images.test)} test images"

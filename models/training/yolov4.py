@@ -322,7 +322,7 @@ class YoloV4(nn.Module):
             columns = torch.arange(width, device=raw.device)[None, :, None]
             inner = torch.sigmoid(each[..., :2]) * scale - (scale - 1) / 2
             x, y = (inner[..., 0] + columns) * stride, (inner[..., 1] + rows) * stride
-            shape = raw.new_tensor(shapes)  # (3, 2)
+            shape = each.new_tensor(shapes)  # (3, 2)
             half = each[..., 2:4].clamp(-8, 8).exp() * shape / 2
             box = torch.stack(
                 (x - half[..., 0], y - half[..., 1], x + half[..., 0], y + half[..., 1]), -1
