@@ -44,7 +44,7 @@ SLIDE_PX, SLIDE_CELLS = (8_192, 8_192), 600
 @click.option("--model", default="demo-smear", show_default=True)
 @click.option("--tiles", "count", default=192, show_default=True)
 def main(device: Literal["cuda", "cpu"], model: str, count: int) -> None:
-    """Measure one package; prints JSON."""
+    """Measure one package; prints a line of JSON for each figure, as soon as it is taken."""
     try:
         provider = provider_for(device)
     except InferenceFailed as reason:
@@ -56,23 +56,18 @@ def main(device: Literal["cuda", "cpu"], model: str, count: int) -> None:
     started = time.monotonic()
     truth = [detect(_part(tiles, at, 2), slow, package) for at in range(0, count, 2)]
     cpu_rate = count / (time.monotonic() - started)
-    click.echo(
-        json.dumps(
-            {
-                "provider": provider,
-                "gpu": _gpu_name(),
-                "model": model,
-                "tiles": count,
-                "tile_px": package.manifest.detector.tile_px,
-                "cpu_tiles_per_s": round(cpu_rate, 2),
-                **{
-                    precision: _timed(package, device, precision, tiles, truth)
-                    for precision in _precisions(package, device)
-                },
-            },
-            indent=1,
-        )
-    )
+    about = {
+        "provider": provider,
+        "gpu": _gpu_name(),
+        "model": model,
+        "tiles": count,
+        "tile_px": package.manifest.detector.tile_px,
+        "cpu_tiles_per_s": round(cpu_rate, 2),
+    }
+    click.echo(json.dumps(about))
+    for precision in _precisions(package, device):
+        for row in _timed(package, device, precision, tiles, truth):
+            click.echo(json.dumps({"precision": precision, **row}))
 
 
 def _precisions(package: ModelPackage, device: Literal["cuda", "cpu"]) -> list[Precision]:
@@ -88,11 +83,10 @@ def _timed(
     precision: Precision,
     tiles: Tiles,
     truth: Sequence[Detections],
-) -> dict[str, Any]:
-    """Speed by batch size, and how much of what the CPU found in 32 bits is found again."""
+) -> Iterator[dict[str, Any]]:
+    """Speed by batch size, then how much of what the CPU found in 32 bits is found again."""
     session = open_session(package, "detector", device, 0, precision)
     count = len(tiles.rgb)
-    rows = []
     for size in BATCHES:
         batches = [_part(tiles, at, size) for at in range(0, count, size)]
         detect(batches[0], session, package)  # warm: kernels are chosen at the first shape
@@ -100,14 +94,12 @@ def _timed(
             started = time.monotonic()
             found = [detect(batch, session, package) for batch in batches]
             seconds = time.monotonic() - started
-        rows.append(
-            {
-                "batch_tiles": size,
-                "tiles_per_s": round(count / seconds, 1),
-                "gpu_busy_percent": round(statistics.mean(busy), 1) if busy else None,
-            }
-        )
-    return {"rows": rows, **_agreement(found, truth, BATCHES[-1], 2)}
+        yield {
+            "batch_tiles": size,
+            "tiles_per_s": round(count / seconds, 1),
+            "gpu_busy_percent": round(statistics.mean(busy), 1) if busy else None,
+        }
+    yield _agreement(found, truth, BATCHES[-1], 2)
 
 
 def _tiles(um_per_px: float, tile_px: int, count: int) -> Tiles:
