@@ -38,8 +38,8 @@ from dicom_io.provenance import (
     finish,
     result_uid,
     series_description,
-    source_header,
 )
+from dicom_io.source_header import source_header
 from models.cell_types import CELL_TYPES
 from models.records import Cells, Float32, Float64
 
@@ -91,18 +91,12 @@ def encode_annotation(analysis: Analysis, graphic_type: GraphicType = "RECTANGLE
         content_creator_name=None,
         series_description=series_description(analysis, "Cells"),
     )
-    if not _body_part_is_known(document):
-        # Type 2C (PS3.3 C.7.3.1): present and empty where nobody said what was examined.
+    if "SpecimenDescriptionSequence" not in document:
+        # Type 2C (PS3.3 C.7.3.1): present and empty where nobody said what was examined; a
+        # specimen has no side.
         document.Laterality = ""
     finish(document, analysis)
     return document
-
-
-def _body_part_is_known(document: Dataset) -> bool:
-    specimens = document.get("SpecimenDescriptionSequence") or []
-    return "BodyPartExamined" in document or any(
-        "PrimaryAnatomicStructureSequence" in specimen for specimen in specimens
-    )
 
 
 def _group(

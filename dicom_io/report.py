@@ -79,9 +79,9 @@ from dicom_io.provenance import (
     finish,
     result_uid,
     series_description,
-    source_header,
 )
 from dicom_io.segmentation import region_area_mm2
+from dicom_io.source_header import source_header
 
 SERIES_NUMBER = 9003
 

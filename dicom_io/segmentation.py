@@ -34,8 +34,8 @@ from dicom_io.provenance import (
     finish,
     result_uid,
     series_description,
-    source_header,
 )
+from dicom_io.source_header import source_header
 from models.records import UInt8
 
 SERIES_NUMBER = 9002
