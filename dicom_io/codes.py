@@ -26,9 +26,15 @@ NO_UNITS = CodedConcept("1", "UCUM", "no units")
 CELLS = CodedConcept("{cells}", "UCUM", "cells")
 TILES = CodedConcept("{tiles}", "UCUM", "tiles")
 RATIO = CodedConcept("{ratio}", "UCUM", "ratio")
+MICROMETRE = CodedConcept("um", "UCUM", "micrometer")
 SQUARE_MM = CodedConcept("mm2", "UCUM", "square millimeter")
 
 PROBABILITY = CodedConcept("probability", LOCAL_SCHEME, "Probability of the reported type")
+CELL_PROBABILITY = CodedConcept(
+    "cell-probability", LOCAL_SCHEME, "Probability of a nucleated cell within the outline"
+)
+WIDTH = CodedConcept("103355008", "SCT", "Width")
+HEIGHT = CodedConcept("121207", "DCM", "Height")
 COUNT = CodedConcept("count", LOCAL_SCHEME, "Number of cells")
 SHARE = CodedConcept("ndc-percentage", LOCAL_SCHEME, "Percentage of nucleated differential count")
 INTERVAL_LOW = CodedConcept("wilson-95-low", LOCAL_SCHEME, "Lower bound of Wilson 95 % interval")
