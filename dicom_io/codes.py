@@ -56,6 +56,10 @@ INSUFFICIENT = CodedConcept("insufficient", LOCAL_SCHEME, "Insufficient")
 INSUFFICIENCY_REASON = CodedConcept("insuff-reason", LOCAL_SCHEME, "Reason of insufficiency")
 ANNOTATIONS = CodedConcept("annotations", LOCAL_SCHEME, "Annotations of the counted cells")
 REGIONS = CodedConcept("regions", LOCAL_SCHEME, "Segmentation of the regions of interest")
+REGION_PROBABILITY = CodedConcept(
+    "region-probability", LOCAL_SCHEME, "Probability of assessable cells"
+)
+DOCUMENT_TITLE = CodedConcept("48807-2", "LN", "Bone marrow aspiration report")
 LIGHT_MICROSCOPY = CodedConcept("104157003", "SCT", "Light microscopy")
 INTENDED_USE = CodedConcept("intended-use", LOCAL_SCHEME, "Intended use of the algorithm")
 REPORT_TITLE = codes.DCM.ImagingMeasurementReport

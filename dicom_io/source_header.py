@@ -108,7 +108,7 @@ def _is_sex(value: object) -> bool:
 
 def _is_date(value: object) -> bool:
     try:
-        DA(value)  # type: ignore[arg-type]  # anything may stand in a header
+        DA(value)
     except (ValueError, TypeError):
         return False
     return True
@@ -116,7 +116,7 @@ def _is_date(value: object) -> bool:
 
 def _is_time(value: object) -> bool:
     try:
-        TM(value)  # type: ignore[arg-type]  # anything may stand in a header
+        TM(value)
     except (ValueError, TypeError):
         return False
     return True

@@ -127,7 +127,7 @@ def reconcile(
     Parameters
     ----------
     sent, returned
-        ``ANN``, ``SEG`` and ``SR`` as they were made and as the archive returned them.
+        The DICOM documents as they were made and as the archive returned them, by kind.
     fhir
         The report's resources as the EHR returned them.
 
@@ -142,6 +142,8 @@ def reconcile(
         _same_cells(sent["ANN"], returned["ANN"])
     if "SEG" in sent:
         _same_mask(sent["SEG"], returned["SEG"])
+    for kind in sent.keys() - {"ANN", "SEG", "SR"}:
+        _same_payload(kind, sent[kind], returned[kind])
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
     findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
     if findings:
@@ -176,6 +178,19 @@ def _drawn(annotation: Dataset) -> list[tuple[str, str, str, bytes, bytes]]:
             )
         )
     return groups
+
+
+def _same_payload(kind: str, sent: Dataset, returned: Dataset) -> None:
+    """Of a PDF its bytes, of an image its pixels, which an archive may hold compressed."""
+    if "EncapsulatedDocument" in sent:
+        same = bytes(sent.EncapsulatedDocument) == bytes(returned.EncapsulatedDocument)
+    else:
+        same = np.array_equal(sent.pixel_array, returned.pixel_array)
+    if not same:
+        raise PacsReadBackDiffers(
+            f"{kind} {sent.SOPInstanceUID} came back from the PACS with other content: "
+            "do not use it, and check whether the archive alters such objects."
+        )
 
 
 def _same_mask(sent: Dataset, returned: Dataset) -> None:

@@ -16,6 +16,7 @@ harmless.
 from __future__ import annotations
 
 import base64
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -61,6 +62,7 @@ def build_bundle(
     references: Mapping[str, tuple[str, str, str]],
     pictures: Mapping[str, bytes],
     loinc: bool = False,
+    pdf: bytes = b"",
 ) -> Resource:
     """Write an analysis as a transaction.
 
@@ -74,6 +76,8 @@ def build_bundle(
     loinc
         Put a cell type's LOINC term beside its other codes. Most of these terms say "by manual
         count", so only a site that maps them so should ask for it.
+    pdf
+        The report as a file, put before the pictures.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def build_bundle(
         _found(analysis),
     ]
     panel = _panel(analysis, members)
-    report = _report(analysis, [panel, *members], pictures)
+    report = _report(analysis, [panel, *members], pictures, pdf)
     provenance = _provenance(analysis, report, references)
     bundle = {
         "resourceType": "Bundle",
@@ -238,7 +242,9 @@ def _panel(analysis: Analysis, members: list[Resource]) -> Resource:
     return observation | {"hasMember": [_reference_to(member) for member in members]}
 
 
-def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, bytes]) -> Resource:
+def _report(
+    analysis: Analysis, results: list[Resource], pictures: Mapping[str, bytes], pdf: bytes
+) -> Resource:
     conclusion = conclusion_text(analysis)
     return {
         "resourceType": "DiagnosticReport",
@@ -261,20 +267,26 @@ def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, 
         ],
         "result": [_reference_to(result) for result in results],
         "conclusion": conclusion,
-        **_presented(analysis, pictures),
+        **_presented(analysis, pictures, pdf),
     }
 
 
-def _presented(analysis: Analysis, pictures: Mapping[str, bytes]) -> Resource:
-    """The pictures; FHIR knows no empty arrays."""
+def _presented(analysis: Analysis, pictures: Mapping[str, bytes], pdf: bytes) -> Resource:
+    """The PDF, then the pictures; FHIR knows no empty arrays."""
+    files = [("report", "application/pdf", pdf)] if pdf else []
+    files += [(title, "image/jpeg", content) for title, content in pictures.items()]
     forms = [
         {
-            "contentType": "image/jpeg",
+            "contentType": media_type,
             "title": title,
             "creation": _instant(analysis.finished),
             "data": base64.b64encode(content).decode("ascii"),
+            "size": len(content),
+            "hash": base64.b64encode(
+                hashlib.sha1(content, usedforsecurity=False).digest()
+            ).decode(),
         }
-        for title, content in pictures.items()
+        for title, media_type, content in files
     ]
     return {"presentedForm": forms} if forms else {}
 

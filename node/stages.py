@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dicom_io.analysis import Analysis, ModelIdentity
+from dicom_io.colour import carried_profile
 from dicom_io.focus import in_focus
 from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
@@ -29,10 +30,18 @@ from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings
 from node.ehr import open_ehr
-from node.fhir import build_bundle, report_identifier
+from node.fhir import build_bundle, conclusion_text, report_identifier
 from node.networks import open_sessions
-from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes, to_bytes
+from node.outputs import (
+    DICOM_MEDIA_TYPE,
+    Artifact,
+    Renditions,
+    encode_documents,
+    from_bytes,
+    to_bytes,
+)
 from node.pictures import draw_differential, draw_overview, for_ehr
+from node.report_pdf import draw_report
 from node.summary import peak_rss_mb, summary_of
 from node.views import read_views
 from node.work_files import WorkFiles, write_atomically
@@ -43,15 +52,23 @@ Json = dict[str, Any]
 REVISION = 1
 LOCALISER_BATCH_TILES = 4
 PNG = "image/png"
+PDF_MEDIA_TYPE = "application/pdf"
 FHIR_JSON = "application/fhir+json"
 FILE_NAMES = {
     "ANN": "annotations.dcm",
     "SEG": "regions.dcm",
     "SR": "report.dcm",
+    "PDF": "report-pdf.dcm",
+    "SC overview": "overview.dcm",
+    "SC differential": "differential.dcm",
+    "PM": "region-probability.dcm",
     "FHIR": "report.fhir.json",
     "overview": "overview.png",
     "differential": "differential.png",
+    "report": "report.pdf",
 }
+# Of each picture in the PDF, so that the whole file stays below a megabyte of base64.
+PDF_PICTURE_BYTES = 300_000
 
 
 def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
@@ -206,15 +223,23 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     """Write every document and picture once; later runs of the same analysis reuse them."""
     place.progress("write", 0.0)
     with _slide(place, opened) as (pacs, slide):
-        analysis = _analysis(place, slide, opened, localised, detected, counted)
-        documents = encode_documents(analysis, place.settings.output.graphic_type)
-        place.progress("write", 0.4)
+        analysis = replace(
+            _analysis(place, slide, opened, localised, detected, counted),
+            icc_profile=carried_profile(slide, pacs.bulk_data),
+        )
         overview, field = read_views(pacs, analysis, place.settings.read)
+        place.progress("write", 0.4)
         read_for_pictures = pacs.bytes_read
     drawn = {
         "overview": draw_overview(overview, analysis, field),
         "differential": draw_differential(analysis),
     }
+    pdf = draw_report(
+        analysis,
+        conclusion_text(analysis),
+        {title: for_ehr(png, PDF_PICTURE_BYTES) for title, png in drawn.items()},
+    )
+    documents = encode_documents(analysis, place.settings.output, Renditions(pdf, drawn))
     artifacts = {
         kind: Artifact(
             kind,
@@ -234,10 +259,12 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         references,
         {title: for_ehr(png) for title, png in drawn.items()},
         place.settings.output.loinc,
+        pdf,
     )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
     for kind, picture in drawn.items():
         artifacts[kind] = Artifact(kind, PNG, place.work.put(picture))
+    artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, place.work.put(pdf))
     written: Json = {
         "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
         "report": report_identifier(analysis),
@@ -259,7 +286,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
 
 
 def deliver_to_pacs(place: Workplace, written: Json) -> Json:
-    """Store ANN, SEG and SR unless they are there."""
+    """Store every DICOM document unless it is there."""
     place.progress("deliver to PACS", 0.0)
     with delivery.open_destination(place.settings) as pacs:
         return {

@@ -23,7 +23,7 @@ Archive = Callable[[WrittenSlide | None], Pacs]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Dataset], list[Dataset]]:
     analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")))
-    documents = encode_documents(analysis, "RECTANGLE")
+    documents = encode_documents(analysis)
     bundle = build_bundle(
         analysis, {kind: reference(document) for kind, document in documents.items()}, {}
     )
@@ -109,7 +109,7 @@ def test_a_slide_without_cells_is_delivered_too(
     archive: Archive, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")), cells=0)
-    documents = encode_documents(analysis, "RECTANGLE")
+    documents = encode_documents(analysis)
     assert "ANN" not in documents
     bundle = build_bundle(analysis, {k: reference(d) for k, d in documents.items()}, {})
     pacs, artifacts = archive(None), artifacts_of(documents)

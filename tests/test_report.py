@@ -36,7 +36,7 @@ def analysis(slide: Slide) -> Analysis:
 
 
 def _report(analysis: Analysis) -> Dataset:
-    return encode_documents(analysis, "RECTANGLE")["SR"]
+    return encode_documents(analysis)["SR"]
 
 
 def _stream(document: Dataset) -> io.BytesIO:

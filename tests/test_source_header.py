@@ -48,7 +48,7 @@ def slide_with(folder: Path, change: Change) -> Slide:
 
 
 def documents(slide: Slide) -> dict[str, Dataset]:
-    return encode_documents(some_analysis(slide, 40), "RECTANGLE")
+    return encode_documents(some_analysis(slide, 40))
 
 
 def errors(path: Path) -> list[str]:

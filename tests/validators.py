@@ -14,7 +14,14 @@ from node.outputs import to_bytes
 
 # DCMTK 3.6.7 checks values in some character sets only, and says so of every other one.
 UTF8_UNCHECKED = "The VR checker does not support this Specific Character Set: ISO_IR 192"
-CHECKED = {"MicroscopyBulkSimpleAnnotations", "Segmentation", "Comprehensive3DSR"}
+CHECKED = {
+    "Comprehensive3DSR",
+    "EncapsulatedPDF",
+    "MicroscopyBulkSimpleAnnotations",
+    "ParametricMap",
+    "SCImage",
+    "Segmentation",
+}
 
 
 def written(document: Dataset, path: Path) -> Path:
@@ -56,6 +63,18 @@ def dsrdump(path: Path) -> tuple[str, str]:
     )
     if done.returncode:
         return done.stdout, f"exit {done.returncode}"
+    return done.stdout, "".join(
+        line for line in done.stderr.splitlines(keepends=True) if UTF8_UNCHECKED not in line
+    )
+
+
+def dsr2html(path: Path) -> tuple[str, str]:
+    """(a structured report as DCMTK shows it in HTML, its warnings and errors)."""
+    done = subprocess.run(
+        ["dsr2html", "+U8", path], capture_output=True, text=True, check=False, timeout=60
+    )
+    if done.returncode:
+        return done.stdout, f"exit {done.returncode}: {done.stderr}"
     return done.stdout, "".join(
         line for line in done.stderr.splitlines(keepends=True) if UTF8_UNCHECKED not in line
     )
