@@ -47,6 +47,10 @@ ME_DENOMINATOR = CodedConcept("me-denominator", LOCAL_SCHEME, "Types in the deno
 TILES_COUNTED = CodedConcept("tiles-counted", LOCAL_SCHEME, "Tiles counted")
 REGION_AREA = CodedConcept("region-area", LOCAL_SCHEME, "Area of the regions of interest")
 CHI_SQUARE = CodedConcept("chi-square", LOCAL_SCHEME, "Chi-square distance of the last histograms")
+CHI_SQUARE_LIMIT = CodedConcept(
+    "chi-square-limit", LOCAL_SCHEME, "Chi-square distance below which the count has converged"
+)
+CONVERGED_AFTER = CodedConcept("converged-after", LOCAL_SCHEME, "Tiles until convergence")
 CONVERGENCE = CodedConcept("convergence", LOCAL_SCHEME, "Convergence of the cell histogram")
 CONVERGED = CodedConcept("converged", LOCAL_SCHEME, "Converged")
 NOT_CONVERGED = CodedConcept("not-converged", LOCAL_SCHEME, "Not converged")
@@ -54,6 +58,20 @@ SUFFICIENCY = CodedConcept("sufficiency", LOCAL_SCHEME, "Sufficiency for a diffe
 SUFFICIENT = CodedConcept("sufficient", LOCAL_SCHEME, "Sufficient")
 INSUFFICIENT = CodedConcept("insufficient", LOCAL_SCHEME, "Insufficient")
 INSUFFICIENCY_REASON = CodedConcept("insuff-reason", LOCAL_SCHEME, "Reason of insufficiency")
+QUALITY_FINDING = CodedConcept("111052", "DCM", "Quality Finding")
+NO_QUALITY_ISSUE = CodedConcept("no-issue", LOCAL_SCHEME, "No quality issue found")
+NO_ERYTHROID_CELLS = CodedConcept("no-erythroid", LOCAL_SCHEME, "No erythroid cell was counted")
+DEMONSTRATION_MODEL = CodedConcept(
+    "demonstration", LOCAL_SCHEME, "Demonstration model, not for clinical use"
+)
+ORIGIN_UNKNOWN = CodedConcept(
+    "origin-unknown", LOCAL_SCHEME, "The slide does not say where on the glass its pixels lie"
+)
+NORMAL_RANGE_LOW = CodedConcept("385524004", "SCT", "Normal Range Lower Limit")
+NORMAL_RANGE_HIGH = CodedConcept("371933006", "SCT", "Normal Range Upper Limit")
+ABNORMALLY_LOW = CodedConcept("371880002", "SCT", "Abnormally Low")
+ABNORMALLY_HIGH = CodedConcept("371879000", "SCT", "Abnormally High")
+NORMAL = CodedConcept("17621005", "SCT", "Normal")
 ANNOTATIONS = CodedConcept("annotations", LOCAL_SCHEME, "Annotations of the counted cells")
 REGIONS = CodedConcept("regions", LOCAL_SCHEME, "Segmentation of the regions of interest")
 REGION_PROBABILITY = CodedConcept(

@@ -71,7 +71,7 @@ def dsrdump(path: Path) -> tuple[str, str]:
 def dsr2html(path: Path) -> tuple[str, str]:
     """(a structured report as DCMTK shows it in HTML, its warnings and errors)."""
     done = subprocess.run(
-        ["dsr2html", "+U8", path], capture_output=True, text=True, check=False, timeout=60
+        ["dsr2html", path], capture_output=True, text=True, check=False, timeout=60
     )
     if done.returncode:
         return done.stdout, f"exit {done.returncode}: {done.stderr}"
