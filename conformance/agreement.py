@@ -174,7 +174,7 @@ def _identity(
         study["identifier"]["value"].removeprefix("urn:oid:")
         for resource in resources
         if resource["resourceType"] == "DiagnosticReport"
-        for study in resource.get("imagingStudy", [])
+        for study in resource.get("imagingStudy") or resource.get("study", [])  # R4; R5
         if "identifier" in study
     }
     if annotation is not None:

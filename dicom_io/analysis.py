@@ -48,6 +48,9 @@ class Analysis:
         them, "none" if they were taken as stored.
     icc_profile
         Of the optical path that was read; empty where the slide has none.
+    pixels_sha256
+        SHA-256 (hex) of the SHA-256 of every batch of tiles that was searched for cells, in the
+        order of reading; empty where that was not kept.
     started, finished
         UTC; content dates of the documents come from `finished` of the first run.
     """
@@ -63,3 +66,4 @@ class Analysis:
     finished: datetime
     icc: str = "none"
     icc_profile: bytes = field(default=b"", repr=False)
+    pixels_sha256: str = ""

@@ -40,6 +40,7 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import UID
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import (
@@ -222,6 +223,11 @@ def encode_report(
     return document
 
 
+def tracking_uid(analysis: Analysis) -> UID:
+    """Tracking UID of the measurement group."""
+    return result_uid(analysis, "SR", "tracking")
+
+
 def _context(header: Dataset) -> ObservationContext:
     """The node as device observer (PS3.16 TID 1004), the specimen as subject (TID 1009)."""
     device = DeviceObserverIdentifyingAttributes(
@@ -259,7 +265,7 @@ def _measurement_group(
 ) -> MeasurementsAndQualitativeEvaluations:
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=result_uid(analysis, "SR", "tracking"), identifier="differential count"
+            uid=tracking_uid(analysis), identifier="differential count"
         ),
         finding_type=FINDING,
         algorithm_id=AlgorithmIdentification(

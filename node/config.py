@@ -26,6 +26,7 @@ from dicom_io.pacs import PacsSettings
 from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
 from node.ehr import EhrSettings
+from node.fhir_r5 import FhirVersion
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
 
@@ -78,6 +79,8 @@ class OutputSettings:
         True stores the report's pictures in the archive as Secondary Capture images too.
     parametric_map
         True stores the probability of the regions in the archive as a Parametric Map too.
+    fhir
+        Version of FHIR of the report; R4 is what most EHRs take.
     loinc
         True puts LOINC terms beside the other codes of cell types in the FHIR report; most of them
         say "by manual count", so a site has to want it.
@@ -89,6 +92,7 @@ class OutputSettings:
     pdf: bool = False
     captures: bool = False
     parametric_map: bool = False
+    fhir: FhirVersion = "R4"
     loinc: bool = False
 
 

@@ -1,7 +1,7 @@
 """What a slide's header says about patient, specimen, order and time, in FHIR.
 
-All are referred to by identifier. What the header does not say, or not in a way that FHIR can
-carry, is left out: nothing is made up.
+All are referred to by identifier, and named as people read them. What the header does not say, or
+not in a way that FHIR can carry, is left out: nothing is made up.
 """
 
 from __future__ import annotations
@@ -27,11 +27,30 @@ def context_of(header: Dataset) -> Resource:
     patient_id = _text(header, "PatientID")
     if patient_id:
         context["subject"] = {"type": "Patient", "identifier": _patient(patient_id, header)}
+        name = display_name(str(header.get("PatientName") or ""))
+        if name:
+            context["subject"]["display"] = name
     specimens = header.get("SpecimenDescriptionSequence") or [Dataset()]
     specimen_id = _text(specimens[0], "SpecimenIdentifier")
     if specimen_id:
         context["specimen"] = {"type": "Specimen", "identifier": {"value": specimen_id}}
+        description = _text(specimens[0], "SpecimenShortDescription")
+        if description:
+            context["specimen"]["display"] = description
     return context
+
+
+def display_name(name: str) -> str:
+    """A person name (PS3.5 6.2.1) as people read it, every group of letters that it has.
+
+    ``"Yamada^Tarou=山田^太郎=やまだ^たろう"`` → ``"Yamada, Tarou (山田, 太郎; やまだ, たろう)"``.
+    """
+    said = []
+    for group in name.split("="):
+        family, *others = (part.strip() for part in group.split("^"))
+        said.append(", ".join(filter(None, (family, " ".join(filter(None, others))))))
+    first, *more = [group for group in said if group] or [""]
+    return f"{first} ({'; '.join(more)})" if more else first
 
 
 def report_context_of(header: Dataset) -> Resource:

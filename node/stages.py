@@ -136,6 +136,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
     regions: Regions = place.work.get_record(localised["regions"])
     manifest = place.package.manifest
     sessions = open_sessions(place.settings, place.package)
+    pixels = hashlib.sha256()
     found: list[tuple[Detections, TileGeometry]] = []
     with _slide(place, opened) as (pacs, unfocused):
         slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
@@ -162,13 +163,18 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             closing(
                 mapped_ahead(
                     workers,
-                    lambda batch: (batch, detect_and_classify(batch, sessions, place.package)),
+                    lambda batch: (
+                        batch,
+                        hashlib.sha256(batch.rgb.data).digest(),
+                        detect_and_classify(batch, sessions, place.package),
+                    ),
                     tiles if len(box_px) else (),
                     sessions["detector"].parallel + 1,
                 )
             ) as answers,
         ):
-            for batch, detections in answers:
+            for batch, digest, detections in answers:
+                pixels.update(digest)
                 found.append((detections, TileGeometry.of(batch, done)))
                 done += len(batch.rgb)
                 cells += len(detections.tile)
@@ -185,6 +191,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "bytes_slide": bytes_slide(pacs, slide),
             "provider": sessions["detector"].provider,
             "focal_plane": slide.focal_plane,
+            "pixels_sha256": pixels.hexdigest(),
         }
 
 
@@ -260,6 +267,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         {title: for_ehr(png) for title, png in drawn.items()},
         place.settings.output.loinc,
         pdf,
+        place.settings.output.fhir,
     )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
     for kind, picture in drawn.items():
@@ -401,6 +409,7 @@ def _analysis(
         started=datetime.fromisoformat(opened["started"]),
         finished=datetime.fromisoformat(counted["finished"]),
         icc=place.settings.read.icc,
+        pixels_sha256=detected["pixels_sha256"],
     )
 
 
