@@ -109,7 +109,8 @@ class Settings:
         Where results go instead: https://…/dicom-web, file:///folder, or, for an archive without
         STOW-RS, dimse://CALLED_AE_TITLE@host:port.
     ehr_url
-        Where reports go: https://…/fhir or file:///folder.
+        Where reports go: https://…/fhir, file:///folder, or as HL7 v2 messages mllp://host:port
+        (mllps:// with TLS).
     work_folder
         Jobs, work files and results; needs free space.
     database_url

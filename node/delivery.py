@@ -23,6 +23,7 @@ from node.config import Settings
 from node.outputs import Artifact
 
 CONTENT_NOT_READ = "listed by C-FIND, content not read back"
+CONTENT_NOT_READABLE = "acknowledged by MLLP, which cannot be asked for what it holds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Receipt:
     at
         UTC, ISO 8601.
     note
-        What an archive without STOW-RS remarked: warnings, storage commitment.
+        What an archive without STOW-RS remarked: warnings, storage commitment; or that an EHR
+        cannot be asked.
     """
 
     target: Literal["PACS", "EHR"]

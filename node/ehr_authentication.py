@@ -195,7 +195,8 @@ def _private_key(reference: str) -> RSAKey | ECKey:
             key = kind.import_key(text)
         except (JoseError, ValueError, TypeError):
             continue
-        if key.is_private and (kind is RSAKey or key.curve_name == "P-384"):
+        fits = not isinstance(key, ECKey) or key.curve_name == "P-384"
+        if key.is_private and fits:
             return key
     raise ConfigurationInvalid(
         "ehr.client_key is not the private key (PEM) of RSA or of the curve P-384: SMART Backend "

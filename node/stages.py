@@ -30,7 +30,10 @@ from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings
 from node.ehr import open_ehr
+from node.ehr_mllp import MllpEhr
 from node.fhir import build_bundle, conclusion_text, report_identifier
+from node.hl7v2 import MEDIA_TYPE as HL7_V2
+from node.hl7v2 import encode_oru
 from node.networks import open_sessions
 from node.outputs import (
     DICOM_MEDIA_TYPE,
@@ -66,6 +69,7 @@ FILE_NAMES = {
     "overview": "overview.png",
     "differential": "differential.png",
     "report": "report.pdf",
+    "HL7": "report.hl7",
 }
 # Of each picture in the PDF, so that the whole file stays below a megabyte of base64.
 PDF_PICTURE_BYTES = 300_000
@@ -273,6 +277,8 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     for kind, picture in drawn.items():
         artifacts[kind] = Artifact(kind, PNG, place.work.put(picture))
     artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, place.work.put(pdf))
+    message = encode_oru(analysis, bundle, pdf).encode()
+    artifacts["HL7"] = Artifact("HL7", HL7_V2, place.work.put(message))
     written: Json = {
         "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
         "report": report_identifier(analysis),
@@ -309,12 +315,19 @@ def deliver_to_ehr(place: Workplace, written: Json) -> Json:
     """Send the report's resources unless they are there."""
     place.progress("deliver to EHR", 0.0)
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
-    bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
-    at = delivery.now_utc()
+    artifacts, at = written["artifacts"], delivery.now_utc()
+    if isinstance(ehr, MllpEhr):
+        delivered = ehr.deliver(place.work.get(artifacts["HL7"]["sha256"]).decode())
+        note = delivery.CONTENT_NOT_READABLE
+    else:
+        delivered = ehr.deliver(place.work.get_json(artifacts["FHIR"]["sha256"]))
+        note = ""
     return {
         "receipts": [
-            asdict(delivery.Receipt("EHR", each.resource_type, each.identifier, each.status, at))
-            for each in ehr.deliver(bundle)
+            asdict(
+                delivery.Receipt("EHR", each.resource_type, each.identifier, each.status, at, note)
+            )
+            for each in delivered
         ]
     }
 
@@ -332,8 +345,7 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
     artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
     with delivery.open_destination(place.settings) as pacs:
         returned = delivery.read_back(pacs, artifacts, sent)
-    ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
-    delivery.reconcile(sent, returned, ehr.read_report(written["report"]))
+    delivery.reconcile(sent, returned, _reported(place, written))
     place.progress("reconcile", 1.0, written["summary"]["cells"])
     seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
     return {
@@ -358,6 +370,15 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
             for kind, artifact in written["artifacts"].items()
         },
     }
+
+
+def _reported(place: Workplace, written: Json) -> list[Json]:
+    """The report's resources as the EHR has them; those sent where it cannot be asked."""
+    ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
+    if isinstance(ehr, MllpEhr):
+        bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
+        return [entry["resource"] for entry in bundle["entry"]]
+    return ehr.read_report(written["report"])
 
 
 def write_results_to(

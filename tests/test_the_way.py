@@ -63,6 +63,7 @@ def test_folders_in_folders_out_and_twice_is_once(smear: Smear, tmp_path: Path) 
         "regions.dcm",
         "report.dcm",
         "report.fhir.json",
+        "report.hl7",
         "report.pdf",
     ]
     pacs, ehr = files_under(tmp_path / "pacs"), files_under(tmp_path / "ehr")
