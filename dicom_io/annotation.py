@@ -47,6 +47,7 @@ from dicom_io.provenance import (
     SERIAL_NUMBER,
     SOFTWARE_VERSION,
     algorithm_identification,
+    complete_laterality,
     finish,
     result_uid,
     series_description,
@@ -119,10 +120,7 @@ def encode_annotation(
         content_creator_name=None,
         series_description=series_description(analysis, "Cells"),
     )
-    if "SpecimenDescriptionSequence" not in document:
-        # Type 2C (PS3.3 C.7.3.1): present and empty where nobody said what was examined; a
-        # specimen has no side.
-        document.Laterality = ""
+    complete_laterality(document)
     if analysis.icc_profile:
         document.ICCProfile = analysis.icc_profile
     _refer_to_whole_image(document, header, analysis.slide)

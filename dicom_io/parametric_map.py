@@ -24,6 +24,7 @@ from dicom_io.provenance import (
     MODEL_NAME,
     SERIAL_NUMBER,
     SOFTWARE_VERSION,
+    complete_laterality,
     finish,
     result_uid,
     series_description,
@@ -92,6 +93,7 @@ def encode_parametric_map(analysis: Analysis) -> Dataset:
         *document.get("DimensionIndexSequence", []),
     ):
         item.DimensionOrganizationUID = organization
+    complete_laterality(document)
     finish(document, analysis)
     return document
 

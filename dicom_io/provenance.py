@@ -18,6 +18,8 @@ MANUFACTURER = "marrow-node project"
 MODEL_NAME = "marrow-node"
 SERIAL_NUMBER = "1"
 SOFTWARE_VERSION = version("marrow-node")
+LONG_STRING = 64
+"""Most characters of a value of VR LO (PS3.5 6.2)."""
 
 
 def result_uid(analysis: Analysis, *what: str) -> UID:
@@ -38,9 +40,9 @@ def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSeque
     """The model package as Algorithm Identification (PS3.3 10.16)."""
     model = analysis.model
     return AlgorithmIdentificationSequence(
-        name=model.name,
+        name=model.name[:LONG_STRING],
         family=ALGORITHM_FAMILY,
-        version=model.version,
+        version=model.version[:LONG_STRING],
         source=MANUFACTURER,
         parameters={
             "package_sha256": model.digest,
@@ -48,6 +50,15 @@ def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSeque
             "icc": analysis.icc,
         },
     )
+
+
+def complete_laterality(document: Dataset) -> None:
+    """Laterality is of type 2C (PS3.3 C.7.3.1): empty where nobody said what was examined.
+
+    A specimen has no side.
+    """
+    if "SpecimenDescriptionSequence" not in document:
+        document.Laterality = ""
 
 
 def finish(document: Dataset, analysis: Analysis) -> None:

@@ -26,6 +26,7 @@ from dicom_io.provenance import (
     MODEL_NAME,
     SERIAL_NUMBER,
     SOFTWARE_VERSION,
+    complete_laterality,
     finish,
     result_uid,
     series_description,
@@ -103,8 +104,7 @@ def encode_capture(analysis: Analysis, rgb: UInt8, name: str, number: int) -> Da
     document.PatientOrientation = ""  # Type 2C: the picture is not of the patient's body
     document.ImageComments = name
     document.SourceImageSequence = [_reference(header)]
-    if "SpecimenDescriptionSequence" not in document:
-        document.Laterality = ""
+    complete_laterality(document)
     document.set_pixel_data(np.ascontiguousarray(rgb), "RGB", 8, generate_instance_uid=False)
     document.compress(RLELossless, generate_instance_uid=False)
     finish(document, analysis)

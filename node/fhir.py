@@ -343,7 +343,7 @@ def _provenance(
     digests = [
         (
             "source",
-            "pixels that were searched for cells, in the order of reading",
+            "pixels searched for cells, in the order of reading",
             analysis.pixels_sha256,
         ),
         ("source", "model package", analysis.model.digest),

