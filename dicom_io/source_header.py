@@ -12,6 +12,7 @@ from collections.abc import Callable
 from copy import deepcopy
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, DS, TM
 
 from dicom_io.analysis import Analysis
@@ -55,6 +56,17 @@ _SPECIMEN_EMPTY_WHEN_MISSING = (
 )
 # Enumerated values of Patient's Sex (PS3.3 C.7.1.1).
 _SEXES = ("", "M", "F", "O")
+
+
+def text_of(dataset: Dataset, keyword: str) -> str:
+    """A value as text without blanks around it; empty where there is none.
+
+    Several values where one is allowed stay as DICOM writes them, with backslashes between.
+    """
+    value = dataset.get(keyword)
+    if isinstance(value, MultiValue):
+        return "\\".join(map(str, value)).strip()
+    return str(value or "").strip()
 
 
 def source_header(analysis: Analysis) -> Dataset:

@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from dicom_io.analysis import Analysis
 from dicom_io.codes import DOCUMENT_TITLE, LOCAL_SCHEME, LOCAL_SYSTEM_URI
 from dicom_io.provenance import MODEL_NAME
-from dicom_io.source_header import source_header
+from dicom_io.source_header import source_header, text_of
 from node.ehr_records import Resource, report_in
 
 MEDIA_TYPE = "x-application/hl7-v2+er7"
@@ -110,13 +110,13 @@ def _message_header(report: Resource, stamp: str) -> str:
 
 
 def _patient(header: Dataset) -> str:
-    issuer = _text(header, "IssuerOfPatientID")
-    number = (_text(header, "PatientID"), "", "", issuer, "MR")
-    sex = _text(header, "PatientSex")
+    issuer = text_of(header, "IssuerOfPatientID")
+    number = (text_of(header, "PatientID"), "", "", issuer, "MR")
+    sex = text_of(header, "PatientSex")
     fields = [
         "PID", "1", "", _component(number) if number[0] else "", "",
-        "~".join(map(_component, _names(str(header.PatientName or "")))), "",
-        _escaped(_text(header, "PatientBirthDate")), _escaped(sex),
+        "~".join(map(_component, _names(text_of(header, "PatientName")))), "",
+        _escaped(text_of(header, "PatientBirthDate")), _escaped(sex),
     ]  # fmt: skip
     return "|".join(fields).rstrip("|")
 
@@ -137,7 +137,7 @@ def _order(header: Dataset, report: Resource, stamp: str) -> str:
         [
             "1", "", (report["identifier"][0]["value"].removeprefix("urn:oid:"), MODEL_NAME), code,
             "", "", _fhir_stamp(scanned), "", "", "", "", "", "", "",
-            "", "", "", _text(header, "AccessionNumber"), "", "", "", stamp, "", "LAB",
+            "", "", "", text_of(header, "AccessionNumber"), "", "", "", stamp, "", "LAB",
             _STATUS[report["status"]],
         ]
     )  # fmt: skip
@@ -238,7 +238,3 @@ def _fhir_stamp(text: str) -> str:
     """``2026-07-04T10:11:12+02:00`` → ``20260704101112+0200``."""
     day, _, moment = text.partition("T")
     return day.replace("-", "") + moment.replace(":", "")
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    return str(header.get(keyword) or "").strip()

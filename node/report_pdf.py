@@ -29,7 +29,7 @@ from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Sp
 from dicom_io.analysis import Analysis
 from dicom_io.provenance import MODEL_NAME, SOFTWARE_VERSION
 from dicom_io.segmentation import region_area_mm2
-from dicom_io.source_header import source_header
+from dicom_io.source_header import source_header, text_of
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
 
 # Reference fonts that come with matplotlib: Latin, Greek and Cyrillic letters.
@@ -124,13 +124,13 @@ def _register_fonts() -> None:
 
 def _identification(header: Dataset, analysis: Analysis) -> Rows:
     specimens = header.get("SpecimenDescriptionSequence") or [Dataset()]
-    born = (_day(header, "PatientBirthDate"), _text(header, "PatientSex"))
+    born = (_day(header, "PatientBirthDate"), text_of(header, "PatientSex"))
     return [
-        ("Patient", printable_name(str(header.PatientName or ""))),
-        ("Patient ID", _text(header, "PatientID")),
+        ("Patient", printable_name(text_of(header, "PatientName"))),
+        ("Patient ID", text_of(header, "PatientID")),
         ("Born, sex", ", ".join(filter(None, born))),
-        ("Accession number", _text(header, "AccessionNumber")),
-        ("Specimen", _text(specimens[0], "SpecimenIdentifier")),
+        ("Accession number", text_of(header, "AccessionNumber")),
+        ("Specimen", text_of(specimens[0], "SpecimenIdentifier")),
         ("Study of", _day(header, "StudyDate")),
         ("Study UID", analysis.slide.study_uid),
         ("Slide (series UID)", analysis.slide.series_uid),
@@ -221,7 +221,7 @@ def _draw_foot(canvas: Any, analysis: Analysis, header: Dataset) -> None:
     _register_fonts()
     canvas.setFont(_REGULAR, 7.5)
     canvas.setFillColor(_INK)
-    who = f"Patient ID {_text(header, 'PatientID')}" if _text(header, "PatientID") else ""
+    who = f"Patient ID {text_of(header, 'PatientID')}" if text_of(header, "PatientID") else ""
     status = "Not signed by a person" + (
         ", demonstration model, not for clinical use" if analysis.model.demonstration else ""
     )
@@ -279,9 +279,5 @@ def _shows(letter: str) -> bool:
 
 
 def _day(header: Dataset, keyword: str) -> str:
-    digits = _text(header, keyword)
+    digits = text_of(header, keyword)
     return f"{digits[:4]}-{digits[4:6]}-{digits[6:8]}" if len(digits) == 8 else digits
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    return str(header.get(keyword) or "").strip()

@@ -454,6 +454,12 @@ def test_r5_says_the_same(slide: Slide, cells: int) -> None:
     assert {entity["role"] for entity in provenance["entity"]} == {"source"}
 
 
+def test_two_numbers_where_one_is_allowed_stay_as_they_were() -> None:
+    header = Dataset()
+    header.PatientID = "A\\B"
+    assert context_of(header)["subject"]["identifier"] == {"value": "A\\B"}
+
+
 def test_the_order_is_named_by_its_accession_number() -> None:
     header = Dataset()
     header.AccessionNumber = "24-5"
