@@ -74,9 +74,7 @@ ABNORMALLY_HIGH = CodedConcept("371879000", "SCT", "Abnormally High")
 NORMAL = CodedConcept("17621005", "SCT", "Normal")
 ANNOTATIONS = CodedConcept("annotations", LOCAL_SCHEME, "Annotations of the counted cells")
 REGIONS = CodedConcept("regions", LOCAL_SCHEME, "Segmentation of the regions of interest")
-REGION_PROBABILITY = CodedConcept(
-    "region-probability", LOCAL_SCHEME, "Probability of assessable cells"
-)
+REGION_PROBABILITY = CodedConcept("region-prob", LOCAL_SCHEME, "Probability of assessable cells")
 DOCUMENT_TITLE = CodedConcept("48807-2", "LN", "Bone marrow aspiration report")
 LIGHT_MICROSCOPY = CodedConcept("104157003", "SCT", "Light microscopy")
 INTENDED_USE = CodedConcept("intended-use", LOCAL_SCHEME, "Intended use of the algorithm")
