@@ -92,8 +92,9 @@ def encode_capture(analysis: Analysis, rgb: UInt8, name: str, number: int) -> Da
         When the slide's header lacks an identifier.
     """
     header = source_header(analysis)
+    # Not SM: a routing rule for slides would send the node its own pictures.
     document = _document(
-        analysis, header, SecondaryCaptureImageStorage, "SM", "SC", CAPTURE_SERIES_NUMBER, name
+        analysis, header, SecondaryCaptureImageStorage, "OT", "SC", CAPTURE_SERIES_NUMBER, name
     )
     document.InstanceNumber = number
     document.SeriesDescription = series_description(analysis, "Differential count, pictures")

@@ -32,8 +32,8 @@ _KINDS = {
     "SEG": ("SEG", SegmentationStorage),
     "SR": ("SR", Comprehensive3DSRStorage),
     "PDF": ("DOC", EncapsulatedPDFStorage),
-    "SC overview": ("SM", SecondaryCaptureImageStorage),
-    "SC differential": ("SM", SecondaryCaptureImageStorage),
+    "SC overview": ("OT", SecondaryCaptureImageStorage),
+    "SC differential": ("OT", SecondaryCaptureImageStorage),
     "PM": ("OT", ParametricMapStorage),
 }
 

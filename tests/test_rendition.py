@@ -145,6 +145,8 @@ def test_each_object_is_of_its_own_series_and_study(
 ) -> None:
     assert {each.StudyInstanceUID for each in documents.values()} == {analysis.slide.study_uid}
     assert len({each.SOPInstanceUID for each in documents.values()}) == len(documents)
+    # A rule that routes slides to the node must not route its own results.
+    assert "SM" not in {each.Modality for each in documents.values()}
     # The two pictures share a series.
     assert len({each.SeriesInstanceUID for each in documents.values()}) == len(documents) - 1
     assert len({each.PatientID for each in documents.values()}) == 1
