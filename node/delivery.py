@@ -160,13 +160,13 @@ def reconcile(
 def _same_cells(sent: Dataset, returned: Dataset) -> None:
     if _drawn(sent) != _drawn(returned):
         raise PacsReadBackDiffers(
-            f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates or types: "
-            "do not use it, and check whether the archive alters bulk annotations."
+            f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates, types or "
+            "values: do not use it, and check whether the archive alters bulk annotations."
         )
 
 
-def _drawn(annotation: Dataset) -> list[tuple[str, str, str, bytes, bytes]]:
-    """Of each group its type, its graphic, and every number that places it."""
+def _drawn(annotation: Dataset) -> list[tuple[str | bytes, ...]]:
+    """Of each group its type, its graphic, and every number that places or measures it."""
     groups = []
     for group in annotation.AnnotationGroupSequence:
         kind = group.AnnotationPropertyTypeCodeSequence[0]
@@ -176,7 +176,14 @@ def _drawn(annotation: Dataset) -> list[tuple[str, str, str, bytes, bytes]]:
                 kind.CodeValue,
                 group.GraphicType,
                 bytes(group.get("PointCoordinatesData", b"")),
+                bytes(group.get("DoublePointCoordinatesData", b"")),
+                str(group.get("CommonZCoordinateValue", "")),
                 bytes(group.get("LongPrimitivePointIndexList", b"")),
+                *(
+                    bytes(values.FloatingPointValues)
+                    for measurement in group.get("MeasurementsSequence", [])
+                    for values in measurement.MeasurementValuesSequence
+                ),
             )
         )
     return groups
