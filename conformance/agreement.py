@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydicom.dataset import Dataset
 
-from dicom_io.annotation import decode_annotation
+from dicom_io.annotation import annotated_types, annotation_package_digest
 from dicom_io.codes import (
     CELLS_FOUND,
     CELLS_IN_NDC,
@@ -79,8 +79,7 @@ def _annotation_against_report(
 ) -> Iterator[Finding]:
     drawn: Counter[str] = Counter()
     if annotation is not None:
-        cells = decode_annotation(annotation)
-        drawn.update(cells.classes[label] for label in cells.label)
+        drawn.update(annotated_types(annotation))
     for key in sorted({*drawn, *said.counts}):
         if drawn[key] != said.counts.get(key, 0):
             yield _error(
@@ -175,7 +174,7 @@ def _identity(
         study["identifier"]["value"].removeprefix("urn:oid:")
         for resource in resources
         if resource["resourceType"] == "DiagnosticReport"
-        for study in resource.get("imagingStudy", [])
+        for study in resource.get("imagingStudy") or resource.get("study", [])  # R4; R5
         if "identifier" in study
     }
     if annotation is not None:
@@ -198,7 +197,7 @@ def _identity(
         if "SHA-256" in version.get("type", {}).get("text", "")
     }
     if annotation is not None:
-        digests.add(decode_annotation(annotation).package_digest)
+        digests.add(annotation_package_digest(annotation))
     if digests != {said.model_digest}:
         yield _error(
             "agree-model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from dicom_io.slide import Slide
@@ -46,6 +46,11 @@ class Analysis:
     icc
         "srgb" if pixels were brought to sRGB by the slide's ICC profile before the models saw
         them, "none" if they were taken as stored.
+    icc_profile
+        Of the optical path that was read; empty where the slide has none.
+    pixels_sha256
+        SHA-256 (hex) of the SHA-256 of every batch of tiles that was searched for cells, in the
+        order of reading; empty where that was not kept.
     started, finished
         UTC; content dates of the documents come from `finished` of the first run.
     """
@@ -60,3 +65,5 @@ class Analysis:
     started: datetime
     finished: datetime
     icc: str = "none"
+    icc_profile: bytes = field(default=b"", repr=False)
+    pixels_sha256: str = ""

@@ -45,8 +45,16 @@ class AnnotatedTile:
     origin_px: tuple[float, float]
 
 
-def read_annotations(pacs: Pacs, study_uid: str, series_uid: str) -> list[Cells]:
+def read_annotations(
+    pacs: Pacs, study_uid: str, series_uid: str, slide: Slide | None = None
+) -> list[Cells]:
     """Every ANN instance of a series, decoded.
+
+    Parameters
+    ----------
+    pacs, study_uid, series_uid
+    slide
+        The one annotated, as :func:`dicom_io.annotation.decode_annotation` uses it.
 
     Raises
     ------
@@ -54,7 +62,7 @@ def read_annotations(pacs: Pacs, study_uid: str, series_uid: str) -> list[Cells]
         The series holds no annotations, or some that cannot be read.
     """
     found = [
-        decode_annotation(pacs.retrieve_instance(study_uid, series_uid, uid))
+        decode_annotation(pacs.retrieve_instance(study_uid, series_uid, uid), slide)
         for uid in _annotation_uids(pacs, study_uid, series_uid)
     ]
     if not found:

@@ -26,9 +26,15 @@ NO_UNITS = CodedConcept("1", "UCUM", "no units")
 CELLS = CodedConcept("{cells}", "UCUM", "cells")
 TILES = CodedConcept("{tiles}", "UCUM", "tiles")
 RATIO = CodedConcept("{ratio}", "UCUM", "ratio")
+MICROMETRE = CodedConcept("um", "UCUM", "micrometer")
 SQUARE_MM = CodedConcept("mm2", "UCUM", "square millimeter")
 
 PROBABILITY = CodedConcept("probability", LOCAL_SCHEME, "Probability of the reported type")
+CELL_PROBABILITY = CodedConcept(
+    "cell-probability", LOCAL_SCHEME, "Probability of a nucleated cell within the outline"
+)
+WIDTH = CodedConcept("103355008", "SCT", "Width")
+HEIGHT = CodedConcept("121207", "DCM", "Height")
 COUNT = CodedConcept("count", LOCAL_SCHEME, "Number of cells")
 SHARE = CodedConcept("ndc-percentage", LOCAL_SCHEME, "Percentage of nucleated differential count")
 INTERVAL_LOW = CodedConcept("wilson-95-low", LOCAL_SCHEME, "Lower bound of Wilson 95 % interval")
@@ -41,6 +47,10 @@ ME_DENOMINATOR = CodedConcept("me-denominator", LOCAL_SCHEME, "Types in the deno
 TILES_COUNTED = CodedConcept("tiles-counted", LOCAL_SCHEME, "Tiles counted")
 REGION_AREA = CodedConcept("region-area", LOCAL_SCHEME, "Area of the regions of interest")
 CHI_SQUARE = CodedConcept("chi-square", LOCAL_SCHEME, "Chi-square distance of the last histograms")
+CHI_SQUARE_LIMIT = CodedConcept(
+    "chi-square-limit", LOCAL_SCHEME, "Chi-square distance below which the count has converged"
+)
+CONVERGED_AFTER = CodedConcept("converged-after", LOCAL_SCHEME, "Tiles until convergence")
 CONVERGENCE = CodedConcept("convergence", LOCAL_SCHEME, "Convergence of the cell histogram")
 CONVERGED = CodedConcept("converged", LOCAL_SCHEME, "Converged")
 NOT_CONVERGED = CodedConcept("not-converged", LOCAL_SCHEME, "Not converged")
@@ -48,8 +58,24 @@ SUFFICIENCY = CodedConcept("sufficiency", LOCAL_SCHEME, "Sufficiency for a diffe
 SUFFICIENT = CodedConcept("sufficient", LOCAL_SCHEME, "Sufficient")
 INSUFFICIENT = CodedConcept("insufficient", LOCAL_SCHEME, "Insufficient")
 INSUFFICIENCY_REASON = CodedConcept("insuff-reason", LOCAL_SCHEME, "Reason of insufficiency")
+QUALITY_FINDING = CodedConcept("111052", "DCM", "Quality Finding")
+NO_QUALITY_ISSUE = CodedConcept("no-issue", LOCAL_SCHEME, "No quality issue found")
+NO_ERYTHROID_CELLS = CodedConcept("no-erythroid", LOCAL_SCHEME, "No erythroid cell was counted")
+DEMONSTRATION_MODEL = CodedConcept(
+    "demonstration", LOCAL_SCHEME, "Demonstration model, not for clinical use"
+)
+ORIGIN_UNKNOWN = CodedConcept(
+    "origin-unknown", LOCAL_SCHEME, "The slide does not say where on the glass its pixels lie"
+)
+NORMAL_RANGE_LOW = CodedConcept("385524004", "SCT", "Normal Range Lower Limit")
+NORMAL_RANGE_HIGH = CodedConcept("371933006", "SCT", "Normal Range Upper Limit")
+ABNORMALLY_LOW = CodedConcept("371880002", "SCT", "Abnormally Low")
+ABNORMALLY_HIGH = CodedConcept("371879000", "SCT", "Abnormally High")
+NORMAL = CodedConcept("17621005", "SCT", "Normal")
 ANNOTATIONS = CodedConcept("annotations", LOCAL_SCHEME, "Annotations of the counted cells")
 REGIONS = CodedConcept("regions", LOCAL_SCHEME, "Segmentation of the regions of interest")
+REGION_PROBABILITY = CodedConcept("region-prob", LOCAL_SCHEME, "Probability of assessable cells")
+DOCUMENT_TITLE = CodedConcept("48807-2", "LN", "Bone marrow aspiration report")
 LIGHT_MICROSCOPY = CodedConcept("104157003", "SCT", "Light microscopy")
 INTENDED_USE = CodedConcept("intended-use", LOCAL_SCHEME, "Intended use of the algorithm")
 REPORT_TITLE = codes.DCM.ImagingMeasurementReport

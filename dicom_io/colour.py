@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from dicom_io.dicom_json import key, nested
-from dicom_io.errors import PixelsUnsupported
+from dicom_io.dicom_json import key, nested, value, values
+from dicom_io.errors import PacsNotFound, PixelsUnsupported
+from dicom_io.slide import Slide
 
 UInt8 = NDArray[np.uint8]
 Icc = Literal["none", "srgb"]
@@ -52,6 +53,23 @@ def icc_profile(base: Mapping[str, Any], fetch: Callable[[str], bytes]) -> bytes
         if "BulkDataURI" in element:
             return fetch(str(element["BulkDataURI"]))
     raise _unusable("is missing")
+
+
+def carried_profile(slide: Slide, fetch: Callable[[str], bytes]) -> bytes:
+    """ICC profile of the optical path that was read, for documents to carry; empty without one."""
+    paths = values(dict(slide.colour_metadata), "OpticalPathSequence")
+    wanted = slide.optical_path.identifier
+    read = [path for path in paths if path and value(path, "OpticalPathIdentifier") == wanted]
+    try:
+        return icc_profile(
+            {
+                **slide.colour_metadata,
+                key("OpticalPathSequence"): {"vr": "SQ", "Value": read or paths},
+            },
+            fetch,
+        )
+    except (PixelsUnsupported, PacsNotFound):
+        return b""
 
 
 @lru_cache(maxsize=1)

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from importlib.metadata import version
 
 from highdicom import AlgorithmIdentificationSequence
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pydicom.valuerep import DS
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import ALGORITHM_FAMILY, LOCAL_SCHEME
 from dicom_io.derived_uid import derive_uid
-from dicom_io.errors import InputError
 
 MANUFACTURER = "marrow-node project"
 MODEL_NAME = "marrow-node"
 SERIAL_NUMBER = "1"
 SOFTWARE_VERSION = version("marrow-node")
-# Type-2 attributes of the Patient and General Study modules that real slides leave out.
-_EMPTY_WHEN_MISSING = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
-_CONTAINER_EMPTY_WHEN_MISSING = (
-    "IssuerOfTheContainerIdentifierSequence",
-    "ContainerTypeCodeSequence",
-)
+LONG_STRING = 64
+"""Most characters of a value of VR LO (PS3.5 6.2)."""
 
 
 def result_uid(analysis: Analysis, *what: str) -> UID:
@@ -53,47 +36,13 @@ def result_uid(analysis: Analysis, *what: str) -> UID:
     )
 
 
-def source_header(analysis: Analysis) -> Dataset:
-    """The slide's header as documents copy it: type-2 attributes are there, if only empty.
-
-    Raises
-    ------
-    InputError
-        When the header lacks what identifies the slide.
-    """
-    header = deepcopy(analysis.slide.header)
-    for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        if not header.get(keyword):
-            raise InputError(
-                f"The metadata of series {analysis.slide.series_uid} lacks {keyword}: "
-                "the archive must return it before results can refer to the slide."
-            )
-    for keyword in _EMPTY_WHEN_MISSING:
-        if keyword not in header:
-            setattr(header, keyword, "")
-    if "ContainerIdentifier" in header:
-        for keyword in _CONTAINER_EMPTY_WHEN_MISSING:
-            if keyword not in header:
-                setattr(header, keyword, [])
-    header.TotalPixelMatrixOriginSequence = [_origin(analysis)]
-    return header
-
-
-def _origin(analysis: Analysis) -> Dataset:
-    """The origin that the slide was opened with: real headers lack it."""
-    origin = Dataset()
-    for axis, offset in zip("XYZ", analysis.slide.origin_mm, strict=True):
-        setattr(origin, f"{axis}OffsetInSlideCoordinateSystem", DS(float(offset), auto_format=True))
-    return origin
-
-
 def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSequence:
     """The model package as Algorithm Identification (PS3.3 10.16)."""
     model = analysis.model
     return AlgorithmIdentificationSequence(
-        name=model.name,
+        name=model.name[:LONG_STRING],
         family=ALGORITHM_FAMILY,
-        version=model.version,
+        version=model.version[:LONG_STRING],
         source=MANUFACTURER,
         parameters={
             "package_sha256": model.digest,
@@ -101,6 +50,15 @@ def algorithm_identification(analysis: Analysis) -> AlgorithmIdentificationSeque
             "icc": analysis.icc,
         },
     )
+
+
+def complete_laterality(document: Dataset) -> None:
+    """Laterality is of type 2C (PS3.3 C.7.3.1): empty where nobody said what was examined.
+
+    A specimen has no side.
+    """
+    if "SpecimenDescriptionSequence" not in document:
+        document.Laterality = ""
 
 
 def finish(document: Dataset, analysis: Analysis) -> None:

@@ -1,14 +1,19 @@
 """Differential ↔ Comprehensive 3D SR, Measurement Report (PS3.16 TID 1500).
 
-One measurement group (TID 1501) holds everything. For each cell type four numbers carry the type as
-their concept name and say by their derivation which one they are: number of cells, percentage of
-the nucleated differential count, and the bounds of its Wilson 95 % interval.
+One measurement group (TID 1501) holds everything, in the order of a marrow report: totals, M:E,
+one type after the other, then how it was counted. For each cell type four numbers carry the type as
+their concept name and say by their derivation (TID 1419) which one they are: number of cells,
+percentage of the nucleated differential count, and the bounds of its Wilson 95 % interval. The
+percentage carries its reference range (TID 312) and how it lies to it, unless the count does not
+suffice. A group or ROI per cell is what TID 1420 would infer the numbers from; a slide has 10⁵ of
+them, so the ANN holds them and the report refers to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -19,20 +24,28 @@ from highdicom.sr import (
     FindingSite,
     ImageContentItem,
     Measurement,
+    MeasurementProperties,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
+    NormalRangeProperties,
+    NumContentItem,
     ObservationContext,
     ObserverContext,
     QualitativeEvaluation,
     RelationshipTypeValues,
+    SubjectContext,
+    SubjectContextSpecimen,
     TextContentItem,
     TrackingIdentifier,
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import UID
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import (
+    ABNORMALLY_HIGH,
+    ABNORMALLY_LOW,
     ALGORITHM_FAMILY,
     ANNOTATIONS,
     BONE_MARROW,
@@ -40,9 +53,12 @@ from dicom_io.codes import (
     CELLS_FOUND,
     CELLS_IN_NDC,
     CHI_SQUARE,
+    CHI_SQUARE_LIMIT,
     CONVERGED,
+    CONVERGED_AFTER,
     CONVERGENCE,
     COUNT,
+    DEMONSTRATION_MODEL,
     FINDING,
     INSUFFICIENCY_REASON,
     INSUFFICIENT,
@@ -53,9 +69,16 @@ from dicom_io.codes import (
     ME_DENOMINATOR,
     ME_NUMERATOR,
     ME_RATIO,
+    NO_ERYTHROID_CELLS,
+    NO_QUALITY_ISSUE,
     NO_UNITS,
+    NORMAL,
+    NORMAL_RANGE_HIGH,
+    NORMAL_RANGE_LOW,
     NOT_CONVERGED,
+    ORIGIN_UNKNOWN,
     PERCENT,
+    QUALITY_FINDING,
     RATIO,
     REGION_AREA,
     REGIONS,
@@ -79,9 +102,11 @@ from dicom_io.provenance import (
     finish,
     result_uid,
     series_description,
-    source_header,
 )
 from dicom_io.segmentation import region_area_mm2
+from dicom_io.source_header import source_header
+from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
+from models.records import Differential
 
 SERIES_NUMBER = 9003
 
@@ -121,8 +146,30 @@ class ReportContent:
     verification: str
 
 
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who verified a report, for which organisation, and when.
+
+    Attributes
+    ----------
+    name
+        Person name as DICOM writes it, for example ``"Lee^Anna^^Dr."``.
+    organization
+    at
+        UTC.
+    """
+
+    name: str
+    organization: str
+    at: datetime
+
+
 def encode_report(
-    analysis: Analysis, annotation: Dataset | None, segmentation: Dataset | None
+    analysis: Analysis,
+    annotation: Dataset | None,
+    segmentation: Dataset | None,
+    signature: Signature | None = None,
+    predecessors: Sequence[Dataset] = (),
 ) -> Dataset:
     """Write the differential of an analysis as a structured report.
 
@@ -131,6 +178,10 @@ def encode_report(
     analysis
     annotation, segmentation
         The ANN and SEG it refers to; None where the analysis has no cell or no region.
+    signature
+        None for an unreviewed result: unverified and preliminary.
+    predecessors
+        Reports that this one replaces.
 
     Raises
     ------
@@ -139,7 +190,7 @@ def encode_report(
     """
     header = source_header(analysis)
     content = MeasurementReport(
-        observation_context=_observer(analysis),
+        observation_context=_context(header),
         procedure_reported=LIGHT_MICROSCOPY,
         imaging_measurements=[_measurement_group(analysis, annotation, segmentation)],
         title=REPORT_TITLE,
@@ -157,17 +208,28 @@ def encode_report(
         software_versions=SOFTWARE_VERSION,
         device_serial_number=SERIAL_NUMBER,
         is_complete=True,
-        is_final=False,
-        is_verified=False,
+        is_final=signature is not None,
+        is_verified=signature is not None,
+        verifying_observer_name=signature.name if signature else None,
+        verifying_organization=signature.organization if signature else None,
+        previous_versions=list(predecessors) or None,
         series_description=series_description(analysis, "Differential count"),
     )
+    if signature is not None:
+        stamp = signature.at.strftime("%Y%m%d%H%M%S")
+        document.VerifyingObserverSequence[0].VerificationDateTime = stamp
     finish(document, analysis)
     _settle_items(document, analysis)
     return document
 
 
-def _observer(analysis: Analysis) -> ObservationContext:
-    """The node as device observer (PS3.16 TID 1004)."""
+def tracking_uid(analysis: Analysis) -> UID:
+    """Tracking UID of the measurement group."""
+    return result_uid(analysis, "SR", "tracking")
+
+
+def _context(header: Dataset) -> ObservationContext:
+    """The node as device observer (PS3.16 TID 1004), the specimen as subject (TID 1009)."""
     device = DeviceObserverIdentifyingAttributes(
         uid=derive_uid("device", MODEL_NAME),
         name=MODEL_NAME,
@@ -178,7 +240,23 @@ def _observer(analysis: Analysis) -> ObservationContext:
     return ObservationContext(
         observer_device_context=ObserverContext(
             observer_type=codes.DCM.Device, observer_identifying_attributes=device
-        )
+        ),
+        subject_context=_subject(header),
+    )
+
+
+def _subject(header: Dataset) -> SubjectContext | None:
+    """The slide's only specimen; several are not told apart by a count of the whole slide."""
+    specimens = header.get("SpecimenDescriptionSequence") or []
+    if len(specimens) != 1:
+        return None
+    return SubjectContext(
+        subject_class=codes.DCM.Specimen,
+        subject_class_specific_context=SubjectContextSpecimen(
+            uid=specimens[0].SpecimenUID,
+            identifier=specimens[0].SpecimenIdentifier,
+            container_identifier=header.ContainerIdentifier,
+        ),
     )
 
 
@@ -187,7 +265,7 @@ def _measurement_group(
 ) -> MeasurementsAndQualitativeEvaluations:
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=result_uid(analysis, "SR", "tracking"), identifier="differential count"
+            uid=tracking_uid(analysis), identifier="differential count"
         ),
         finding_type=FINDING,
         algorithm_id=AlgorithmIdentification(
@@ -201,7 +279,7 @@ def _measurement_group(
             ],
         ),
         finding_sites=[FindingSite(BONE_MARROW)],
-        measurements=[*_totals(analysis), *_by_type(analysis)],
+        measurements=[*_totals(analysis), *_by_type(analysis), *_counting(analysis)],
         qualitative_evaluations=list(_evaluations(analysis)),
     )
     group[0].ContentSequence.extend(_texts(analysis))
@@ -213,28 +291,62 @@ def _totals(analysis: Analysis) -> Iterator[Measurement]:
     differential = analysis.differential
     yield Measurement(CELLS_IN_NDC, differential.total, CELLS)
     yield Measurement(CELLS_FOUND, differential.nucleated, CELLS)
-    yield Measurement(TILES_COUNTED, differential.tiles, TILES)
-    yield Measurement(REGION_AREA, _rounded(region_area_mm2(analysis)), SQUARE_MM)
     if differential.me_ratio is not None:
-        yield Measurement(ME_RATIO, _rounded(differential.me_ratio), RATIO)
-    if len(differential.chi_square):
-        yield Measurement(CHI_SQUARE, _rounded(float(differential.chi_square[-1])), NO_UNITS)
+        properties = _against(differential, differential.me_ratio, ME_REFERENCE, RATIO)
+        value = _rounded(differential.me_ratio)
+        yield Measurement(ME_RATIO, value, RATIO, properties=properties)
 
 
 def _by_type(analysis: Analysis) -> Iterator[Measurement]:
     differential = analysis.differential
-    for row, key in enumerate(differential.classes):
+    for row in reading_order(differential.classes):
+        key = differential.classes[row]
         name = cell_type_code(key)
         yield Measurement(name, int(differential.count[row]), CELLS, derivation=COUNT)
         if not differential.in_ndc[row] or not differential.total:
             continue
-        low, high = differential.interval[row]
-        for derivation, share in (
-            (SHARE, differential.share[row]),
-            (INTERVAL_LOW, low),
-            (INTERVAL_HIGH, high),
-        ):
-            yield Measurement(name, _rounded(100 * float(share)), PERCENT, derivation=derivation)
+        low, high = (100 * float(bound) for bound in differential.interval[row])
+        percent = 100 * float(differential.share[row])
+        limits = CELL_TYPES[key].reference_percent
+        properties = _against(differential, percent, limits, PERCENT)
+        yield Measurement(name, _rounded(percent), PERCENT, derivation=SHARE, properties=properties)
+        yield Measurement(name, _rounded(low), PERCENT, derivation=INTERVAL_LOW)
+        yield Measurement(name, _rounded(high), PERCENT, derivation=INTERVAL_HIGH)
+
+
+def _against(
+    differential: Differential,
+    value: float,
+    limits: tuple[float, float] | None,
+    unit: CodedConcept,
+) -> MeasurementProperties | None:
+    """Reference range and how a value lies to it; None where the count does not suffice."""
+    if limits is None or not differential.adequate:
+        return None
+    low, high = limits
+    return MeasurementProperties(
+        normality=ABNORMALLY_LOW if value < low else ABNORMALLY_HIGH if value > high else NORMAL,
+        normal_range_properties=NormalRangeProperties(
+            values=[
+                NumContentItem(
+                    name, limit, unit, relationship_type=RelationshipTypeValues.HAS_PROPERTIES
+                )
+                for name, limit in ((NORMAL_RANGE_LOW, low), (NORMAL_RANGE_HIGH, high))
+            ],
+            authority=REFERENCE_SOURCE,
+        ),
+    )
+
+
+def _counting(analysis: Analysis) -> Iterator[Measurement]:
+    differential = analysis.differential
+    yield Measurement(TILES_COUNTED, differential.tiles, TILES)
+    yield Measurement(REGION_AREA, _rounded(region_area_mm2(analysis)), SQUARE_MM)
+    if len(differential.chi_square):
+        yield Measurement(CHI_SQUARE, _rounded(float(differential.chi_square[-1])), NO_UNITS)
+    yield Measurement(CHI_SQUARE_LIMIT, differential.chi_square_threshold, NO_UNITS)
+    if differential.converged_after is not None:
+        yield Measurement(CONVERGED_AFTER, differential.converged_after, TILES)
 
 
 def _evaluations(analysis: Analysis) -> Iterator[QualitativeEvaluation]:
@@ -242,12 +354,27 @@ def _evaluations(analysis: Analysis) -> Iterator[QualitativeEvaluation]:
     yield QualitativeEvaluation(SUFFICIENCY, SUFFICIENT if differential.adequate else INSUFFICIENT)
     converged = differential.converged_after is not None
     yield QualitativeEvaluation(CONVERGENCE, CONVERGED if converged else NOT_CONVERGED)
+    for finding in _quality_findings(analysis) or (NO_QUALITY_ISSUE,):
+        yield QualitativeEvaluation(QUALITY_FINDING, finding)
     for name, members in (
         (ME_NUMERATOR, differential.me_numerator),
         (ME_DENOMINATOR, differential.me_denominator),
     ):
         for key in members:
             yield QualitativeEvaluation(name, cell_type_code(key))
+
+
+def _quality_findings(analysis: Analysis) -> tuple[CodedConcept, ...]:
+    """What a reader has to know before trusting the numbers."""
+    differential = analysis.differential
+    said = {
+        INSUFFICIENT: not differential.adequate,
+        NOT_CONVERGED: differential.converged_after is None,
+        NO_ERYTHROID_CELLS: differential.me_ratio is None,
+        DEMONSTRATION_MODEL: analysis.model.demonstration,
+        ORIGIN_UNKNOWN: "TotalPixelMatrixOriginSequence" not in analysis.slide.header,
+    }
+    return tuple(finding for finding, holds in said.items() if holds)
 
 
 def _texts(analysis: Analysis) -> Iterator[TextContentItem]:

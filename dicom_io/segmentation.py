@@ -34,11 +34,13 @@ from dicom_io.provenance import (
     finish,
     result_uid,
     series_description,
-    source_header,
 )
+from dicom_io.slide import Slide
+from dicom_io.source_header import source_header
 from models.records import UInt8
 
 SERIES_NUMBER = 9002
+TILE_PX = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,8 @@ def encode_segmentation(analysis: Analysis) -> Dataset:
     """
     slide, header = analysis.slide, source_header(analysis)
     mask = region_mask(analysis)
-    tile_width, tile_height = slide.base.tile_size_px
-    spacing_x, spacing_y = slide.base.spacing_mm
-    first_centre = px_to_mm(slide, np.array([[tile_width / 2, tile_height / 2]]))[0]
-    # A mask pixel is one frame: DICOM's order is row spacing (y), then column spacing (x).
     measures = PixelMeasuresSequence(
-        pixel_spacing=(spacing_y * tile_height, spacing_x * tile_width),
-        slice_thickness=_slice_thickness_mm(header),
+        pixel_spacing=mask_spacing_mm(slide), slice_thickness=slice_thickness_mm(header)
     )
     document = Segmentation(
         source_images=[header],
@@ -112,11 +109,11 @@ def encode_segmentation(analysis: Analysis) -> Dataset:
         pixel_measures=measures,
         plane_orientation=PlaneOrientationSequence("SLIDE", tuple(slide.orientation)),
         plane_positions=[
-            PlanePositionSequence("SLIDE", tuple(first_centre), pixel_matrix_position=(1, 1))
+            PlanePositionSequence("SLIDE", first_centre_mm(slide), pixel_matrix_position=(1, 1))
         ],
         dimension_organization_type="TILED_FULL",
         tile_pixel_array=True,
-        tile_size=(min(mask.shape[0], 512), min(mask.shape[1], 512)),
+        tile_size=(min(mask.shape[0], TILE_PX), min(mask.shape[1], TILE_PX)),
         omit_empty_frames=False,
         series_description=series_description(analysis, "Regions"),
     )
@@ -161,7 +158,22 @@ def decode_segmentation(document: Dataset) -> RegionMask:
     )
 
 
-def _slice_thickness_mm(header: Dataset) -> float:
+def mask_spacing_mm(slide: Slide) -> tuple[float, float]:
+    """Between rows (y), then between columns (x), as DICOM orders them; a pixel is one frame."""
+    (tile_width, tile_height), (spacing_x, spacing_y) = (
+        slide.base.tile_size_px,
+        slide.base.spacing_mm,
+    )
+    return spacing_y * tile_height, spacing_x * tile_width
+
+
+def first_centre_mm(slide: Slide) -> tuple[float, float, float]:
+    """Slide coordinates of the centre of the top left mask pixel."""
+    x, y, z = px_to_mm(slide, np.array([slide.base.tile_size_px], np.float64) / 2)[0].tolist()
+    return x, y, z
+
+
+def slice_thickness_mm(header: Dataset) -> float:
     """The slide's own, or 1 µm where it says nothing: a smear is one cell thick."""
     shared = header.get("SharedFunctionalGroupsSequence")
     measures = shared[0].get("PixelMeasuresSequence") if shared else None

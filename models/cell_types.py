@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -79,6 +79,18 @@ ME_REFERENCE: tuple[float, float] = (_TABLE["me_reference"][0], _TABLE["me_refer
 CELL_TYPES: Mapping[str, CellType] = MappingProxyType(
     {key: _cell_type(key, row) for key, row in _TABLE.items() if isinstance(row, dict)}
 )
+
+
+def reading_order(classes: Sequence[str]) -> list[int]:
+    """Rows of `classes` in the order of the table, as a marrow report lists them.
+
+    Blasts, the granulocytic line by maturation, monocytes, lymphocytes, plasma cells, the
+    erythroid line by maturation, then what stands outside the count (ICSH 2008, §nucleated
+    differential cell count).
+    """
+    place = {key: number for number, key in enumerate(CELL_TYPES)}
+    return sorted(range(len(classes)), key=lambda row: place[classes[row]])
+
 
 # The two lines of maturation whose stages Choi et al. (2017) tell apart, in order.
 ERYTHROID_STAGES = (

@@ -79,7 +79,11 @@ def main(ctx: click.Context, config: Path | None, work: Path | None, verbose: bo
 @click.option(
     "--pacs", "pacs_url", help="Where the slide is: https://…/dicom-web or file:///folder."
 )
-@click.option("--ehr", "ehr_url", help="Where the report goes: https://…/fhir or file:///folder.")
+@click.option(
+    "--ehr",
+    "ehr_url",
+    help="Where the report goes: https://…/fhir, file:///folder or mllp://host:port.",
+)
 @click.option("--model", help="Model package, see 'marrow-node models'.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Also copy all results to this folder."

@@ -14,10 +14,11 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from dicom_io.annotation import GROUP_SIZE, CoordinateType, GraphicType
 from dicom_io.dimse_association import DimseSettings
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.frames import ReadSettings
@@ -25,6 +26,7 @@ from dicom_io.pacs import PacsSettings
 from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
 from node.ehr import EhrSettings
+from node.fhir_r5 import FhirVersion
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
 
@@ -70,12 +72,31 @@ class OutputSettings:
     ----------
     graphic_type
         RECTANGLE; POLYGON or POINT for viewers that know no RECTANGLE.
+    coordinates
+        2D for pixels of the base level, which most viewers expect; 3D for millimetres on the slide.
+    cells_per_group
+        Most cells in a group of annotations; a type with more has several groups, because browsers
+        cannot draw a hundred thousand outlines at a time.
+    pdf
+        True stores the report in the archive as Encapsulated PDF too.
+    captures
+        True stores the report's pictures in the archive as Secondary Capture images too.
+    parametric_map
+        True stores the probability of the regions in the archive as a Parametric Map too.
+    fhir
+        Version of FHIR of the report; R4 is what most EHRs take.
     loinc
         True puts LOINC terms beside the other codes of cell types in the FHIR report; most of them
         say "by manual count", so a site has to want it.
     """
 
-    graphic_type: Literal["RECTANGLE", "POLYGON", "POINT"] = "RECTANGLE"
+    graphic_type: GraphicType = "RECTANGLE"
+    coordinates: CoordinateType = "2D"
+    cells_per_group: Annotated[int, Field(ge=1)] = GROUP_SIZE
+    pdf: bool = False
+    captures: bool = False
+    parametric_map: bool = False
+    fhir: FhirVersion = "R4"
     loinc: bool = False
 
 
@@ -92,7 +113,8 @@ class Settings:
         Where results go instead: https://…/dicom-web, file:///folder, or, for an archive without
         STOW-RS, dimse://CALLED_AE_TITLE@host:port.
     ehr_url
-        Where reports go: https://…/fhir or file:///folder.
+        Where reports go: https://…/fhir, file:///folder, or as HL7 v2 messages mllp://host:port
+        (mllps:// with TLS).
     work_folder
         Jobs, work files and results; needs free space.
     database_url

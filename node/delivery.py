@@ -23,6 +23,7 @@ from node.config import Settings
 from node.outputs import Artifact
 
 CONTENT_NOT_READ = "listed by C-FIND, content not read back"
+CONTENT_NOT_READABLE = "acknowledged by MLLP, which cannot be asked for what it holds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Receipt:
     at
         UTC, ISO 8601.
     note
-        What an archive without STOW-RS remarked: warnings, storage commitment.
+        What an archive without STOW-RS remarked: warnings, storage commitment; or that an EHR
+        cannot be asked.
     """
 
     target: Literal["PACS", "EHR"]
@@ -127,7 +129,7 @@ def reconcile(
     Parameters
     ----------
     sent, returned
-        ``ANN``, ``SEG`` and ``SR`` as they were made and as the archive returned them.
+        The DICOM documents as they were made and as the archive returned them, by kind.
     fhir
         The report's resources as the EHR returned them.
 
@@ -142,6 +144,8 @@ def reconcile(
         _same_cells(sent["ANN"], returned["ANN"])
     if "SEG" in sent:
         _same_mask(sent["SEG"], returned["SEG"])
+    for kind in sent.keys() - {"ANN", "SEG", "SR"}:
+        _same_payload(kind, sent[kind], returned[kind])
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
     findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
     if findings:
@@ -156,13 +160,13 @@ def reconcile(
 def _same_cells(sent: Dataset, returned: Dataset) -> None:
     if _drawn(sent) != _drawn(returned):
         raise PacsReadBackDiffers(
-            f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates or types: "
-            "do not use it, and check whether the archive alters bulk annotations."
+            f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates, types or "
+            "values: do not use it, and check whether the archive alters bulk annotations."
         )
 
 
-def _drawn(annotation: Dataset) -> list[tuple[str, str, str, bytes, bytes]]:
-    """Of each group its type, its graphic, and every number that places it."""
+def _drawn(annotation: Dataset) -> list[tuple[str | bytes, ...]]:
+    """Of each group its type, its graphic, and every number that places or measures it."""
     groups = []
     for group in annotation.AnnotationGroupSequence:
         kind = group.AnnotationPropertyTypeCodeSequence[0]
@@ -172,10 +176,30 @@ def _drawn(annotation: Dataset) -> list[tuple[str, str, str, bytes, bytes]]:
                 kind.CodeValue,
                 group.GraphicType,
                 bytes(group.get("PointCoordinatesData", b"")),
+                bytes(group.get("DoublePointCoordinatesData", b"")),
+                str(group.get("CommonZCoordinateValue", "")),
                 bytes(group.get("LongPrimitivePointIndexList", b"")),
+                *(
+                    bytes(values.FloatingPointValues)
+                    for measurement in group.get("MeasurementsSequence", [])
+                    for values in measurement.MeasurementValuesSequence
+                ),
             )
         )
     return groups
+
+
+def _same_payload(kind: str, sent: Dataset, returned: Dataset) -> None:
+    """Of a PDF its bytes, of an image its pixels, which an archive may hold compressed."""
+    if "EncapsulatedDocument" in sent:
+        same = bytes(sent.EncapsulatedDocument) == bytes(returned.EncapsulatedDocument)
+    else:
+        same = np.array_equal(sent.pixel_array, returned.pixel_array)
+    if not same:
+        raise PacsReadBackDiffers(
+            f"{kind} {sent.SOPInstanceUID} came back from the PACS with other content: "
+            "do not use it, and check whether the archive alters such objects."
+        )
 
 
 def _same_mask(sent: Dataset, returned: Dataset) -> None:

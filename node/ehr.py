@@ -1,4 +1,4 @@
-"""The EHR: a FHIR server or a folder, addressed by URL.
+"""The EHR: a FHIR server, a folder, or a receiver of HL7 v2, addressed by URL.
 
 Delivery asks first: what is there with the same content is not sent again, and a report that a
 person has signed, corrected or withdrawn is never replaced by an unreviewed one.
@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 
 from dicom_io.errors import ConfigurationInvalid
 from node.ehr_folder import FolderEhr
+from node.ehr_mllp import MllpEhr
 from node.ehr_records import Delivered, EhrSettings, Resource
 from node.ehr_server import FhirServer
 
@@ -30,13 +31,14 @@ class Ehr(Protocol):
         """The DiagnosticReport with an identifier, its Observations and its Device."""
 
 
-def open_ehr(url: str, settings: EhrSettings) -> Ehr:
+def open_ehr(url: str, settings: EhrSettings) -> Ehr | MllpEhr:
     """Open an EHR.
 
     Parameters
     ----------
     url
-        ``https://…/fhir``, ``http://…`` or ``file:///folder``.
+        ``https://…/fhir``, ``http://…``, ``file:///folder``, ``mllp://host:port`` or, with TLS,
+        ``mllps://host:port``.
     settings
 
     Raises
@@ -49,7 +51,9 @@ def open_ehr(url: str, settings: EhrSettings) -> Ehr:
         return FolderEhr(Path(url2pathname(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
         return FhirServer(url.rstrip("/"), settings)
+    if parts.scheme in ("mllp", "mllps"):
+        return MllpEhr(url, settings)
     raise ConfigurationInvalid(
-        f"The EHR address {url!r} is neither https://…/fhir nor file:///folder: "
+        f"The EHR address {url!r} is none of https://…/fhir, mllp://host:port, file:///folder: "
         "set ehr_url or --ehr."
     )

@@ -16,7 +16,7 @@ from dicom_io.errors import (
     EhrUnauthorized,
     EhrUnreachable,
 )
-from dicom_io.pacs import secret
+from node.ehr_authentication import client_certificate, ehr_scheme
 from node.ehr_records import EhrSettings, Resource
 
 FHIR_JSON = "application/fhir+json"
@@ -45,12 +45,10 @@ class FhirHttp:
         self._timeout_s = settings.timeout_s
         self._session = requests.Session()
         self._session.headers.update({"Accept": FHIR_JSON, "Content-Type": FHIR_JSON})
-        if settings.bearer_token:
-            self._session.headers["Authorization"] = f"Bearer {secret(settings.bearer_token)}"
-        elif settings.username and settings.password:
-            self._session.auth = (settings.username, secret(settings.password))
-        if settings.ca_bundle:
-            self._session.verify = str(settings.ca_bundle)
+        self._scheme = ehr_scheme(base_url, settings)
+        self._session.cert = client_certificate(settings)
+        # Given with each request: requests prefers REQUESTS_CA_BUNDLE to what a session says.
+        self._verify = str(settings.ca_bundle) if settings.ca_bundle else True
 
     def ask(
         self,
@@ -74,11 +72,23 @@ class FhirHttp:
         headers = {"Prefer": "return=representation"}
         if if_none_exist is not None:
             headers["If-None-Exist"] = if_none_exist
-        response = self._send(method, path, body, headers)
+        response = self._signed(method, path, body, headers)
         if not path and response.status_code in _NOT_AS_TRANSACTION:
             raise TransactionRefused
         _raise_for_status(response, self.host, kind)
         return _fhir_in(response, self.host, kind)
+
+    def _signed(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: dict[str, str]
+    ) -> requests.Response:
+        """Send with what proves who the node is; once more where that had just ended."""
+        shown = self._scheme.value()
+        response = self._send(method, path, body, headers | _authorization(shown))
+        # A refused request was not obeyed, so it may be sent again.
+        if response.status_code == 401 and self._scheme.renewed(shown):
+            renewed = _authorization(self._scheme.value())
+            response = self._send(method, path, body, headers | renewed)
+        return response
 
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None, headers: dict[str, str]
@@ -90,6 +100,7 @@ class FhirHttp:
                 data=json.dumps(body).encode() if body is not None else None,
                 headers=headers,
                 timeout=self._timeout_s,
+                verify=self._verify,
                 allow_redirects=False,
             )
         except requests.exceptions.SSLError as error:
@@ -107,6 +118,10 @@ class FhirHttp:
                 f"The EHR {self.host} cannot be reached ({type(error).__name__}): "
                 "check that it runs, and ehr_url."
             ) from error
+
+
+def _authorization(value: str | None) -> dict[str, str]:
+    return {} if value is None else {"Authorization": value}
 
 
 def _raise_for_status(response: requests.Response, host: str, kind: str) -> None:

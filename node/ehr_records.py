@@ -15,6 +15,11 @@ Resource = dict[str, Any]
 UID_SYSTEM = "urn:ietf:rfc:3986"
 # Provenance has no identifier in R4, so it is told apart in another way than the rest.
 PROVENANCE = "Provenance"
+# What the node does there, as SMART scopes (create, read, update, search).
+SMART_SCOPE = (
+    "system/DiagnosticReport.crus system/Observation.crus system/Device.crus "
+    "system/Provenance.crs system/Patient.rs"
+)
 # What the server adds to a resource by itself.
 _SERVER_FIELDS = ("id", "meta")
 # DiagnosticReport.status that nobody has verified yet; all others a person has decided on.
@@ -40,6 +45,19 @@ class EhrSettings:
         For HTTP basic authentication, with `password`.
     password, bearer_token
         Where the secret lies: ``env:NAME`` or ``file:/path``; never the secret itself.
+    client_id, scope
+        OAuth 2 client credentials, as the authorization server knows the node.
+    client_key
+        For SMART Backend Services: where the private key lies (PEM, RSA or P-384), as for
+        `password`. Its public part is registered with the authorization server.
+    client_key_id
+        Under which the key is registered (kid); empty for its thumbprint (RFC 7638).
+    client_secret
+        Where the secret of other OAuth 2 servers lies, as for `password`.
+    token_url
+        Token endpoint; empty where the EHR names it in .well-known/smart-configuration.
+    certificate, certificate_key
+        PEM files with which the node proves who it is (mutual TLS); the key may be in the first.
     ca_bundle
         PEM file of the certificate authority of a server inside the hospital.
     patient_system
@@ -56,6 +74,14 @@ class EhrSettings:
     username: str | None = None
     password: str | None = None
     bearer_token: str | None = None
+    client_id: str | None = None
+    scope: str = SMART_SCOPE
+    client_key: str | None = None
+    client_key_id: str = ""
+    client_secret: str | None = None
+    token_url: str = ""
+    certificate: Path | None = None
+    certificate_key: Path | None = None
     ca_bundle: Path | None = None
     patient_system: str = ""
     patient_required: bool = False

@@ -8,25 +8,31 @@ Observation is coded first in the node's own code system
 where a site asks for it; its value is the percentage of the nucleated differential count, and its
 components are the count and the bounds of the Wilson 95 % interval, each coded in the node's own
 code system (``count``, ``wilson-95-low``, ``wilson-95-high``). Device is the model package;
-Provenance names what was read and written. Patient, specimen, order and study are referred to by
-their identifiers and never created. Identifiers derive from the analysis, so that sending again is
-harmless.
+Provenance names what was read and written, by UID and by digest. Patient, specimen, order and study
+are referred to by their identifiers and never created; the report contains an ImagingStudy that
+lists the series and instances, for an EHR that has none. Identifiers derive from the analysis, so
+that sending again is harmless. Where HL7's "DICOM SR to FHIR Resource Mapping" speaks, it is
+followed: the panel is the measurement group, carries its tracking UID and finding site, and every
+Observation is part of the study.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from html import escape
 
+from fhir.resources.bundle import Bundle as BundleR5
 from fhir.resources.R4B.bundle import Bundle
 from highdicom.sr import CodedConcept
 from pydantic import ValidationError
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import (
+    BONE_MARROW,
     CELLS_FOUND,
     COUNT,
     INTERVAL_HIGH,
@@ -35,9 +41,12 @@ from dicom_io.codes import (
 )
 from dicom_io.errors import InputError
 from dicom_io.provenance import MANUFACTURER, result_uid
-from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
+from dicom_io.report import tracking_uid
+from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
 from node.ehr_records import UID_SYSTEM, Resource
 from node.fhir_header import context_of, report_context_of
+from node.fhir_r5 import FhirVersion, as_r5
+from node.fhir_study import contained_study
 
 LOINC = "http://loinc.org"
 SNOMED = "http://snomed.info/sct"
@@ -48,6 +57,8 @@ TOTAL_CODE = ("38257-2", "Total cells counted")
 # Why a value is not given: code and display of data-absent-reason, and in words.
 _TOO_FEW = ("not-performed", "Not Performed", "insufficient for a differential count")
 _NO_ERYTHROID = ("not-applicable", "Not Applicable", "no erythroid cell was counted")
+_PERFORMER = {"type": "Organization", "display": MANUFACTURER}
+_DICOM_IDENTIFIER_TYPE = "http://hl7.org/fhir/uv/dicom-sr/CodeSystem/dicom-identifier-type"
 ME_CODE = ("11138-5", "Myeloid cells/Erythroid cells [# Ratio] in Bone marrow")
 
 
@@ -61,6 +72,8 @@ def build_bundle(
     references: Mapping[str, tuple[str, str, str]],
     pictures: Mapping[str, bytes],
     loinc: bool = False,
+    pdf: bytes = b"",
+    version: FhirVersion = "R4",
 ) -> Resource:
     """Write an analysis as a transaction.
 
@@ -74,12 +87,16 @@ def build_bundle(
     loinc
         Put a cell type's LOINC term beside its other codes. Most of these terms say "by manual
         count", so only a site that maps them so should ask for it.
+    pdf
+        The report as a file, put before the pictures.
+    version
+        Of FHIR.
 
     Returns
     -------
     dict
-        The Bundle as JSON, checked against the R4 resource definitions. The same analysis gives
-        the same JSON.
+        The Bundle as JSON, checked against the resource definitions of its version. The same
+        analysis gives the same JSON.
 
     Raises
     ------
@@ -88,13 +105,17 @@ def build_bundle(
     """
     device = _device(analysis)
     members = [
-        *(_cell_type(analysis, row, loinc) for row in range(len(analysis.differential.classes))),
+        *(_cell_type(analysis, row, loinc) for row in reading_order(analysis.differential.classes)),
         _me_ratio(analysis),
         _total(analysis),
         _found(analysis),
     ]
     panel = _panel(analysis, members)
-    report = _report(analysis, [panel, *members], pictures)
+    report = _report(analysis, [panel, *members], pictures, pdf)
+    study = contained_study(analysis, references)
+    if study is not None:
+        report |= {"contained": [study]}
+        report["imagingStudy"][0]["reference"] = f"#{study['id']}"
     provenance = _provenance(analysis, report, references)
     bundle = {
         "resourceType": "Bundle",
@@ -108,13 +129,15 @@ def build_bundle(
             },
         ],
     }
-    _check(bundle, analysis)
+    if version == "R5":
+        bundle = as_r5(bundle)
+    _check(bundle, analysis, version)
     return bundle
 
 
-def _check(bundle: Resource, analysis: Analysis) -> None:
+def _check(bundle: Resource, analysis: Analysis, version: FhirVersion) -> None:
     try:
-        Bundle.model_validate(bundle)
+        (Bundle if version == "R4" else BundleR5).model_validate(bundle)
     except ValidationError as error:
         # Named by its place: the error's own words quote the header.
         _, number, _, *path = error.errors(include_input=False)[0]["loc"]
@@ -175,7 +198,9 @@ def _observation(analysis: Analysis, name: str, code: Resource) -> Resource:
         "category": [_concept(f"{TERMINOLOGY}/observation-category", "laboratory", "Laboratory")],
         "code": code,
         **context_of(analysis.slide.header),
+        "partOf": [_study_reference(analysis)],
         "issued": _instant(analysis.finished),
+        "performer": [_PERFORMER],
         "method": {"text": f"Automated count by {analysis.model.name} {analysis.model.version}"},
         "device": _device_reference(analysis),
     }
@@ -235,10 +260,22 @@ def _found(analysis: Analysis) -> Resource:
 
 def _panel(analysis: Analysis, members: list[Resource]) -> Resource:
     observation = _observation(analysis, "panel", _loinc(*PANEL_CODE))
-    return observation | {"hasMember": [_reference_to(member) for member in members]}
+    observation["identifier"].append(
+        {
+            "type": _concept(_DICOM_IDENTIFIER_TYPE, "observation-uid", "Observation UID"),
+            "system": "urn:dicom:uid",
+            "value": f"urn:oid:{tracking_uid(analysis)}",
+        }
+    )
+    return observation | {
+        "bodySite": _concept(SNOMED, BONE_MARROW.value, BONE_MARROW.meaning),
+        "hasMember": [_reference_to(member) for member in members],
+    }
 
 
-def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, bytes]) -> Resource:
+def _report(
+    analysis: Analysis, results: list[Resource], pictures: Mapping[str, bytes], pdf: bytes
+) -> Resource:
     conclusion = conclusion_text(analysis)
     return {
         "resourceType": "DiagnosticReport",
@@ -249,32 +286,35 @@ def _report(analysis: Analysis, results: list[Resource], pictures: Mapping[str, 
         "code": _loinc(*PANEL_CODE),
         **report_context_of(analysis.slide.header),
         "issued": _instant(analysis.finished),
-        "performer": [{"type": "Organization", "display": MANUFACTURER}],
-        "imagingStudy": [
-            {
-                "type": "ImagingStudy",
-                "identifier": {
-                    "system": "urn:dicom:uid",
-                    "value": f"urn:oid:{analysis.slide.study_uid}",
-                },
-            }
-        ],
+        "performer": [_PERFORMER],
+        "imagingStudy": [_study_reference(analysis)],
         "result": [_reference_to(result) for result in results],
         "conclusion": conclusion,
-        **_presented(analysis, pictures),
+        **_presented(analysis, pictures, pdf),
     }
 
 
-def _presented(analysis: Analysis, pictures: Mapping[str, bytes]) -> Resource:
-    """The pictures; FHIR knows no empty arrays."""
+def _study_reference(analysis: Analysis) -> Resource:
+    identifier = {"system": "urn:dicom:uid", "value": f"urn:oid:{analysis.slide.study_uid}"}
+    return {"type": "ImagingStudy", "identifier": identifier}
+
+
+def _presented(analysis: Analysis, pictures: Mapping[str, bytes], pdf: bytes) -> Resource:
+    """The PDF, then the pictures; FHIR knows no empty arrays."""
+    files = [("report", "application/pdf", pdf)] if pdf else []
+    files += [(title, "image/jpeg", content) for title, content in pictures.items()]
     forms = [
         {
-            "contentType": "image/jpeg",
+            "contentType": media_type,
             "title": title,
             "creation": _instant(analysis.finished),
             "data": base64.b64encode(content).decode("ascii"),
+            "size": len(content),
+            "hash": base64.b64encode(
+                hashlib.sha1(content, usedforsecurity=False).digest()
+            ).decode(),
         }
-        for title, content in pictures.items()
+        for title, media_type, content in files
     ]
     return {"presentedForm": forms} if forms else {}
 
@@ -298,8 +338,25 @@ def _provenance(
     analysis: Analysis, report: Resource, references: Mapping[str, tuple[str, str, str]]
 ) -> Resource:
     slide = analysis.slide
-    read = [("source", "whole slide image", uid) for uid in sorted(slide.source_instances)]
-    written = [("derivation", kind, uids[2]) for kind, uids in references.items()]
+    dicom = [("source", "whole slide image", uid) for uid in sorted(slide.source_instances)]
+    dicom += [("derivation", kind, uids[2]) for kind, uids in references.items()]
+    digests = [
+        (
+            "source",
+            "pixels searched for cells, in the order of reading",
+            analysis.pixels_sha256,
+        ),
+        ("source", "model package", analysis.model.digest),
+        ("source", "configuration", analysis.configuration_digest),
+    ]
+    entities = [
+        _entity(role, what, {"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"})
+        for role, what, uid in dicom
+    ] + [
+        _entity(role, what, {"system": UID_SYSTEM, "value": named_information(digest)})
+        for role, what, digest in digests
+        if digest
+    ]
     return {
         "resourceType": "Provenance",
         "target": [_reference_to(report)],
@@ -316,17 +373,18 @@ def _provenance(
                 "who": _device_reference(analysis),
             }
         ],
-        "entity": [
-            {
-                "role": role,
-                "what": {
-                    "identifier": {"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"},
-                    "display": what,
-                },
-            }
-            for role, what, uid in (*read, *written)
-        ],
+        "entity": entities,
     }
+
+
+def _entity(role: str, what: str, identifier: Resource) -> Resource:
+    return {"role": role, "what": {"identifier": identifier, "display": what}}
+
+
+def named_information(sha256: str) -> str:
+    """A digest (hex) as a URI (RFC 6920)."""
+    value = base64.urlsafe_b64encode(bytes.fromhex(sha256)).decode("ascii").rstrip("=")
+    return f"ni:///sha-256;{value}"
 
 
 def _against(
@@ -346,25 +404,47 @@ def _against(
 
 
 def _narrative(analysis: Analysis, conclusion: str) -> str:
+    """The report in words and one table, complete without any other element."""
     differential = analysis.differential
-    rows = []
-    for row, key in enumerate(differential.classes):
-        percent = ""
-        if differential.in_ndc[row] and differential.adequate:
-            low, high = 100 * differential.interval[row]
-            percent = f"{100 * differential.share[row]:.1f} % ({low:.1f} to {high:.1f})"
-        rows.append(
-            f"<tr><td>{escape(CELL_TYPES[key].name)}</td><td>{int(differential.count[row])}</td>"
-            f"<td>{percent}</td></tr>"
-        )
+    rows = [_narrative_row(analysis, row) for row in reading_order(differential.classes)]
+    rows.append(("Cells in the count", str(differential.total), "", "", ""))
+    rows.append(("Nucleated cells found", str(differential.nucleated), "", "", ""))
+    ratio = differential.me_ratio
+    if differential.adequate and ratio is not None:
+        limits = f"{ME_REFERENCE[0]:g} to {ME_REFERENCE[1]:g}"
+        rows.append(("M:E ratio", f"{ratio:.2f}", "", limits, _in_words(ratio, ME_REFERENCE)))
+    table = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
+    )
+    heads = ("Cell", "Cells", "Percent (95 % interval)", "Reference", "")
     return (
         '<div xmlns="http://www.w3.org/1999/xhtml">'
-        f"<p>{escape(conclusion)}</p>"
+        f"<p>{escape(PANEL_CODE[1])}</p><p>{escape(conclusion)}</p>"
+        "<table><thead><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr></thead>"
+        f"<tbody>{table}</tbody></table>"
+        f"<p>Percent of the nucleated cells in the count. Reference ranges: "
+        f"{escape(REFERENCE_SOURCE)}.</p>"
         f"<p>Model {escape(analysis.model.name)} {escape(analysis.model.version)}: "
-        f"{escape(analysis.model.intended_use)}</p>"
-        "<table><thead><tr><th>Cell</th><th>Count</th><th>Percent of nucleated cells "
-        "(95 % interval)</th></tr></thead><tbody>" + "".join(rows) + "</tbody></table></div>"
+        f"{escape(analysis.model.intended_use)}</p></div>"
     )
+
+
+def _narrative_row(analysis: Analysis, row: int) -> tuple[str, str, str, str, str]:
+    differential = analysis.differential
+    cell, count = CELL_TYPES[differential.classes[row]], str(int(differential.count[row]))
+    if not differential.in_ndc[row] or not differential.adequate:
+        return cell.name, count, "", "", ""
+    percent = 100 * float(differential.share[row])
+    low, high = 100 * differential.interval[row]
+    said = f"{percent:.1f} % ({low:.1f} to {high:.1f})"
+    limits = cell.reference_percent
+    if limits is None:
+        return cell.name, count, said, "", ""
+    return cell.name, count, said, f"{limits[0]:g} to {limits[1]:g}", _in_words(percent, limits)
+
+
+def _in_words(value: float, limits: tuple[float, float]) -> str:
+    return "low" if value < limits[0] else "high" if value > limits[1] else ""
 
 
 def _instant(at: datetime) -> str:

@@ -19,5 +19,8 @@ def set_up_logging(verbose: bool) -> None:
     # DBOS prints tracebacks of failed workflows; the job layer reports those in one sentence.
     logging.getLogger("dbos").setLevel(logging.CRITICAL)
     # pydicom quotes values that break their VR's rules, and those may be a patient's.
-    logging.getLogger("pydicom").propagate = False
-    warnings.filterwarnings("ignore", module="pydicom")
+    # highdicom quotes names of one word, which many people have.
+    for library in ("pydicom", "highdicom"):
+        logging.getLogger(library).propagate = False
+        warnings.filterwarnings("ignore", module=library)
+    warnings.filterwarnings("ignore", message="The string .* person name")

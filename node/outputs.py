@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
-from dicom_io.annotation import GraphicType, encode_annotation
+from dicom_io.annotation import encode_annotation
+from dicom_io.parametric_map import encode_parametric_map
+from dicom_io.rendition import encode_capture, encode_pdf
 from dicom_io.report import encode_report
 from dicom_io.segmentation import encode_segmentation
+from node.config import OutputSettings
+from node.pictures import pixels
 
 DICOM_MEDIA_TYPE = "application/dicom"
 
@@ -28,7 +33,7 @@ class Artifact:
     Attributes
     ----------
     kind
-        ``ANN``, ``SEG``, ``SR``, ``FHIR`` or the name of a picture.
+        A key of ``OUTPUTS``, ``FHIR``, or the name of a picture or a PDF.
     media_type
     sha256
         Digest and work-file name of the payload.
@@ -47,37 +52,94 @@ class Artifact:
 Documents = Mapping[str, Dataset]
 
 
-def _annotation(analysis: Analysis, made: Documents, graphic_type: GraphicType) -> Dataset | None:
+@dataclass(frozen=True, slots=True)
+class Renditions:
+    """The report as people see it; empty where it was not drawn.
+
+    Attributes
+    ----------
+    pdf
+        The file.
+    pictures
+        Name → PNG.
+    """
+
+    pdf: bytes = b""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What a document is made from: the analysis, those made before it, how and from what."""
+
+    analysis: Analysis
+    made: Documents
+    settings: OutputSettings
+    renditions: Renditions
+
+
+def _annotation(making: _Making) -> Dataset | None:
     """An ANN needs at least one group (PS3.3 C.37.1.2): a slide without cells has none."""
-    if not len(analysis.cells):
+    if not len(making.analysis.cells):
         return None
-    return encode_annotation(analysis, graphic_type)
+    how = making.settings
+    return encode_annotation(
+        making.analysis, how.graphic_type, how.coordinates, how.cells_per_group
+    )
 
 
-def _segmentation(analysis: Analysis, made: Documents, graphic_type: GraphicType) -> Dataset | None:
+def _segmentation(making: _Making) -> Dataset | None:
     """A SEG needs at least one region."""
-    if not len(analysis.regions.box_px):
+    if not len(making.analysis.regions.box_px):
         return None
-    return encode_segmentation(analysis)
+    return encode_segmentation(making.analysis)
 
 
-def _report(analysis: Analysis, made: Documents, graphic_type: GraphicType) -> Dataset | None:
-    return encode_report(analysis, made.get("ANN"), made.get("SEG"))
+def _report(making: _Making) -> Dataset | None:
+    return encode_report(making.analysis, making.made.get("ANN"), making.made.get("SEG"))
 
 
-# In the order of making: the report refers to the two before it.
-OUTPUTS: dict[str, Callable[[Analysis, Documents, GraphicType], Dataset | None]] = {
+def _pdf(making: _Making) -> Dataset | None:
+    if not making.settings.pdf or not making.renditions.pdf:
+        return None
+    return encode_pdf(making.analysis, making.renditions.pdf, making.made["SR"])
+
+
+def _capture(name: str, number: int, making: _Making) -> Dataset | None:
+    png = making.renditions.pictures.get(name)
+    if not making.settings.captures or png is None:
+        return None
+    return encode_capture(making.analysis, pixels(png), name, number)
+
+
+def _parametric_map(making: _Making) -> Dataset | None:
+    if not making.settings.parametric_map or not len(making.analysis.regions.box_px):
+        return None
+    return encode_parametric_map(making.analysis)
+
+
+# In the order of making: the report refers to the two before it, its PDF to the report.
+OUTPUTS: dict[str, Callable[[_Making], Dataset | None]] = {
     "ANN": _annotation,
     "SEG": _segmentation,
     "SR": _report,
+    "PDF": _pdf,
+    "SC overview": partial(_capture, "overview", 1),
+    "SC differential": partial(_capture, "differential", 2),
+    "PM": _parametric_map,
 }
 
 
-def encode_documents(analysis: Analysis, graphic_type: GraphicType) -> dict[str, Dataset]:
-    """Every DICOM document of an analysis by its kind."""
+def encode_documents(
+    analysis: Analysis,
+    settings: OutputSettings | None = None,
+    renditions: Renditions | None = None,
+) -> dict[str, Dataset]:
+    """Every DICOM document of an analysis that the settings ask for, by its kind."""
     made: dict[str, Dataset] = {}
+    settings, renditions = settings or OutputSettings(), renditions or Renditions()
     for kind, encode in OUTPUTS.items():
-        document = encode(analysis, made, graphic_type)
+        document = encode(_Making(analysis, made, settings, renditions))
         if document is not None:
             made[kind] = document
     return made

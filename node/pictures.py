@@ -284,7 +284,12 @@ def _png(figure: Figure) -> bytes:
         return buffer.getvalue()
 
 
-def for_ehr(png: bytes) -> bytes:
+def pixels(png: bytes) -> UInt8:
+    """RGB (H, W, 3) of a picture."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.uint8)
+
+
+def for_ehr(png: bytes, most_bytes: int = _EHR_BYTES) -> bytes:
     """A picture as JPEG, small enough for FHIR servers that take a megabyte of base64 at most."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     for longest_px in _EHR_SIDES_PX:
@@ -292,6 +297,6 @@ def for_ehr(png: bytes) -> bytes:
         smaller.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         smaller.save(stream, "JPEG", quality=85)
-        if stream.tell() <= _EHR_BYTES:
+        if stream.tell() <= most_bytes:
             break
     return stream.getvalue()

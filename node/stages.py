@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dicom_io.analysis import Analysis, ModelIdentity
+from dicom_io.colour import carried_profile
 from dicom_io.focus import in_focus
 from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
@@ -29,10 +30,21 @@ from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings
 from node.ehr import open_ehr
-from node.fhir import build_bundle, report_identifier
+from node.ehr_mllp import MllpEhr
+from node.fhir import build_bundle, conclusion_text, report_identifier
+from node.hl7v2 import MEDIA_TYPE as HL7_V2
+from node.hl7v2 import encode_oru
 from node.networks import open_sessions
-from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes, to_bytes
+from node.outputs import (
+    DICOM_MEDIA_TYPE,
+    Artifact,
+    Renditions,
+    encode_documents,
+    from_bytes,
+    to_bytes,
+)
 from node.pictures import draw_differential, draw_overview, for_ehr
+from node.report_pdf import draw_report
 from node.summary import peak_rss_mb, summary_of
 from node.views import read_views
 from node.work_files import WorkFiles, write_atomically
@@ -43,15 +55,24 @@ Json = dict[str, Any]
 REVISION = 1
 LOCALISER_BATCH_TILES = 4
 PNG = "image/png"
+PDF_MEDIA_TYPE = "application/pdf"
 FHIR_JSON = "application/fhir+json"
 FILE_NAMES = {
     "ANN": "annotations.dcm",
     "SEG": "regions.dcm",
     "SR": "report.dcm",
+    "PDF": "report-pdf.dcm",
+    "SC overview": "overview.dcm",
+    "SC differential": "differential.dcm",
+    "PM": "region-probability.dcm",
     "FHIR": "report.fhir.json",
     "overview": "overview.png",
     "differential": "differential.png",
+    "report": "report.pdf",
+    "HL7": "report.hl7",
 }
+# Of each picture in the PDF, so that the whole file stays below a megabyte of base64.
+PDF_PICTURE_BYTES = 300_000
 
 
 def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
@@ -119,6 +140,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
     regions: Regions = place.work.get_record(localised["regions"])
     manifest = place.package.manifest
     sessions = open_sessions(place.settings, place.package)
+    pixels = hashlib.sha256()
     found: list[tuple[Detections, TileGeometry]] = []
     with _slide(place, opened) as (pacs, unfocused):
         slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
@@ -145,13 +167,18 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             closing(
                 mapped_ahead(
                     workers,
-                    lambda batch: (batch, detect_and_classify(batch, sessions, place.package)),
+                    lambda batch: (
+                        batch,
+                        hashlib.sha256(batch.rgb.data).digest(),
+                        detect_and_classify(batch, sessions, place.package),
+                    ),
                     tiles if len(box_px) else (),
                     sessions["detector"].parallel + 1,
                 )
             ) as answers,
         ):
-            for batch, detections in answers:
+            for batch, digest, detections in answers:
+                pixels.update(digest)
                 found.append((detections, TileGeometry.of(batch, done)))
                 done += len(batch.rgb)
                 cells += len(detections.tile)
@@ -169,6 +196,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "provider": sessions["detector"].provider,
             "precision": sessions["detector"].precision,
             "focal_plane": slide.focal_plane,
+            "pixels_sha256": pixels.hexdigest(),
         }
 
 
@@ -207,15 +235,23 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     """Write every document and picture once; later runs of the same analysis reuse them."""
     place.progress("write", 0.0)
     with _slide(place, opened) as (pacs, slide):
-        analysis = _analysis(place, slide, opened, localised, detected, counted)
-        documents = encode_documents(analysis, place.settings.output.graphic_type)
-        place.progress("write", 0.4)
+        analysis = replace(
+            _analysis(place, slide, opened, localised, detected, counted),
+            icc_profile=carried_profile(slide, pacs.bulk_data),
+        )
         overview, field = read_views(pacs, analysis, place.settings.read)
+        place.progress("write", 0.4)
         read_for_pictures = pacs.bytes_read
     drawn = {
         "overview": draw_overview(overview, analysis, field),
         "differential": draw_differential(analysis),
     }
+    pdf = draw_report(
+        analysis,
+        conclusion_text(analysis),
+        {title: for_ehr(png, PDF_PICTURE_BYTES) for title, png in drawn.items()},
+    )
+    documents = encode_documents(analysis, place.settings.output, Renditions(pdf, drawn))
     artifacts = {
         kind: Artifact(
             kind,
@@ -235,10 +271,15 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         references,
         {title: for_ehr(png) for title, png in drawn.items()},
         place.settings.output.loinc,
+        pdf,
+        place.settings.output.fhir,
     )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
     for kind, picture in drawn.items():
         artifacts[kind] = Artifact(kind, PNG, place.work.put(picture))
+    artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, place.work.put(pdf))
+    message = encode_oru(analysis, bundle, pdf).encode()
+    artifacts["HL7"] = Artifact("HL7", HL7_V2, place.work.put(message))
     written: Json = {
         "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
         "report": report_identifier(analysis),
@@ -260,7 +301,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
 
 
 def deliver_to_pacs(place: Workplace, written: Json) -> Json:
-    """Store ANN, SEG and SR unless they are there."""
+    """Store every DICOM document unless it is there."""
     place.progress("deliver to PACS", 0.0)
     with delivery.open_destination(place.settings) as pacs:
         return {
@@ -275,12 +316,19 @@ def deliver_to_ehr(place: Workplace, written: Json) -> Json:
     """Send the report's resources unless they are there."""
     place.progress("deliver to EHR", 0.0)
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
-    bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
-    at = delivery.now_utc()
+    artifacts, at = written["artifacts"], delivery.now_utc()
+    if isinstance(ehr, MllpEhr):
+        delivered = ehr.deliver(place.work.get(artifacts["HL7"]["sha256"]).decode())
+        note = delivery.CONTENT_NOT_READABLE
+    else:
+        delivered = ehr.deliver(place.work.get_json(artifacts["FHIR"]["sha256"]))
+        note = ""
     return {
         "receipts": [
-            asdict(delivery.Receipt("EHR", each.resource_type, each.identifier, each.status, at))
-            for each in ehr.deliver(bundle)
+            asdict(
+                delivery.Receipt("EHR", each.resource_type, each.identifier, each.status, at, note)
+            )
+            for each in delivered
         ]
     }
 
@@ -298,8 +346,7 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
     artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
     with delivery.open_destination(place.settings) as pacs:
         returned = delivery.read_back(pacs, artifacts, sent)
-    ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
-    delivery.reconcile(sent, returned, ehr.read_report(written["report"]))
+    delivery.reconcile(sent, returned, _reported(place, written))
     place.progress("reconcile", 1.0, written["summary"]["cells"])
     seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
     return {
@@ -324,6 +371,15 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
             for kind, artifact in written["artifacts"].items()
         },
     }
+
+
+def _reported(place: Workplace, written: Json) -> list[Json]:
+    """The report's resources as the EHR has them; those sent where it cannot be asked."""
+    ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
+    if isinstance(ehr, MllpEhr):
+        bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
+        return [entry["resource"] for entry in bundle["entry"]]
+    return ehr.read_report(written["report"])
 
 
 def write_results_to(
@@ -375,6 +431,7 @@ def _analysis(
         started=datetime.fromisoformat(opened["started"]),
         finished=datetime.fromisoformat(counted["finished"]),
         icc=place.settings.read.icc,
+        pixels_sha256=detected["pixels_sha256"],
     )
 
 

@@ -86,13 +86,12 @@ def configuration_digest(settings: Settings) -> str:
         "provider": provider_for(settings.model.device),
         "precision": precision_for(settings.model.device, settings.model.precision),
         "tile_seed": settings.model.tile_seed,
-        "graphic_type": settings.output.graphic_type,
-        "loinc": settings.output.loinc,
+        "output": asdict(settings.output),
         "slide": asdict(settings.slide),
         "icc": settings.read.icc,
         "libraries": {
             name: version(name)
-            for name in ("numpy", "pillow", "simplejpeg", "imagecodecs", "highdicom")
+            for name in ("numpy", "pillow", "simplejpeg", "imagecodecs", "highdicom", "reportlab")
         },
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -37,7 +37,7 @@ def documents(made: Documents) -> Documents:
 
 
 def _documents(analysis: Analysis) -> Documents:
-    dicom = encode_documents(analysis, "RECTANGLE")
+    dicom = encode_documents(analysis)
     uids = {
         kind: (d.StudyInstanceUID, d.SeriesInstanceUID, d.SOPInstanceUID)
         for kind, d in dicom.items()

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from highdicom.ann import MicroscopyBulkSimpleAnnotations
+from highdicom.spatial import ImageToReferenceTransformer
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from wsidicom.graphical_annotations import AnnotationInstance, Point, Polygon
 
 from dicom_io.analysis import Analysis
-from dicom_io.annotation import GraphicType, decode_annotation, encode_annotation
+from dicom_io.annotation import (
+    CoordinateType,
+    GraphicType,
+    annotated_types,
+    decode_annotation,
+    encode_annotation,
+)
 from dicom_io.codes import cell_type_code
 from dicom_io.derived_uid import derive_uid
 from dicom_io.errors import InputError
+from dicom_io.optical_path import OpticalPath
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.records import Cells
@@ -48,7 +59,9 @@ def _keys(cells: Cells) -> list[str]:
 
 
 def _sorted(cells: Cells) -> NDArray[np.intp]:
-    return np.lexsort((cells.label, cells.box_px[:, 0], cells.box_px[:, 1]))
+    """By place, as far as rounding leaves it alone."""
+    box = cells.box_px.round(2)
+    return np.lexsort((cells.label, box[:, 0], box[:, 1]))
 
 
 @pytest.mark.parametrize("graphic_type", ["RECTANGLE", "POLYGON"])
@@ -223,8 +236,174 @@ def test_types_and_graphics_that_are_not_known_are_refused(analysis: Analysis) -
     with pytest.raises(InputError, match="group 2: type"):
         decode_annotation(document)
     document.AnnotationCoordinateType = "3D"
-    with pytest.raises(InputError, match="does not hold 2D coordinates"):
+    with pytest.raises(InputError, match="group 2: type"):
+        annotated_types(document)
+
+
+def test_3d_needs_the_slide(analysis: Analysis) -> None:
+    document = encode_annotation(analysis, coordinate_type="3D")
+    with pytest.raises(InputError, match="holds 3D coordinates: read it with the slide"):
         decode_annotation(document)
+
+
+def _rotated(folder: Path) -> Slide:
+    """At 30° to the slide's edges, away from its corner."""
+    cosine, sine = float(np.cos(np.pi / 6)), float(np.sin(np.pi / 6))
+    return _opened(
+        folder, orientation=(-sine, -cosine, 0, -cosine, sine, 0), origin_mm=(18.4, 51.25)
+    )
+
+
+def _opened(folder: Path, **how: Any) -> Slide:
+    made = write_slide(folder, **how)
+    with open_pacs(folder.as_uri(), PacsSettings()) as pacs:
+        return open_slide(pacs, made.study_uid, made.series_uid)
+
+
+GRAPHIC_TYPES: tuple[GraphicType, ...] = ("RECTANGLE", "POLYGON", "POINT")
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("coordinate_type", ["2D", "3D"])
+@pytest.mark.parametrize("graphic_type", GRAPHIC_TYPES)
+def test_decoding_is_the_inverse_of_encoding(
+    slide: Slide,
+    tmp_path: Path,
+    graphic_type: GraphicType,
+    coordinate_type: CoordinateType,
+    rotated: bool,
+) -> None:
+    """Of all forms, sizes of points included; a rotated slide's 3D boxes are its own again."""
+    analysis = some_analysis(_rotated(tmp_path / "slide") if rotated else slide)
+    document = encode_annotation(analysis, graphic_type, coordinate_type)
+    path = written(document, tmp_path / "a.dcm")
+    assert [line for line in dciodvfy(path) if line.startswith("Error")] == []
+    cells, sent = decode_annotation(dcmread(path), analysis.slide), analysis.cells
+    order, back = _sorted(sent), _sorted(cells)
+    assert np.allclose(cells.box_px[back], sent.box_px[order], atol=1e-3)
+    assert [_keys(cells)[row] for row in back] == [
+        sent.classes[label] for label in sent.label[order]
+    ]
+    assert np.array_equal(cells.score[back], sent.score[order])
+    assert np.array_equal(
+        cells.probability[back, cells.label[back]], sent.probability[order, sent.label[order]]
+    )
+    assert annotated_types(document) == Counter(_keys(sent))
+
+
+def test_3d_coordinates_are_millimetres_for_highdicom(tmp_path: Path) -> None:
+    """Its own transformer, from the slide's metadata, finds the boxes' corners there."""
+    slide = _rotated(tmp_path / "slide")
+    analysis = some_analysis(slide, 50)
+    document = encode_annotation(analysis, coordinate_type="3D")
+    assert document.FrameOfReferenceUID == slide.frame_of_reference_uid
+    read = MicroscopyBulkSimpleAnnotations.from_dataset(_read_back(document, tmp_path))
+    transformer = ImageToReferenceTransformer.for_image(slide.header, for_total_pixel_matrix=True)
+    for group in read.get_annotation_groups():
+        label = [cell_type_code(key).value for key in analysis.cells.classes].index(
+            group.annotated_property_type.CodeValue
+        )
+        box = analysis.cells.box_px[analysis.cells.label == label]
+        corners = np.array([corner[0] for corner in group.get_graphic_data("3D")])
+        assert np.allclose(corners, transformer(box[:, :2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("graphic_type", GRAPHIC_TYPES)
+def test_connectathon_profile_finds_nothing(
+    analysis: Analysis, tmp_path: Path, graphic_type: GraphicType
+) -> None:
+    """It asks for 2D coordinates."""
+    path = written(encode_annotation(analysis, graphic_type), tmp_path / "a.dcm")
+    assert dciodvfy(path, profile="WG26SP2025") == []
+
+
+def test_size_is_measured_in_micrometres(analysis: Analysis) -> None:
+    group = encode_annotation(analysis).AnnotationGroupSequence[0]
+    measured = {
+        item.ConceptNameCodeSequence[0].CodeMeaning: (
+            item.MeasurementUnitsCodeSequence[0].CodeValue,
+            np.frombuffer(item.MeasurementValuesSequence[0].FloatingPointValues, np.float32),
+        )
+        for item in group.MeasurementsSequence
+    }
+    box = analysis.cells.box_px[analysis.cells.label == 0]
+    for name, side in (("Width", 0), ("Height", 1)):
+        unit, values = measured[name]
+        expected = (box[:, 2 + side] - box[:, side]) * analysis.slide.base.um_per_px
+        assert unit == "um"
+        assert np.allclose(values, expected)
+    assert len(measured) == 4
+
+
+@pytest.mark.parametrize("group_size", [1, 37, 600])
+def test_many_cells_of_a_type_are_several_groups(
+    analysis: Analysis, tmp_path: Path, group_size: int
+) -> None:
+    path = written(encode_annotation(analysis, group_size=group_size), tmp_path / "a.dcm")
+    document = dcmread(path)
+    groups = document.AnnotationGroupSequence
+    assert [group.AnnotationGroupNumber for group in groups] == list(range(1, len(groups) + 1))
+    assert max(group.NumberOfAnnotations for group in groups) <= group_size
+    assert len({group.AnnotationGroupUID for group in groups}) == len(groups)
+    assert dciodvfy(path) == []
+    whole, split = (decode_annotation(each) for each in (encode_annotation(analysis), document))
+    assert np.array_equal(whole.box_px, split.box_px)
+    assert _keys(whole) == _keys(split)
+    assert np.array_equal(whole.score, split.score)
+
+
+def test_pieces_of_a_type_follow_each_other_down_the_slide(analysis: Analysis) -> None:
+    pieces = [
+        group
+        for group in encode_annotation(analysis, group_size=37).AnnotationGroupSequence
+        if group.AnnotationGroupLabel.startswith("Segmented neutrophil")
+    ]
+    assert pieces[0].AnnotationGroupLabel == f"Segmented neutrophil (1 of {len(pieces)})"
+    tops = [np.frombuffer(g.PointCoordinatesData, np.float32).reshape(-1, 4, 2) for g in pieces]
+    ends = [(top[:, 0, 1].min(), top[:, 0, 1].max()) for top in tops]
+    assert all(first[1] <= second[0] for first, second in pairwise(ends))
+
+
+def test_the_optical_path_is_named_where_there_are_several(
+    analysis: Analysis, tmp_path: Path
+) -> None:
+    path = OpticalPath("brightfield 2", 3, "named in the settings")
+    several = replace(analysis, slide=replace(analysis.slide, optical_path=path))
+    document = encode_annotation(several)
+    assert dciodvfy(written(document, tmp_path / "a.dcm")) == []
+    for group in document.AnnotationGroupSequence:
+        assert group.AnnotationAppliesToAllOpticalPaths == "NO"
+        assert group.ReferencedOpticalPathIdentifier == "brightfield 2"
+    for group in encode_annotation(analysis).AnnotationGroupSequence:
+        assert group.AnnotationAppliesToAllOpticalPaths == "YES"
+        assert "ReferencedOpticalPathIdentifier" not in group
+
+
+def test_the_colour_profile_is_carried(analysis: Analysis, tmp_path: Path) -> None:
+    profile = bytes(analysis.slide.header.OpticalPathSequence[0].ICCProfile)
+    path = written(encode_annotation(replace(analysis, icc_profile=profile)), tmp_path / "a.dcm")
+    assert dcmread(path).ICCProfile == profile
+    assert dciodvfy(path) == []
+    assert "ICCProfile" not in encode_annotation(analysis)
+
+
+def test_a_base_level_in_parts_is_referred_to_as_the_whole(tmp_path: Path) -> None:
+    """By SOP Instance UID of Concatenation Source, as viewers know a concatenation."""
+
+    def named(dataset: Dataset, level: int) -> None:
+        if level == 0:
+            dataset.SOPInstanceUIDOfConcatenationSource = "2.25.4711"
+
+    slide = _opened(tmp_path / "slide", parts=3, change=named)
+    document = encode_annotation(some_analysis(slide, 30))
+    assert document.ReferencedImageSequence[0].ReferencedSOPInstanceUID == "2.25.4711"
+    (series,) = document.ReferencedSeriesSequence
+    assert [item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence] == [
+        "2.25.4711",
+        *slide.base.instance_uids,
+    ]
+    errors = dciodvfy(written(document, tmp_path / "a.dcm"))
+    assert [line for line in errors if line.startswith("Error")] == []
 
 
 def test_probability_of_some_cells_only_stays_with_those(analysis: Analysis) -> None:

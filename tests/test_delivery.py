@@ -11,9 +11,11 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
 from dicom_io.pacs import Pacs
+from node.config import OutputSettings
 from node.delivery import deliver_to_pacs, read_back, reconcile
 from node.fhir import build_bundle
-from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents
+from node.outputs import DICOM_MEDIA_TYPE, Artifact, Renditions, encode_documents
+from node.pictures import draw_differential
 from tests.analyses import small_slide, some_analysis
 from tests.slides import WrittenSlide
 
@@ -23,7 +25,11 @@ Archive = Callable[[WrittenSlide | None], Pacs]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Dataset], list[Dataset]]:
     analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")))
-    documents = encode_documents(analysis, "RECTANGLE")
+    png = draw_differential(analysis)
+    renditions = Renditions(b"%PDF-1.4 not empty", {"overview": png, "differential": png})
+    documents = encode_documents(
+        analysis, OutputSettings(pdf=True, captures=True, parametric_map=True), renditions
+    )
     bundle = build_bundle(
         analysis, {kind: reference(document) for kind, document in documents.items()}, {}
     )
@@ -50,12 +56,15 @@ def test_what_is_there_is_not_sent_again_and_comes_back_equal(
         receipts = [
             deliver_to_pacs(pacs, artifacts[kind], document) for kind, document in documents.items()
         ]
-        assert [receipt.kind for receipt in receipts] == ["ANN", "SEG", "SR"]
+        assert [receipt.kind for receipt in receipts] == [
+            "ANN", "SEG", "SR", "PDF", "SC overview", "SC differential", "PM",
+        ]  # fmt: skip
         assert {receipt.status for receipt in receipts} == {status}
         assert {receipt.target for receipt in receipts} == {"PACS"}
     assert [receipt.uid for receipt in receipts] == [d.SOPInstanceUID for d in documents.values()]
     for artifact in artifacts.values():
-        assert len(pacs.search_instances(artifact.study_uid, artifact.series_uid)) == 1
+        found = pacs.search_instances(artifact.study_uid, artifact.series_uid)
+        assert len(found) == (2 if artifact.kind.startswith("SC") else 1)
     reconcile(documents, read_back(pacs, artifacts, documents), fhir)
 
 
@@ -80,7 +89,54 @@ def other_mask(returned: dict[str, Dataset]) -> None:
     returned["SEG"].PixelData = bytes(pixels)
 
 
-@pytest.mark.parametrize("change", [moved_coordinates, other_type, other_mask])
+def other_certainty(returned: dict[str, Dataset]) -> None:
+    measured = returned["ANN"].AnnotationGroupSequence[0].MeasurementsSequence[0]
+    values = measured.MeasurementValuesSequence[0]
+    values.FloatingPointValues = bytes(len(values.FloatingPointValues))
+
+
+def moved_millimetres(returned: dict[str, Dataset]) -> None:
+    group = returned["ANN"].AnnotationGroupSequence[0]
+    group.DoublePointCoordinatesData = bytes(len(group.DoublePointCoordinatesData))
+
+
+def other_page(returned: dict[str, Dataset]) -> None:
+    returned["PDF"].EncapsulatedDocument = b"%PDF-1.4 another one"
+
+
+def other_picture(returned: dict[str, Dataset]) -> None:
+    capture = returned["SC overview"]
+    capture.decompress()
+    capture.PixelData = bytes(len(capture.PixelData))
+
+
+def other_probability(returned: dict[str, Dataset]) -> None:
+    returned["PM"].FloatPixelData = bytes(len(returned["PM"].FloatPixelData))
+
+
+ALTERED: dict[Callable[[dict[str, Dataset]], None], str] = {
+    moved_coordinates: "ANN",
+    other_type: "ANN",
+    other_certainty: "ANN",
+    other_mask: "SEG",
+    other_page: "PDF",
+    other_picture: "SC overview",
+    other_probability: "PM",
+}
+
+
+def test_an_archive_that_alters_millimetres_is_named(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")), 40)
+    documents = encode_documents(analysis, OutputSettings(coordinates="3D"))
+    returned = copy.deepcopy(documents)
+    moved_millimetres(returned)
+    with pytest.raises(PacsReadBackDiffers, match=str(documents["ANN"].SOPInstanceUID)):
+        reconcile(documents, returned, [])
+
+
+@pytest.mark.parametrize("change", ALTERED)
 def test_an_archive_that_alters_an_object_is_named(
     change: Callable[[dict[str, Dataset]], None],
     made: tuple[dict[str, Dataset], list[Dataset]],
@@ -88,7 +144,7 @@ def test_an_archive_that_alters_an_object_is_named(
     documents, fhir = made
     returned = copy.deepcopy(documents)
     change(returned)
-    kind = "SEG" if change is other_mask else "ANN"
+    kind = ALTERED[change]
     with pytest.raises(PacsReadBackDiffers, match=str(documents[kind].SOPInstanceUID)) as raised:
         reconcile(documents, returned, fhir)
     assert str(documents["SR"].PatientID) not in str(raised.value)
@@ -109,7 +165,7 @@ def test_a_slide_without_cells_is_delivered_too(
     archive: Archive, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")), cells=0)
-    documents = encode_documents(analysis, "RECTANGLE")
+    documents = encode_documents(analysis)
     assert "ANN" not in documents
     bundle = build_bundle(analysis, {k: reference(d) for k, d in documents.items()}, {})
     pacs, artifacts = archive(None), artifacts_of(documents)

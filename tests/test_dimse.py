@@ -51,9 +51,7 @@ QUICK = DimseSettings(timeout_s=5, retries=1, retry_wait_s=0.01, commitment_wait
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
-    return encode_documents(
-        some_analysis(small_slide(tmp_path_factory.mktemp("slide"))), "RECTANGLE"
-    )
+    return encode_documents(some_analysis(small_slide(tmp_path_factory.mktemp("slide"))))
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,7 @@ from tests.test_dimse import QUICK, opened
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
-    return encode_documents(
-        some_analysis(small_slide(tmp_path_factory.mktemp("slide"))), "RECTANGLE"
-    )
+    return encode_documents(some_analysis(small_slide(tmp_path_factory.mktemp("slide"))))
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:

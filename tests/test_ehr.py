@@ -348,3 +348,50 @@ def test_no_patient_data_in_the_names_of_files(slide: Slide, tmp_path: Path) -> 
 def test_an_address_must_be_one() -> None:
     with pytest.raises(ConfigurationInvalid, match="ftp://x"):
         open_ehr("ftp://x", QUICK)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Παπαδόπουλος^Άννα", "Παπαδόπουλος, Άννα"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "Yamada, Tarou (山田, 太郎; やまだ, たろう)"),
+        ("قباني^لنزار", "قباني, لنزار"),
+    ],
+)
+def test_a_name_comes_back_in_its_own_letters(slide: Slide, url: str, name: str, said: str) -> None:
+    header = deepcopy(slide.header)
+    header.PatientName = name
+    analysis = fresh(replace(slide, header=header), 140 + len(name))
+    ehr = open_ehr(url, QUICK)
+    ehr.deliver(build_bundle(analysis, {}, {}))
+    report = ehr.read_report(report_identifier(analysis))[0]
+    assert report["subject"]["display"] == said
+
+
+def test_a_correction_is_one_report_of_the_patient(slide: Slide, fhir_server: FhirServer) -> None:
+    """Sent, sent again, corrected by a person, and found by the patient: one report."""
+    analysis = fresh(of_patient(slide, "C-1", HOSPITAL), 150)
+    patient = requests.post(
+        f"{fhir_server.url}/Patient",
+        json={
+            "resourceType": "Patient",
+            "identifier": [{"system": HOSPITAL, "value": "C-1"}],
+        },
+        timeout=10,
+    ).json()["id"]
+    ehr, bundle = open_ehr(fhir_server.url, QUICK), build_bundle(analysis, {}, {}, pdf=b"%PDF")
+    ehr.deliver(bundle)
+    ehr.deliver(bundle)
+    corrected = deepcopy(bundle)
+    for entry in corrected["entry"]:
+        if entry["resource"]["resourceType"] == "DiagnosticReport":
+            entry["resource"] |= {"status": "corrected", "conclusion": "Corrected by Dr. Lee."}
+        elif entry["resource"]["resourceType"] == "Observation":
+            entry["resource"]["status"] = "corrected"
+    ehr.deliver(corrected)
+    (report,) = search(fhir_server, "DiagnosticReport", subject=f"Patient/{patient}")
+    assert (report["status"], report["conclusion"]) == ("corrected", "Corrected by Dr. Lee.")
+    assert report["contained"][0]["resourceType"] == "ImagingStudy"
+    observations = search(fhir_server, "Observation", subject=f"Patient/{patient}", _count="100")
+    assert len(observations) == len(report["result"])
+    assert {each["status"] for each in observations} == {"corrected"}

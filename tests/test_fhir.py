@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -13,16 +14,24 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from fhir.resources.bundle import Bundle as BundleR5
 from fhir.resources.R4B.bundle import Bundle
+from pydantic import ValidationError
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    MicroscopyBulkSimpleAnnotationsStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
 from dicom_io.analysis import Analysis
 from dicom_io.codes import LOCAL_SYSTEM_URI
 from dicom_io.errors import InputError
+from dicom_io.report import tracking_uid
 from dicom_io.slide import Slide
 from models.cell_types import CELL_TYPES
 from models.differential import count_differential
-from node.fhir import build_bundle, report_identifier
+from node.fhir import build_bundle, named_information, report_identifier
 from node.fhir_header import context_of, report_context_of
 from tests.analyses import CLASSES, RULES, small_slide, some_analysis
 
@@ -46,6 +55,11 @@ REQUIRED = {
     },
     "Provenance.entity.role": {"derivation", "revision", "quotation", "source", "removal"},
     "text.status": {"generated", "extensions", "additional", "empty"},
+}
+SOP_CLASSES = {
+    VLWholeSlideMicroscopyImageStorage,
+    MicroscopyBulkSimpleAnnotationsStorage,
+    Comprehensive3DSRStorage,
 }
 DATA_ABSENT_REASONS = {"not-performed", "not-applicable"}
 
@@ -128,7 +142,7 @@ def test_required_values(slide: Slide) -> None:
 def test_only_verified_codes(slide: Slide) -> None:
     known = {
         LOINC: {"47286-0", "38257-2", "11138-5"} | {c.loinc for c in CELL_TYPES.values()},
-        SNOMED: {cell.snomed for cell in CELL_TYPES.values()},
+        SNOMED: {cell.snomed for cell in CELL_TYPES.values()} | {"14016003"},
         UCUM: {"%", "{cells}", "{ratio}"},
         f"{HL7}/v2-0074": {"LAB"},
         f"{HL7}/v2-0203": {"ACSN"},
@@ -136,6 +150,9 @@ def test_only_verified_codes(slide: Slide) -> None:
         f"{HL7}/provenance-participant-type": {"assembler"},
         f"{HL7}/v3-ObservationInterpretation": {"L", "H", "N"},
         f"{HL7}/data-absent-reason": DATA_ABSENT_REASONS,
+        "http://hl7.org/fhir/uv/dicom-sr/CodeSystem/dicom-identifier-type": {"observation-uid"},
+        "http://dicom.nema.org/resources/ontology/DCM": {"SM", "ANN", "SR"},
+        "urn:ietf:rfc:3986": {f"urn:oid:{uid}" for uid in SOP_CLASSES},
     }
     for cells in (600, 40):
         bundle = bundle_of(some_analysis(slide, cells), loinc=True)
@@ -153,10 +170,7 @@ def test_the_report_is_partial_and_says_what_it_is(slide: Slide) -> None:
     assert report["code"]["coding"][0]["code"] == "47286-0"
     assert "Unreviewed" in report["conclusion"]
     assert "not for clinical use" in report["conclusion"]
-    assert report["imagingStudy"][0]["identifier"] == {
-        "system": "urn:dicom:uid",
-        "value": f"urn:oid:{slide.study_uid}",
-    }
+    assert report["imagingStudy"][0]["identifier"] == study_identifier(slide)
     assert len(report["result"]) == len(resources(bundle, "Observation"))
     assert base64.b64decode(report["presentedForm"][0]["data"]) == b"picture"
 
@@ -246,7 +260,7 @@ def test_references_and_identifiers(slide: Slide) -> None:
     for url in urls:
         assert uuid.UUID(url.removeprefix("urn:uuid:")).version == 5
     named = {part["reference"] for part in walk(bundle) if "reference" in part}
-    assert named <= set(urls)
+    assert named <= {*urls, "#study"}
     for entry in bundle["entry"][:-1]:
         value = entry["resource"]["identifier"][0]["value"]
         assert entry["request"]["method"] == "PUT"
@@ -316,6 +330,134 @@ def test_who_gave_the_patient_its_number(
         qualifiers.UniversalEntityID, qualifiers.UniversalEntityIDType = universal, "ISO"
         header.IssuerOfPatientIDQualifiersSequence = [qualifiers]
     assert context_of(header)["subject"] == {"type": "Patient", "identifier": expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Adams^John Robert Quincy^^Rev.^B.A.", "Adams, John Robert Quincy Rev. B.A."),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "Yamada, Tarou (山田, 太郎; やまだ, たろう)"),
+        ("=山田^太郎", "山田, 太郎"),
+        ("قباني^لنزار", "قباني, لنزار"),
+        ("Διονυσιος", "Διονυσιος"),
+        ("^^^^", None),
+        ("", None),
+    ],
+)
+def test_the_patient_is_named_in_every_script(slide: Slide, name: str, said: str | None) -> None:
+    analysis = some_analysis(with_header(slide, PatientName=name))
+    bundle = json.loads(json.dumps(bundle_of(analysis)))
+    subjects = [part["subject"] for part in walk(bundle) if "subject" in part]
+    assert len(subjects) > 10
+    assert {subject.get("display") for subject in subjects} == {said}
+
+
+def study_identifier(slide: Slide) -> dict[str, str]:
+    return {"system": "urn:dicom:uid", "value": f"urn:oid:{slide.study_uid}"}
+
+
+def test_the_contained_study_lists_what_was_read_and_written(slide: Slide) -> None:
+    bundle = bundle_of(some_analysis(slide))
+    (report,) = resources(bundle, "DiagnosticReport")
+    (study,) = report["contained"]
+    assert report["imagingStudy"][0]["reference"] == f"#{study['id']}"
+    assert study["identifier"] == [study_identifier(slide)]
+    listed = {
+        (series["uid"], series["modality"]["code"], instance["uid"])
+        for series in study["series"]
+        for instance in series["instance"]
+    }
+    read = {(slide.series_uid, "SM", uid) for uid in slide.source_instances}
+    assert listed == read | {("1.2.3", "ANN", "1.2.3.4"), ("1.2.4", "SR", "1.2.4.5")}
+    for series in study["series"]:
+        assert series["numberOfInstances"] == len(series["instance"])
+
+
+def test_observations_follow_the_mapping_of_sr(slide: Slide) -> None:
+    """HL7's DICOM SR to FHIR: the measurement group is an Observation with its tracking UID."""
+    analysis = some_analysis(slide)
+    for observation in resources(bundle_of(analysis), "Observation"):
+        assert observation["partOf"][0]["identifier"] == study_identifier(slide)
+        assert observation["performer"] == [
+            {"type": "Organization", "display": "marrow-node project"}
+        ]
+    panel = by_code(analysis)["47286-0"]
+    assert panel["identifier"][1]["value"] == f"urn:oid:{tracking_uid(analysis)}"
+    assert panel["bodySite"]["coding"][0]["code"] == "14016003"
+    assert len(panel["hasMember"]) == len(CLASSES) + 3
+
+
+def test_types_stand_in_the_order_of_a_marrow_report(slide: Slide) -> None:
+    said = [code for code in by_code(some_analysis(slide)) if code in CELL_TYPES]
+    assert said == [key for key in CELL_TYPES if key in CLASSES]
+
+
+def test_provenance_names_inputs_by_digest(slide: Slide) -> None:
+    analysis = replace(some_analysis(slide), pixels_sha256="0f" * 32)
+    (provenance,) = resources(bundle_of(analysis), "Provenance")
+    digests = {
+        entity["what"]["display"]: entity["what"]["identifier"]["value"]
+        for entity in provenance["entity"]
+        if entity["what"]["identifier"]["value"].startswith("ni:")
+    }
+    assert len(digests) == 3
+    assert digests["model package"] == named_information(analysis.model.digest)
+    # RFC 6920 section 8.1: the digest of "Hello World!".
+    hello = hashlib.sha256(b"Hello World!").hexdigest()
+    assert named_information(hello) == "ni:///sha-256;f4OxZX_x_FO5LcGBSKHWXfwtSx-j1ncoSt3SABJtkGk"
+
+
+def test_the_pdf_comes_first_with_size_and_hash(slide: Slide) -> None:
+    bundle = build_bundle(some_analysis(slide), REFERENCES, {"overview": b"picture"}, pdf=b"%PDF")
+    (report,) = resources(bundle, "DiagnosticReport")
+    pdf, picture = report["presentedForm"]
+    assert (pdf["contentType"], picture["contentType"]) == ("application/pdf", "image/jpeg")
+    assert base64.b64decode(pdf["data"]) == b"%PDF"
+    assert pdf["size"] == 4
+    assert base64.b64decode(pdf["hash"]) == hashlib.sha1(b"%PDF").digest()  # noqa: S324  as R4 has it
+
+
+def test_the_narrative_stands_alone(slide: Slide) -> None:
+    analysis = some_analysis(slide)
+    (report,) = resources(bundle_of(analysis), "DiagnosticReport")
+    parsed = ElementTree.fromstring(report["text"]["div"])  # noqa: S314  our own text
+    rows = [
+        ["".join(cell.itertext()) for cell in row]
+        for row in parsed.iter("{http://www.w3.org/1999/xhtml}tr")
+    ]
+    counted = analysis.differential
+    for row, key in enumerate(counted.classes):
+        (said,) = [each for each in rows if each[0] == CELL_TYPES[key].name]
+        assert said[1] == str(counted.count[row])
+        if counted.in_ndc[row]:
+            assert said[2].startswith(f"{100 * counted.share[row]:.1f} % (")
+    assert ["M:E ratio", f"{counted.me_ratio:.2f}", "", "2 to 4", ""] in rows
+    few = resources(bundle_of(some_analysis(slide, 40)), "DiagnosticReport")[0]["text"]["div"]
+    assert "%" not in few.partition("<tbody>")[2].partition("</tbody>")[0]
+
+
+@pytest.mark.parametrize("cells", [600, 40, 0])
+def test_r5_says_the_same(slide: Slide, cells: int) -> None:
+    analysis = some_analysis(slide, cells)
+    r4 = build_bundle(analysis, REFERENCES, {"overview": b"picture"}, pdf=b"%PDF")
+    r5 = build_bundle(analysis, REFERENCES, {"overview": b"picture"}, pdf=b"%PDF", version="R5")
+    BundleR5.model_validate(r5)
+    with pytest.raises(ValidationError):
+        Bundle.model_validate(r5)
+    assert resources(r4, "Observation") == resources(r5, "Observation")
+    (report,) = resources(r5, "DiagnosticReport")
+    assert report["study"][0]["identifier"] == study_identifier(slide)
+    assert report["contained"][0]["series"][0]["modality"]["coding"][0]["code"] == "SM"
+    (device,) = resources(r5, "Device")
+    assert device["name"][0]["value"] == "marrow-node, model demo-smear"
+    (provenance,) = resources(r5, "Provenance")
+    assert {entity["role"] for entity in provenance["entity"]} == {"source"}
+
+
+def test_two_numbers_where_one_is_allowed_stay_as_they_were() -> None:
+    header = Dataset()
+    header.PatientID = "A\\B"
+    assert context_of(header)["subject"]["identifier"] == {"value": "A\\B"}
 
 
 def test_the_order_is_named_by_its_accession_number() -> None:

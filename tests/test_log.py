@@ -12,10 +12,12 @@ from pydicom.dataset import Dataset
 ds = Dataset()
 ds.PatientBirthDate = "born in May"
 ds.PatientID = "x" * 65
+from highdicom.valuerep import check_person_name
+check_person_name("Mononymous")
 """
 
 
-def test_pydicom_quotes_no_patient_data() -> None:
+def test_libraries_quote_no_patient_data() -> None:
     said = subprocess.run(
         [sys.executable, "-c", QUOTING], check=False, capture_output=True, text=True
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from highdicom.sr import Comprehensive3DSR
 from pydicom import dcmread
@@ -14,15 +17,28 @@ from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
 from dicom_io.annotation import encode_annotation
-from dicom_io.codes import CELLS_IN_NDC, INTENDED_USE, ME_NUMERATOR
+from dicom_io.codes import (
+    CELLS_FOUND,
+    CELLS_IN_NDC,
+    CHI_SQUARE,
+    CHI_SQUARE_LIMIT,
+    CONVERGED_AFTER,
+    INTENDED_USE,
+    ME_NUMERATOR,
+    ME_RATIO,
+    REGION_AREA,
+    TILES_COUNTED,
+    cell_type_key,
+)
 from dicom_io.errors import InputError
-from dicom_io.report import decode_report, encode_report
-from dicom_io.segmentation import encode_segmentation
+from dicom_io.report import Signature, decode_report, encode_report
+from dicom_io.segmentation import encode_segmentation, region_area_mm2
 from dicom_io.slide import Slide
-from models.cell_types import CELL_TYPES
+from models.cell_types import CELL_TYPES, REFERENCE_SOURCE
+from models.differential import count_differential
 from node.outputs import encode_documents, to_bytes
-from tests.analyses import small_slide, some_analysis
-from tests.validators import dciodvfy, dsrdump, written
+from tests.analyses import CLASSES, RULES, small_slide, some_analysis
+from tests.validators import dciodvfy, dsr2html, dsrdump, written
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +52,7 @@ def analysis(slide: Slide) -> Analysis:
 
 
 def _report(analysis: Analysis) -> Dataset:
-    return encode_documents(analysis, "RECTANGLE")["SR"]
+    return encode_documents(analysis)["SR"]
 
 
 def _stream(document: Dataset) -> io.BytesIO:
@@ -91,6 +107,170 @@ def test_validators_find_nothing(slide: Slide, tmp_path: Path, cells: int) -> No
     assert complaints == ""
     assert "Nucleated differential count of a bone marrow smear" in printed
     assert f'"{sum(some_analysis(slide, cells).differential.count)}" ({{cells}}' in printed
+    page, complaints = dsr2html(path)
+    assert complaints == ""
+    assert "Nucleated differential count of a bone marrow smear" in page
+
+
+def test_every_number_of_the_issue_is_there_with_its_unit(analysis: Analysis) -> None:
+    """Totals, M:E, convergence, area: concept, value and UCUM unit."""
+    counted = analysis.differential
+    report = _report(analysis)
+    for code, value, unit in (
+        (CELLS_IN_NDC, counted.total, "{cells}"),
+        (CELLS_FOUND, counted.nucleated, "{cells}"),
+        (ME_RATIO, counted.me_ratio, "{ratio}"),
+        (TILES_COUNTED, counted.tiles, "{tiles}"),
+        (REGION_AREA, region_area_mm2(analysis), "mm2"),
+        (CHI_SQUARE, counted.chi_square[-1], "1"),
+        (CHI_SQUARE_LIMIT, counted.chi_square_threshold, "1"),
+    ):
+        (item,) = _named(report, code.value)
+        (measured,) = item.MeasuredValueSequence
+        assert float(measured.NumericValue) == pytest.approx(value, abs=1e-6), code.meaning
+        (units,) = measured.MeasurementUnitsCodeSequence
+        assert (units.CodeValue, units.CodingSchemeDesignator) == (unit, "UCUM")
+    converged = replace(analysis, differential=replace(counted, converged_after=7))
+    (item,) = _named(_report(converged), CONVERGED_AFTER.value)
+    assert item.MeasuredValueSequence[0].NumericValue == 7
+
+
+def test_types_stand_in_the_order_of_a_marrow_report(analysis: Analysis) -> None:
+    """Whatever order the model package has."""
+    turned = _turned(analysis)
+    counts = [
+        [
+            item.ConceptNameCodeSequence[0].CodeValue
+            for item in _items(_report(each))
+            if item.ValueType == "NUM"
+            and any(
+                child.get("ConceptCodeSequence", [Dataset()])[0].get("CodeValue") == "count"
+                for child in item.get("ContentSequence", [])
+            )
+        ]
+        for each in (analysis, turned)
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0] == [CELL_TYPES[key].snomed for key in CELL_TYPES if key in CLASSES]
+
+
+def _turned(analysis: Analysis) -> Analysis:
+    """The same cells by a package that names its types the other way round."""
+    cells = analysis.cells
+    turned = replace(
+        cells,
+        classes=cells.classes[::-1],
+        label=(len(cells.classes) - 1 - cells.label).astype(np.int32),
+        probability=np.ascontiguousarray(cells.probability[:, ::-1]),
+    )
+    return replace(analysis, cells=turned, differential=count_differential(turned, 12, RULES))
+
+
+def test_a_percentage_carries_its_range_and_how_it_lies(analysis: Analysis) -> None:
+    counted = analysis.differential
+    shares = {
+        cell_type_key(*_code(item)): item
+        for item in _items(_report(analysis))
+        if item.ValueType == "NUM" and _children(item, "121401") == ["ndc-percentage"]
+    }
+    assert len(shares) == counted.in_ndc.sum()
+    for row, key in enumerate(counted.classes):
+        if not counted.in_ndc[row]:
+            continue
+        limits = CELL_TYPES[key].reference_percent
+        children = shares[key].ContentSequence
+        bounds = [
+            float(child.MeasuredValueSequence[0].NumericValue)
+            for child in children
+            if child.ValueType == "NUM"
+        ]
+        assert bounds == list(limits or ())
+        if limits is None:
+            continue
+        percent = 100 * counted.share[row]
+        expected = (
+            "371880002" if percent < limits[0] else "371879000" if percent > limits[1] else
+            "17621005"
+        )  # fmt: skip
+        assert _children(shares[key], "121402") == [expected]
+        assert _children(shares[key], "121408") == [REFERENCE_SOURCE]
+
+
+def _code(item: Dataset) -> tuple[str, str]:
+    name = item.ConceptNameCodeSequence[0]
+    return name.CodeValue, name.CodingSchemeDesignator
+
+
+def _children(item: Dataset, code: str) -> list[str]:
+    """Values of the coded and text children with a concept name."""
+    return [
+        child.TextValue if child.ValueType == "TEXT" else child.ConceptCodeSequence[0].CodeValue
+        for child in item.get("ContentSequence", [])
+        if _code(child)[0] == code
+    ]
+
+
+def test_a_count_that_does_not_suffice_is_held_against_nothing(slide: Slide) -> None:
+    assert _named(_report(some_analysis(slide, cells=40)), "121402") == []
+
+
+def test_quality_findings(slide: Slide, analysis: Analysis) -> None:
+    def found(each: Analysis) -> set[str]:
+        return {item.ConceptCodeSequence[0].CodeValue for item in _named(_report(each), "111052")}
+
+    plain = replace(
+        analysis,
+        model=replace(analysis.model, demonstration=False),
+        differential=replace(analysis.differential, converged_after=9),
+    )
+    assert found(plain) == {"no-issue"}
+    assert found(analysis) == {"not-converged", "demonstration"}
+    assert found(some_analysis(slide, cells=0)) == {
+        "insufficient", "not-converged", "no-erythroid", "demonstration",
+    }  # fmt: skip
+    header = deepcopy(slide.header)
+    del header.TotalPixelMatrixOriginSequence
+    assert found(replace(plain, slide=replace(slide, header=header))) == {"origin-unknown"}
+
+
+def test_the_specimen_is_the_subject(analysis: Analysis) -> None:
+    report = _report(analysis)
+    specimen = analysis.slide.header.SpecimenDescriptionSequence[0]
+    (uid,) = _named(report, "121039")
+    (identifier,) = _named(report, "121041")
+    assert (uid.UID, identifier.TextValue) == (
+        specimen.SpecimenUID,
+        specimen.SpecimenIdentifier,
+    )
+
+
+def test_a_signed_revision_is_verified_and_names_what_it_replaces(
+    analysis: Analysis, tmp_path: Path
+) -> None:
+    first = _report(analysis)
+    at = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+    signature = Signature("Παπαδόπουλος^Άννα^^Δρ.", "Haematology", at)
+    second = encode_report(
+        replace(analysis, revision=2), encode_annotation(analysis), None, signature, [first]
+    )
+    path = written(second, tmp_path / "sr.dcm")
+    assert dciodvfy(path) == []
+    printed, complaints = dsrdump(path)
+    assert complaints == ""
+    assert "Verification Flag   : VERIFIED" in printed
+    document = dcmread(path)
+    assert (document.VerificationFlag, document.PreliminaryFlag) == ("VERIFIED", "FINAL")
+    (observer,) = document.VerifyingObserverSequence
+    assert str(observer.VerifyingObserverName) == signature.name
+    assert observer.VerificationDateTime == "20261121093000"
+    predecessor = (
+        document.PredecessorDocumentsSequence[0]
+        .ReferencedSeriesSequence[0]
+        .ReferencedSOPSequence[0]
+    )
+    assert predecessor.ReferencedSOPInstanceUID == first.SOPInstanceUID
+    assert document.SOPInstanceUID != first.SOPInstanceUID
+    assert decode_report(document).verification == "VERIFIED"
 
 
 def test_dcmtk_prints_every_number(analysis: Analysis, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pydicom import dcmread
 from dicom_io.annotation import decode_annotation
 from dicom_io.report import decode_report
 from tests.fhir_fixture import FhirServer
+from tests.mllp_server import mllp_server
 from tests.servers import Orthanc
 from tests.smears import Smear, small_smear
 
@@ -63,6 +64,8 @@ def test_folders_in_folders_out_and_twice_is_once(smear: Smear, tmp_path: Path) 
         "regions.dcm",
         "report.dcm",
         "report.fhir.json",
+        "report.hl7",
+        "report.pdf",
     ]
     pacs, ehr = files_under(tmp_path / "pacs"), files_under(tmp_path / "ehr")
 
@@ -75,6 +78,46 @@ def test_folders_in_folders_out_and_twice_is_once(smear: Smear, tmp_path: Path) 
     assert [second[kind] for kind in ("ann", "seg", "sr", "report")] == [
         first[kind] for kind in ("ann", "seg", "sr", "report")
     ]
+
+
+def test_every_output_and_hl7(
+    smear: Smear, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that can be asked for, into the archive, and the report to a receiver of HL7 v2."""
+    for name, value in {
+        "PDF": "true",
+        "CAPTURES": "true",
+        "PARAMETRIC_MAP": "true",
+        "COORDINATES": "3D",
+        "CELLS_PER_GROUP": "5",
+        "FHIR": "R5",
+    }.items():
+        monkeypatch.setenv(f"MARROW_NODE__OUTPUT__{name}", value)
+    with mllp_server() as receiver:
+        code, result, said = smear.analyse("--out", str(tmp_path / "out"), ehr_url=receiver.url())
+        assert code == 0, (result, said)
+        (message,) = receiver.messages
+    assert (tmp_path / "out" / "report.hl7").read_bytes().decode() == message
+    kinds = {receipt["kind"]: receipt for receipt in result["receipts"]}
+    assert kinds.keys() == {
+        "ANN", "SEG", "SR", "PDF", "SC overview", "SC differential", "PM", "ORU^R01",
+    }  # fmt: skip
+    assert kinds["ORU^R01"]["status"] == "acknowledged"
+    assert "cannot be asked" in kinds["ORU^R01"]["note"]
+    annotations = dcmread(tmp_path / "out" / "annotations.dcm")
+    assert annotations.AnnotationCoordinateType == "3D"
+    assert max(g.NumberOfAnnotations for g in annotations.AnnotationGroupSequence) <= 5
+    assert annotations.ICCProfile  # of the demonstration slide
+    pdf = dcmread(tmp_path / "out" / "report-pdf.dcm")
+    length = pdf.EncapsulatedDocumentLength
+    assert pdf.EncapsulatedDocument[:length] == (tmp_path / "out" / "report.pdf").read_bytes()
+    bundle = json.loads((tmp_path / "out" / "report.fhir.json").read_bytes())
+    (provenance,) = (
+        entry["resource"]
+        for entry in bundle["entry"]
+        if entry["resource"]["resourceType"] == "Provenance"
+    )
+    assert [e for e in provenance["entity"] if e["what"]["display"].startswith("pixels")]
 
 
 def test_a_fresh_node_makes_the_same_objects(smear: Smear, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from dicom_io.demonstration import compose_demonstration_slide
 from node.demo import SEED
+from tests.bench.annotating import annotate
 from tests.bench.growth import PARTS, open_and_read
 from tests.bench.opening import open_large_slides
 from tests.bench.reading import LIMITS, READERS, Reader
@@ -39,7 +40,7 @@ LARGE_FRAMES = 4_096
 ONE_BY_ONE_FRAMES = 400  # a rate: all of them take minutes
 ONE_FRAME_SAMPLE = 100  # of the large instance, for readers that ask for one frame at a time
 GROWTH_SIDES = (32, 64, 128)
-PARTS_MEASURED = ("reading", "large", "whole", "growth", "opening")
+PARTS_MEASURED = ("reading", "large", "whole", "growth", "opening", "annotating")
 SHIPPED = Path(__file__).parents[2] / "models" / "packages"
 
 console = Console(stderr=True)
@@ -96,6 +97,8 @@ def main(rounds: int, out: Path, only: tuple[str, ...]) -> None:
             result["growth"] = _growth(folder, pool, rounds)
         if "opening" in wanted:
             result["opening"] = _opening()
+        if "annotating" in wanted:
+            result["annotating"] = _annotating()
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if "reading" in result:
         _draw(result["reading"], out / "bench.png")
@@ -247,6 +250,16 @@ def _opening() -> list[dict[str, Any]]:
     for row in rows:
         keys = ("layout", "frames", "metadata_mb", "opened_after_metadata_s")
         table.add_row(*(str(row[key]) for key in (*keys, "opening_and_reading_mb")))
+    console.print(table)
+    return rows
+
+
+def _annotating() -> list[dict[str, Any]]:
+    rows = annotate()
+    keys = ("name", "cells", "built_s", "read_s", "mb", "peak_rss_mb")
+    table = Table(*keys, box=None)
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in keys))
     console.print(table)
     return rows
 
