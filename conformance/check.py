@@ -20,14 +20,14 @@ from pydicom.dataset import Dataset
 from conformance.agreement import check_agreement
 from conformance.annotation_rules import ANNOTATION_RULES
 from conformance.fhir_rules import FHIR_RULES, resources
-from conformance.finding import Fault, Finding, Rule
+from conformance.finding import Finding, Rule
 from conformance.general_rules import GENERAL_RULES
 from conformance.identity import IDENTITY_RULES
 from conformance.reading import readable, text
 from conformance.report_rules import REPORT_RULES
 from conformance.result_set import ResultSet, kind_of
 from conformance.segmentation_rules import SEGMENTATION_RULES, SLIDE_RULES
-from conformance.set_rules import SET_RULES, left_open
+from conformance.set_rules import SET_RULES, left_open, references_of
 from conformance.standard_tables import modules_of
 from conformance.value_sets import KINDS
 from conformance.viewer_rules import VIEWER_RULES, viewer_notes
@@ -133,6 +133,7 @@ def bundle_name(bundle: Mapping[str, Any]) -> str:
 
 
 def _notes(results: ResultSet) -> Iterator[str]:
+    given = {text(each, "SOPInstanceUID") for each in results.objects}
     for document in results.objects:
         uid = text(document, "SOPInstanceUID")
         sop_class = text(document, "SOPClassUID")
@@ -140,17 +141,14 @@ def _notes(results: ResultSet) -> Iterator[str]:
             yield f"{uid}: the kit has no module tables for SOP class {sop_class}."
         if kind_of(document) == "ANN":
             yield from viewer_notes(document)
-    if any(True for _ in results.objects):
-        for sop_class, kind in KINDS.items():
-            if kind in {"SM", "SR"} and left_open(results, sop_class) and _is_needed(results, kind):
-                yield _OPEN[kind]
+    for document in results.objects:
+        for _, sop_class, uid in references_of(document):
+            kind = KINDS.get(sop_class, "")
+            if kind and left_open(results, sop_class) and uid not in given:
+                yield _OPEN["SM" if kind == "SM" else "other"]
 
 
 _OPEN = {
-    "SM": "No slide was given: what refers to it, bounds and places were not looked at.",
-    "SR": "One object was given: references to other results were not looked at.",
+    "SM": "No slide was given: bounds, places and references to it were not looked at.",
+    "other": "One object was given: its references to other results were not looked at.",
 }
-
-
-def _is_needed(results: ResultSet, kind: str) -> bool:
-    return any(kind_of(each) in {"ANN", "SR", "SEG"} for each in results.objects)

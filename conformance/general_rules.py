@@ -19,7 +19,6 @@ from conformance.known_codes import is_ucum, wrong_code
 from conformance.reading import (
     code,
     elements,
-    first,
     items,
     name_of,
     sequence,
@@ -86,11 +85,17 @@ def _type_2(document: Dataset) -> Iterator[Fault]:
 
 
 def _values(document: Dataset) -> Iterator[Fault]:
-    for path, element in elements(document):
-        if element.VR in {"UI", "SQ"} or element.is_empty:
-            continue
-        if not all(_is_valid(element.VR, each) for each in _each(element)):
-            yield Fault(path, f"The value is not one of representation {element.VR}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pydicom warns of some values instead of refusing them
+        faulty = [
+            (path, element.VR)
+            for path, element in elements(document)
+            if element.VR not in {"UI", "SQ"}
+            and not element.is_empty
+            and not all(_is_valid(element.VR, each) for each in _each(element))
+        ]
+    for path, vr in faulty:
+        yield Fault(path, f"The value is not one of representation {vr}.")
 
 
 def _each(element: DataElement) -> list[object]:
@@ -102,14 +107,12 @@ def _is_valid(vr: str, value: object) -> bool:
     written = getattr(value, "original_string", "") or value
     if vr in {"DS", "IS", "DA", "TM", "DT", "AS"}:
         written = str(written)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            validate_value(vr, written, config.RAISE)
-            if vr == "DA" and written:
-                datetime.strptime(str(written), "%Y%m%d")
-        except (ValueError, UserWarning):
-            return False
+    try:
+        validate_value(vr, written, config.RAISE)
+        if vr == "DA" and written:
+            datetime.strptime(str(written), "%Y%m%d")
+    except (ValueError, UserWarning):
+        return False
     return True
 
 
@@ -328,10 +331,9 @@ def _frames_described(document: Dataset) -> Iterator[Fault]:
         yield Fault(
             "PerFrameFunctionalGroupsSequence", f"{len(groups)} items describe {frames} frames."
         )
-    if "SharedFunctionalGroupsSequence" in document and not first(
-        document, "SharedFunctionalGroupsSequence"
-    ):
-        yield Fault("SharedFunctionalGroupsSequence", "Nothing is shared, not even the spacing.")
+    described = groups is not None or "SharedFunctionalGroupsSequence" in document
+    if described and whole(document, "NumberOfFrames") is None:
+        yield Fault("NumberOfFrames", "Frames are described and their number is not said.")
 
 
 GENERAL_RULES: tuple[Rule[Dataset], ...] = (

@@ -28,7 +28,7 @@ _ELSEWHERE = (
 )
 
 
-def _references(document: Dataset) -> Iterator[tuple[str, str, str]]:
+def references_of(document: Dataset) -> Iterator[tuple[str, str, str]]:
     """(path, SOP class, SOP instance) of every reference to an object the kit knows."""
     for path, item in items(document):
         sop_class = text(item, "ReferencedSOPClassUID")
@@ -48,7 +48,7 @@ def _known(results: ResultSet) -> dict[str, Dataset]:
 def _resolvable(results: ResultSet) -> Iterator[Fault]:
     known = _known(results)
     for document in results.objects:
-        for path, sop_class, uid in _references(document):
+        for path, sop_class, uid in references_of(document):
             if uid not in known and not left_open(results, sop_class):
                 yield Fault(
                     path,
@@ -70,7 +70,7 @@ def left_open(results: ResultSet, sop_class: str) -> bool:
 def _reference_classes(results: ResultSet) -> Iterator[Fault]:
     known = _known(results)
     for document in results.objects:
-        for path, sop_class, uid in _references(document):
+        for path, sop_class, uid in references_of(document):
             if uid in known and text(known[uid], "SOPClassUID") != sop_class:
                 yield Fault(
                     f"{path}/ReferencedSOPClassUID",
@@ -199,7 +199,7 @@ def _place(results: ResultSet) -> Iterator[Fault]:
 
 def _base_of(results: ResultSet, document: Dataset) -> Dataset | None:
     """Base level of the slide that a document refers to first."""
-    for _, _, uid in _references(document):
+    for _, _, uid in references_of(document):
         level = results.slide(uid)
         if level is not None:
             return results.base_level(text(level, "SeriesInstanceUID"))
