@@ -182,7 +182,9 @@ def _coordinates(document: Dataset) -> Iterator[Fault]:
         single, double = "PointCoordinatesData" in group, "DoublePointCoordinatesData" in group
         if single and double:
             yield Fault(path.rstrip("/"), "The group has single and double coordinates.")
-        if not (content(group, "PointCoordinatesData") + content(group, "DoublePointCoordinatesData")):
+        if not (
+            content(group, "PointCoordinatesData") + content(group, "DoublePointCoordinatesData")
+        ):
             yield Fault(path.rstrip("/"), "The group has no coordinates.")
         if text(document, "AnnotationCoordinateType") == "2D" and (
             "CommonZCoordinateValue" in group

@@ -22,6 +22,7 @@ from conformance.annotation_rules import ANNOTATION_RULES
 from conformance.fhir_rules import FHIR_RULES, resources
 from conformance.finding import Finding, Rule
 from conformance.general_rules import GENERAL_RULES
+from conformance.given import Given
 from conformance.identity import IDENTITY_RULES
 from conformance.reading import readable, text
 from conformance.report_rules import REPORT_RULES
@@ -29,6 +30,7 @@ from conformance.result_set import ResultSet, kind_of
 from conformance.segmentation_rules import SEGMENTATION_RULES, SLIDE_RULES
 from conformance.set_rules import SET_RULES, left_open, references_of
 from conformance.standard_tables import modules_of
+from conformance.validators import missing_validators, validate
 from conformance.value_sets import KINDS
 from conformance.viewer_rules import VIEWER_RULES, viewer_notes
 from dicom_io.errors import InputError
@@ -67,6 +69,26 @@ class Checked:
         return "warnings" if self.findings else "conformant"
 
 
+def rules_for(kind: str) -> tuple[str, ...]:
+    """Identifiers of the rules that are applied to a kind of object, to FHIR, or to the set."""
+    if kind == "FHIR":
+        return tuple(rule.id for rule in FHIR_RULES)
+    if kind == "set":
+        return tuple(rule.id for rule in (*SET_RULES, *IDENTITY_RULES))
+    return tuple(rule.id for rule in (*GENERAL_RULES, *RULES_BY_KIND.get(kind, ())))
+
+
+def check_given(given: Given) -> Checked:
+    """Apply the kit's rules to what was read, and the validators by others to its files."""
+    checked = check(given.results)
+    missing = [f"{name} is not installed and was not asked." for name in missing_validators()]
+    return replace(
+        checked,
+        findings=(*given.findings, *checked.findings, *validate(given.files)),
+        notes=(*given.notes, *checked.notes, *missing),
+    )
+
+
 def check(results: ResultSet) -> Checked:
     """Apply every rule of the kit.
 
@@ -99,9 +121,7 @@ def check(results: ResultSet) -> Checked:
 def _object_findings(document: Dataset, unreadable: tuple[str, ...]) -> Iterator[Finding]:
     uid = text(document, "SOPInstanceUID")
     for path in unreadable:
-        yield Finding(
-            "dicom-value", "error", uid, "The value cannot be read.", path, "PS3.5 6.2"
-        )
+        yield Finding("dicom-value", "error", uid, "The value cannot be read.", path, "PS3.5 6.2")
     for rule in (*GENERAL_RULES, *RULES_BY_KIND.get(kind_of(document), ())):
         yield from rule.findings(document, uid)
 

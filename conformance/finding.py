@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 Severity = Literal["error", "warning"]
-T = TypeVar("T", contravariant=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from lark.exceptions import UnexpectedInput
-from pydicom.sr.codedict import CONCEPTS
+from pydicom.sr.codedict import codes
 from stdnum import luhn, verhoeff
 from ucumvert import get_ucum_parser
 
@@ -52,10 +52,10 @@ def is_ucum(value: str) -> bool:
 
 
 @cache
-def _parser():  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _parser():  # type: ignore[no-untyped-def]
     return get_ucum_parser()
 
 
 @cache
 def _dcm_codes() -> frozenset[str]:
-    return frozenset(value for meanings in CONCEPTS["DCM"].values() for value in meanings)
+    return frozenset(code.value for code in codes.DCM.concepts.values())

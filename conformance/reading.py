@@ -122,9 +122,7 @@ def code(item: Dataset, keyword: str) -> Code:
     return value, text(found, "CodingSchemeDesignator")
 
 
-def content_items(
-    item: Dataset, path: str = ""
-) -> Iterator[tuple[str, Dataset, Dataset]]:
+def content_items(item: Dataset, path: str = "") -> Iterator[tuple[str, Dataset, Dataset]]:
     """(path, content item, its parent) of an SR's tree, from the root's children down."""
     for here, child in paths(item, "ContentSequence", path):
         yield here, child, item

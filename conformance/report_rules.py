@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import CID_CONCEPTS, CONCEPTS
+from pydicom.sr.codedict import codes
 from pydicom.uid import (
     BasicTextSRStorage,
     Comprehensive3DSRStorage,
@@ -29,7 +30,19 @@ from dicom_io.report import decode_report
 
 # PS3.3 A.35.1.3.1, A.35.2.3.1, A.35.3.3.1 and A.35.13.3.1.
 _TEXTUAL = frozenset(
-    "TEXT CODE DATETIME DATE TIME UIDREF PNAME COMPOSITE IMAGE WAVEFORM CONTAINER".split()
+    [
+        "TEXT",
+        "CODE",
+        "DATETIME",
+        "DATE",
+        "TIME",
+        "UIDREF",
+        "PNAME",
+        "COMPOSITE",
+        "IMAGE",
+        "WAVEFORM",
+        "CONTAINER",
+    ]
 )
 _NUMERIC = _TEXTUAL | {"NUM", "SCOORD", "TCOORD"}
 VALUE_TYPES: dict[str, frozenset[str]] = {
@@ -55,7 +68,7 @@ HOLDS: dict[str, tuple[str, ...]] = {
     "TCOORD": ("TemporalRangeType",),
     "CONTAINER": ("ContinuityOfContent",),
 }
-_NAMED = frozenset("TEXT NUM CODE DATETIME DATE TIME UIDREF PNAME".split())
+_NAMED = frozenset(["TEXT", "NUM", "CODE", "DATETIME", "DATE", "TIME", "UIDREF", "PNAME"])
 # Relationship → (types it may start from, types it may lead to), as in every SR IOD (A.35).
 _ANY = frozenset(HOLDS) | {"NUM", "TABLE"}
 _SAID = frozenset({"TEXT", "CODE", "NUM"})
@@ -97,13 +110,11 @@ def name_code(item: Dataset) -> Code:
     return code(item, "ConceptNameCodeSequence")
 
 
+@cache
 def _titles() -> frozenset[Code]:
     """Titles of measurement reports, CID 7021, as pydicom carries them."""
     return frozenset(
-        (value, scheme)
-        for scheme, names in CID_CONCEPTS[7021].items()
-        for name in names
-        for value in CONCEPTS[scheme][name]
+        (code.value, code.scheme_designator) for code in codes.cid7021.concepts.values()
     )
 
 

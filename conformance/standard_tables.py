@@ -98,10 +98,7 @@ def generated_tables() -> str:
     from highdicom import _standard_utils as library  # noqa: PLC0415  22 MB, read for this alone
 
     known = library.get_iod_module_map()
-    objects = {
-        name: [[each["key"], each["usage"]] for each in known[name] if _is_used(each["key"])]
-        for name in OBJECTS
-    }
+    objects = {name: [[each["key"], each["usage"]] for each in known[name]] for name in OBJECTS}
     names = sorted({module for modules in objects.values() for module, _ in modules})
     classes = {
         uid: name
@@ -113,13 +110,13 @@ def generated_tables() -> str:
         "generated_from": f"highdicom {version('highdicom')}",
         "sop_classes": classes,
         "information_objects": objects,
-        "modules": {name: _tree(attributes[name], ()) for name in names},
+        "modules": {name: _tree(_used(attributes, name), ()) for name in names},
     }
     return json.dumps(tables, indent=1, sort_keys=True) + "\n"
 
 
-def _is_used(module: str) -> bool:
-    return not module.endswith(_LEFT_OUT)
+def _used(attributes: Mapping[str, list[dict[str, Any]]], module: str) -> list[dict[str, Any]]:
+    return [] if module.endswith(_LEFT_OUT) else attributes[module]
 
 
 def _tree(rows: list[dict[str, Any]], path: tuple[str, ...]) -> dict[str, Any]:
@@ -137,7 +134,5 @@ def _branches(rows: list[dict[str, Any]], path: tuple[str, ...]) -> Iterator[tup
         inside = _tree(rows, (*path, keyword))
         if "CodeMeaning" in inside:
             inside = {}
-        wanted = {
-            name: row for name, row in inside.items() if isinstance(row, list) or row != "3"
-        }
+        wanted = {name: row for name, row in inside.items() if isinstance(row, list) or row != "3"}
         yield keyword, [kind, wanted] if wanted else kind

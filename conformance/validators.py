@@ -87,13 +87,16 @@ def missing_validators() -> list[str]:
     return [each.name for each in VALIDATORS if not installed(each.command[0])]
 
 
-def validate(files: Sequence[tuple[Path, str, str]]) -> Iterator[Finding]:
-    """Run every validator that is installed.
+def validate(
+    files: Sequence[tuple[Path, str, str]], validators: Sequence[Validator] = VALIDATORS
+) -> Iterator[Finding]:
+    """Run those of the validators that are installed.
 
     Parameters
     ----------
     files
         (file, kind, SOP Instance UID) of each object.
+    validators
 
     Yields
     ------
@@ -101,7 +104,7 @@ def validate(files: Sequence[tuple[Path, str, str]]) -> Iterator[Finding]:
         Its rule is the validator's name; its sentence is the validator's own, without the name
         of the file.
     """
-    for validator in VALIDATORS:
+    for validator in validators:
         program = installed(validator.command[0])
         wanted = [each for each in files if not validator.only or each[1] in validator.only]
         if not program or not wanted:

@@ -16,14 +16,14 @@ from pydicom.uid import (
     VLWholeSlideMicroscopyImageStorage,
 )
 
-REPORTS = (
+REPORTS: tuple[str, ...] = (
     BasicTextSRStorage,
     EnhancedSRStorage,
     ComprehensiveSRStorage,
     Comprehensive3DSRStorage,
 )
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # not in pydicom 3.0
-SEGMENTATIONS = (SegmentationStorage, LABEL_MAP)
+SEGMENTATIONS: tuple[str, ...] = (SegmentationStorage, LABEL_MAP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ def _one_of(values: str, source: str, only: tuple[str, ...] = (), number: int = 
     return Enumerated(frozenset(values.split("|")), f"PS3.3 {source}", only, number)
 
 
-_ANN = (MicroscopyBulkSimpleAnnotationsStorage,)
-_SLIDE = (VLWholeSlideMicroscopyImageStorage,)
+_ANN: tuple[str, ...] = (MicroscopyBulkSimpleAnnotationsStorage,)
+_SLIDE: tuple[str, ...] = (VLWholeSlideMicroscopyImageStorage,)
 ENUMERATED: dict[str, tuple[Enumerated, ...]] = {
     "AnnotationAppliesToAllOpticalPaths": (_one_of("YES|NO", "C.37.1.2"),),
     "AnnotationAppliesToAllZPlanes": (_one_of("YES|NO", "C.37.1.2"),),
@@ -61,13 +61,12 @@ ENUMERATED: dict[str, tuple[Enumerated, ...]] = {
     "BurnedInAnnotation": (_one_of("YES|NO", "C.7.6.1"),),
     "CompletionFlag": (_one_of("PARTIAL|COMPLETE", "C.17.2"),),
     "ContinuityOfContent": (_one_of("SEPARATE|CONTINUOUS", "C.18.8"),),
-    "DimensionOrganizationType": (
-        _one_of("3D|3D_TEMPORAL|TILED_FULL|TILED_SPARSE", "C.7.6.17"),
-    ),
+    "DimensionOrganizationType": (_one_of("3D|3D_TEMPORAL|TILED_FULL|TILED_SPARSE", "C.7.6.17"),),
     "GraphicType": (
         _one_of("POINT|POLYLINE|POLYGON|ELLIPSE|RECTANGLE", "C.37.1.2", _ANN),
         _one_of(
-            "POINT|MULTIPOINT|POLYLINE|CIRCLE|ELLIPSE|POLYGON|ELLIPSOID", "C.18.6 and C.18.9",
+            "POINT|MULTIPOINT|POLYLINE|CIRCLE|ELLIPSE|POLYGON|ELLIPSOID",
+            "C.18.6 and C.18.9",
             REPORTS,
         ),
     ),
@@ -125,11 +124,16 @@ SINGLE_ITEM = frozenset(
         "WholeSlideMicroscopyImageFrameTypeSequence",
     }
 )
-KINDS = {
-    MicroscopyBulkSimpleAnnotationsStorage: "ANN",
-    VLWholeSlideMicroscopyImageStorage: "SM",
-    ParametricMapStorage: "PM",
-    EncapsulatedPDFStorage: "PDF",
-    **dict.fromkeys(REPORTS, "SR"),
-    **dict.fromkeys(SEGMENTATIONS, "SEG"),
+# SOP class → kind of object, as the kit's rules are sorted.
+KINDS: dict[str, str] = {
+    str(uid): kind
+    for kind, sop_classes in (
+        ("ANN", _ANN),
+        ("SM", _SLIDE),
+        ("PM", (ParametricMapStorage,)),
+        ("PDF", (EncapsulatedPDFStorage,)),
+        ("SR", REPORTS),
+        ("SEG", SEGMENTATIONS),
+    )
+    for uid in sop_classes
 }

@@ -110,33 +110,31 @@ def _folder() -> Path:
 
 
 @cache
-def _slide_folder() -> Path:
+def _demonstration_folder() -> Path:
     return _folder() / "slide"
 
 
 @cache
-def _slide() -> Slide:
-    return small_slide(_slide_folder())
+def demonstration_slide() -> Slide:
+    return small_slide(_demonstration_folder())
 
 
 def _headers(folder: Path) -> list[Dataset]:
     """Of the base level and the one below: a fault needs no more of them."""
-    read = [
-        dcmread(path, stop_before_pixels=True) for path in sorted(folder.rglob("*.dcm"))
-    ]
+    read = [dcmread(path, stop_before_pixels=True) for path in sorted(folder.rglob("*.dcm"))]
     slides = [each for each in read if is_slide(each)]
     return sorted(slides, key=lambda level: -int(level.TotalPixelMatrixColumns))[:2]
 
 
 def _results(graphic_type: str) -> Case:
-    documents = encode_documents(some_analysis(_slide()), graphic_type)
+    documents = encode_documents(some_analysis(demonstration_slide()), graphic_type)
     uids = {
         kind: (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
         for kind, each in documents.items()
     }
-    bundle = build_bundle(some_analysis(_slide()), uids, {})
+    bundle = build_bundle(some_analysis(demonstration_slide()), uids, {})
     objects = [dcmread(io.BytesIO(to_bytes(each))) for each in documents.values()]
-    return Case([*objects, *_headers(_slide_folder())], bundle)
+    return Case([*objects, *_headers(_demonstration_folder())], bundle)
 
 
 @cache
@@ -151,10 +149,10 @@ def node_polygons() -> Case:
 
 @cache
 def wsidicom_sm() -> Case:
-    _slide()
+    demonstration_slide()
     folder = _folder() / "wsidicom"
     folder.mkdir()
-    with WsiDicom.open(_slide_folder()) as original:
+    with WsiDicom.open(_demonstration_folder()) as original:
         original.save(folder)
     return Case(_headers(folder))
 

