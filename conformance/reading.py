@@ -16,25 +16,41 @@ Code = tuple[str, str]
 
 
 def readable(document: Dataset) -> tuple[Dataset, tuple[str, ...]]:
-    """A copy without the elements that cannot be decoded, and the paths of those."""
-    copy = deepcopy(document)
+    """The data set without the elements that cannot be decoded, and the paths of those.
+
+    A copy where there are some; else the data set itself.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's words about values; the rules have their own
-        return copy, tuple(_strip(copy, ""))
+        unreadable = tuple(_unreadable(document, ""))
+        if not unreadable:
+            return document, ()
+        copy = deepcopy(document)
+        for _, where, tag in unreadable:
+            item = copy
+            for sequence_tag, number in where:
+                item = item[sequence_tag].value[number]
+            del item[tag]
+    return copy, tuple(path for path, _, _ in unreadable)
 
 
-def _strip(document: Dataset, path: str) -> Iterator[str]:
+_Way = tuple[tuple[BaseTag, int], ...]
+
+
+def _unreadable(
+    document: Dataset, path: str, way: _Way = ()
+) -> Iterator[tuple[str, _Way, BaseTag]]:
+    """(path, way to its item, tag) of every element that cannot be decoded."""
     for tag in list(document.keys()):
         here = f"{path}{name_of(tag)}"
         try:
             element = document[tag]
         except Exception:  # noqa: BLE001  pydicom lets through what its converters raise
-            del document[tag]
-            yield here
+            yield here, way, tag
             continue
         if element.VR == "SQ":
-            for number, item in enumerate(element.value or [], start=1):
-                yield from _strip(item, f"{here}[{number}]/")
+            for number, item in enumerate(element.value or []):
+                yield from _unreadable(item, f"{here}[{number + 1}]/", (*way, (tag, number)))
 
 
 def name_of(tag: BaseTag) -> str:

@@ -67,6 +67,18 @@ def _geometry(document: Dataset) -> Iterator[Fault]:
         )
 
 
+def _functional_groups(document: Dataset) -> Iterator[Fault]:
+    """What every frame of a slide has: in the shared groups, or in its own."""
+    shared = first(document, "SharedFunctionalGroupsSequence")
+    frame = first(document, "PerFrameFunctionalGroupsSequence")
+    for keyword in ("PixelMeasuresSequence", "WholeSlideMicroscopyImageFrameTypeSequence"):
+        if keyword not in shared and keyword not in frame:
+            yield Fault(
+                f"SharedFunctionalGroupsSequence[1]/{keyword}",
+                f"{keyword} is neither shared nor a frame's own.",
+            )
+
+
 def pixel_spacing_mm(document: Dataset) -> list[float]:
     """[row, column] spacing as DICOM has it; empty where it is not said."""
     shared = first(document, "SharedFunctionalGroupsSequence")
@@ -86,4 +98,11 @@ SEGMENTATION_RULES: tuple[Rule[Dataset], ...] = (
 )
 SLIDE_RULES: tuple[Rule[Dataset], ...] = (
     Rule("sm-geometry", "error", "PS3.3 C.8.12.4", "The slide has a geometry.", _geometry),
+    Rule(
+        "sm-functional-groups",
+        "error",
+        "PS3.3 table A.32.8-2",
+        "Frames have the functional groups of slides.",
+        _functional_groups,
+    ),
 )

@@ -27,6 +27,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from wsidicom import WsiDicom
 
 from conformance.result_set import ResultSet, is_slide, kind_of
+from dicom_io.analysis import Analysis
 from dicom_io.slide import Slide
 from node.fhir import build_bundle
 from node.outputs import encode_documents, to_bytes
@@ -110,31 +111,36 @@ def _folder() -> Path:
 
 
 @cache
-def _demonstration_folder() -> Path:
+def demonstration_folder() -> Path:
     return _folder() / "slide"
 
 
 @cache
 def demonstration_slide() -> Slide:
-    return small_slide(_demonstration_folder())
+    return small_slide(demonstration_folder())
 
 
-def _headers(folder: Path) -> list[Dataset]:
+def slide_headers(folder: Path) -> list[Dataset]:
     """Of the base level and the one below: a fault needs no more of them."""
     read = [dcmread(path, stop_before_pixels=True) for path in sorted(folder.rglob("*.dcm"))]
     slides = [each for each in read if is_slide(each)]
     return sorted(slides, key=lambda level: -int(level.TotalPixelMatrixColumns))[:2]
 
 
-def _results(graphic_type: str) -> Case:
-    documents = encode_documents(some_analysis(demonstration_slide()), graphic_type)
+def results_of(analysis: Analysis, graphic_type: str = "RECTANGLE") -> Case:
+    """Everything that the node writes of an analysis, as read from files."""
+    documents = encode_documents(analysis, graphic_type)
     uids = {
         kind: (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
         for kind, each in documents.items()
     }
-    bundle = build_bundle(some_analysis(demonstration_slide()), uids, {})
     objects = [dcmread(io.BytesIO(to_bytes(each))) for each in documents.values()]
-    return Case([*objects, *_headers(_demonstration_folder())], bundle)
+    return Case(objects, build_bundle(analysis, uids, {}))
+
+
+def _results(graphic_type: str) -> Case:
+    case = results_of(some_analysis(demonstration_slide()), graphic_type)
+    return Case([*case.objects, *slide_headers(demonstration_folder())], case.bundle)
 
 
 @cache
@@ -152,9 +158,9 @@ def wsidicom_sm() -> Case:
     demonstration_slide()
     folder = _folder() / "wsidicom"
     folder.mkdir()
-    with WsiDicom.open(_demonstration_folder()) as original:
+    with WsiDicom.open(demonstration_folder()) as original:
         original.save(folder)
-    return Case(_headers(folder))
+    return Case(slide_headers(folder))
 
 
 @cache
