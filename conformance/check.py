@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 
 from conformance.agreement import check_agreement
 from conformance.annotation_rules import ANNOTATION_RULES
-from conformance.fhir_rules import FHIR_RULES, resources
+from conformance.fhir_rules import FHIR_RULES, entries, resources
 from conformance.finding import Finding, Rule
 from conformance.general_rules import GENERAL_RULES
 from conformance.given import Given
@@ -146,8 +146,8 @@ def _report_bundles(results: ResultSet) -> Iterator[Mapping[str, Any]]:
 
 def bundle_name(bundle: Mapping[str, Any]) -> str:
     """Full URL of its DiagnosticReport, by which findings name a Bundle."""
-    for entry in bundle.get("entry", []):
-        if entry.get("resource", {}).get("resourceType") == "DiagnosticReport":
+    for _, entry, resource in entries(bundle):
+        if resource.get("resourceType") == "DiagnosticReport":
             return str(entry.get("fullUrl", "Bundle"))
     return "Bundle"
 

@@ -115,10 +115,23 @@ def objects(node: Any, path: str = "") -> Iterator[tuple[str, Json]]:
             yield from objects(each, f"{path.rstrip('.')}[{number}].")
 
 
+def part(node: Json, key: str) -> Json:
+    """A JSON object in another; empty where there is none."""
+    found = node.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def parts(node: Json, key: str) -> list[Json]:
+    """The JSON objects of an array; whatever else is in it is named by fhir-structure."""
+    found = node.get(key)
+    listed = found if isinstance(found, list) else []
+    return [each if isinstance(each, Mapping) else {} for each in listed]
+
+
 def entries(bundle: Json) -> Iterator[tuple[str, Json, Json]]:
     """(path ending in a dot, entry, its resource)."""
-    for number, entry in enumerate(bundle.get("entry", [])):
-        yield f"entry[{number}].", entry, entry.get("resource", {})
+    for number, entry in enumerate(parts(bundle, "entry")):
+        yield f"entry[{number}].", entry, part(entry, "resource")
 
 
 def resources(bundle: Json, kind: str) -> Iterator[tuple[str, Json]]:
@@ -140,18 +153,28 @@ def _against(
     bundle: Json, model: type[BaseModel], class_of: Callable[[str], type[BaseModel]]
 ) -> Iterator[Fault]:
     """What is wrong with the Bundle alone, and with each resource by its own type."""
-    alone = {**bundle, "entry": [{**e, "resource": None} for e in bundle.get("entry", [])]}
-    for entry in alone["entry"]:
-        entry.pop("resource")
-    yield from _invalid(model, alone, "")
+    yield from _invalid(model, _without_resources(bundle), "")
     for path, _, resource in entries(bundle):
         kind = str(resource.get("resourceType", ""))
         try:
             known = class_of(kind)
-        except KeyError:
+        except (KeyError, ValueError):
             yield Fault(f"{path}resource", f"{kind or 'The resource'} is no type of FHIR.")
             continue
         yield from _invalid(known, resource, f"{path}resource.")
+
+
+def _without_resources(bundle: Json) -> Json:
+    listed = bundle.get("entry")
+    if not isinstance(listed, list):
+        return bundle
+    bare = [
+        {key: value for key, value in each.items() if key != "resource"}
+        if isinstance(each, Mapping)
+        else each
+        for each in listed
+    ]
+    return {**bundle, "entry": bare}
 
 
 def _invalid(model: type[BaseModel], content: Json, path: str) -> Iterator[Fault]:
@@ -178,13 +201,17 @@ def _empty(node: Any, path: str) -> Iterator[Fault]:
 def _bindings(bundle: Json) -> Iterator[Fault]:
     for kind, allowed in STATUSES.items():
         for path, resource in resources(bundle, kind):
-            if "status" in resource and resource["status"] not in allowed:
+            if "status" in resource and str(resource["status"]) not in allowed:
                 yield Fault(f"{path}status", f"The status is none of {', '.join(sorted(allowed))}.")
-    try:
-        model = Bundle.model_validate(dict(bundle))
-    except ValidationError:
-        return  # named by fhir-structure
-    yield from _outside(model, "")
+    places = [("", "Bundle", _without_resources(bundle))]
+    for path, _, resource in entries(bundle):
+        places.append((f"{path}resource.", str(resource.get("resourceType", "")), resource))
+    for path, kind, content in places:
+        try:
+            model = r4_model_class(kind).model_validate(dict(content))
+        except (ValidationError, KeyError, ValueError):
+            continue  # named by fhir-structure
+        yield from _outside(model, path)
 
 
 def _outside(model: BaseModel, path: str) -> Iterator[Fault]:
@@ -220,12 +247,12 @@ def _invariants(bundle: Json) -> Iterator[Fault]:
     for path, each in objects(bundle):
         if "code" in each and "value" in each and "system" not in each and "unit" in each:
             yield Fault(f"{path}code", "qty-3: a unit's code comes with its system.")
-        if str(each.get("start", "")) > str(each.get("end", "")) and "end" in each:
+        if "end" in each and str(each.get("start", "")) > str(each["end"]):
             yield Fault(f"{path}end", "per-1: the period ends before it starts.")
 
 
 def _bundle_invariants(bundle: Json) -> Iterator[Fault]:
-    transaction = bundle.get("type") in {"batch", "transaction", "history"}
+    transaction = str(bundle.get("type")) in {"batch", "transaction", "history"}
     for path, entry, _ in entries(bundle):
         if transaction and "request" not in entry:
             yield Fault(f"{path}request", "bdl-3: an entry of a transaction has a request.")
@@ -241,14 +268,14 @@ def _observation_invariants(path: str, resource: Json) -> Iterator[Fault]:
     value = [key for key in resource if key.startswith("value")]
     if value and "dataAbsentReason" in resource:
         yield Fault(f"{path}dataAbsentReason", "obs-6: there is a value.")
-    own = _codings(resource.get("code", {}))
-    for number, component in enumerate(resource.get("component", [])):
-        if value and own & _codings(component.get("code", {})):
+    own = _codings(part(resource, "code"))
+    for number, component in enumerate(parts(resource, "component")):
+        if value and own & _codings(part(component, "code")):
             yield Fault(
                 f"{path}component[{number}].code",
                 "obs-7: a component has the code of its Observation, which has a value.",
             )
-    for number, limits in enumerate(resource.get("referenceRange", [])):
+    for number, limits in enumerate(parts(resource, "referenceRange")):
         if not {"low", "high", "text"} & limits.keys():
             yield Fault(f"{path}referenceRange[{number}]", "obs-3: it has no low, high or text.")
 
@@ -256,12 +283,12 @@ def _observation_invariants(path: str, resource: Json) -> Iterator[Fault]:
 def _codings(concept: Json) -> set[tuple[str, str]]:
     return {
         (str(coding.get("system", "")), str(coding.get("code", "")))
-        for coding in concept.get("coding", [])
+        for coding in parts(concept, "coding")
     }
 
 
 def _references(bundle: Json) -> Iterator[Fault]:
-    urls = {entry.get("fullUrl") for _, entry, _ in entries(bundle)}
+    urls = {str(entry.get("fullUrl")) for _, entry, _ in entries(bundle)}
     for path, each in objects(bundle):
         target = str(each.get("reference", ""))
         if target.startswith(("urn:uuid:", "urn:oid:")) and target not in urls:

@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from conformance.fhir_rules import resources
+from conformance.fhir_rules import part, parts, resources
 from conformance.finding import Fault, Rule
 from conformance.general_rules import is_tiled_full
 from conformance.geometry import Matrix, matrix_of
@@ -48,8 +48,8 @@ def _subjects(results: ResultSet) -> Iterator[tuple[str, Json]]:
     for bundle in results.bundles:
         for kind in ("DiagnosticReport", "Observation"):
             for path, resource in resources(bundle, kind):
-                identifier = resource.get("subject", {}).get("identifier")
-                if identifier is not None:
+                identifier = part(part(resource, "subject"), "identifier")
+                if identifier:
                     yield path, identifier
 
 
@@ -102,14 +102,14 @@ def _states(results: ResultSet) -> Iterator[Fault]:
     flags = {text(each, "VerificationFlag") for each in results.of_kind("SR")}
     for bundle in results.bundles:
         for path, report in resources(bundle, "DiagnosticReport"):
-            signed = report.get("status") in {"final", "amended", "corrected", "appended"}
+            signed = str(report.get("status")) in {"final", "amended", "corrected", "appended"}
             if flags == {"UNVERIFIED"} and signed:
                 yield Fault(
                     f"{path}status",
                     "The DiagnosticReport is final and the SR unverified.",
                     "FHIR, SR",
                 )
-            if flags == {"VERIFIED"} and report.get("status") in {"partial", "preliminary"}:
+            if flags == {"VERIFIED"} and str(report.get("status")) in {"partial", "preliminary"}:
                 yield Fault(
                     f"{path}status",
                     "The SR is verified and the DiagnosticReport not final.",
@@ -184,7 +184,7 @@ def _named_objects(results: ResultSet) -> Iterator[Fault]:
     for bundle in results.bundles:
         named = set()
         for path, provenance in resources(bundle, "Provenance"):
-            for number, entity in enumerate(provenance.get("entity", [])):
+            for number, entity in enumerate(parts(provenance, "entity")):
                 uid = _dicom_uid(entity)
                 named.add(uid)
                 if entity.get("role") == "derivation" and uid and uid not in known and written:
@@ -196,7 +196,7 @@ def _named_objects(results: ResultSet) -> Iterator[Fault]:
 
 
 def _dicom_uid(entity: Json) -> str:
-    identifier = entity.get("what", {}).get("identifier", {})
+    identifier = part(part(entity, "what"), "identifier")
     if identifier.get("system") != "urn:dicom:uid":
         return ""
     return str(identifier.get("value", "")).removeprefix("urn:oid:")

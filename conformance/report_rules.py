@@ -268,7 +268,7 @@ def _percentages(document: Dataset) -> Iterator[Fault]:
     """Of differential counts of this node's coding; other reports say nothing of the kind."""
     try:
         said = decode_report(document)
-    except (InputError, AttributeError, IndexError, KeyError, ValueError):
+    except (InputError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         return
     for key, (percent, low, high) in said.percentages.items():
         counted = said.counts.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
 
@@ -123,6 +124,43 @@ def test_given_objects_are_not_changed() -> None:
     before = [to_bytes(each) for each in case.objects if "PixelData" in each]
     check(case.results())
     assert [to_bytes(each) for each in case.objects if "PixelData" in each] == before
+
+
+@pytest.mark.parametrize("kind", ["ANN", "SR", "SEG", "SM"])
+def test_an_object_that_lacks_something_stops_nothing(kind: str) -> None:
+    """Each attribute of the root in turn, and the first of each sequence's item."""
+    for tag in list(base("node").one(kind).keys()):
+        broken = base("node").one(kind)
+        if broken[tag].VR == "SQ" and broken[tag].value:
+            first = broken[tag].value[0]
+            for inner in list(first.keys())[:1]:
+                del first[inner]
+        else:
+            del broken[tag]
+        check(ResultSet((broken,)))
+    assert check(ResultSet((Dataset(),))).verdict == "errors"
+
+
+def test_json_of_any_kind_in_a_bundle_stops_nothing() -> None:
+    drawn = random.Random(11)  # noqa: S311  a seeded choice of places
+    for _ in range(40):
+        bundle = base("node").fhir
+        holder, key = drawn.choice(_places(bundle))
+        holder[key] = drawn.choice([None, "", [], {}, "x", 7, True, [1], {"a": 1}, ["x"], -1.5])
+        check(ResultSet((), (bundle,)))
+
+
+def _places(node: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything in a JSON tree."""
+    keys = list(node) if isinstance(node, dict) else range(len(node))
+    return [
+        place
+        for key in (keys if isinstance(node, dict | list) else ())
+        for place in (
+            (node, key),
+            *(_places(node[key]) if isinstance(node[key], dict | list) else ()),
+        )
+    ]
 
 
 def test_what_was_not_looked_at_is_said() -> None:
