@@ -7,10 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fhir.resources import get_fhir_model_class
-from fhir.resources.bundle import Bundle as R5Bundle
 from fhir.resources.R4B import get_fhir_model_class as r4_model_class
-from fhir.resources.R4B.bundle import Bundle
 from pydantic import BaseModel, ValidationError
 
 from conformance.finding import Fault, Rule
@@ -143,17 +140,18 @@ def resources(bundle: Json, kind: str) -> Iterator[tuple[str, Json]]:
 
 def _structure(bundle: Json) -> Iterator[Fault]:
     """R4's definitions, or R5's where they are the ones that fit."""
-    faults = list(_against(bundle, Bundle, r4_model_class))
-    if faults and any(True for _ in _against(bundle, R5Bundle, get_fhir_model_class)):
-        yield from faults
+    faults = list(_against(bundle, r4_model_class))
+    if faults:
+        from fhir.resources import get_fhir_model_class  # noqa: PLC0415  few write release 5
+
+        if any(True for _ in _against(bundle, get_fhir_model_class)):
+            yield from faults
     yield from _empty(bundle, "")
 
 
-def _against(
-    bundle: Json, model: type[BaseModel], class_of: Callable[[str], type[BaseModel]]
-) -> Iterator[Fault]:
+def _against(bundle: Json, class_of: Callable[[str], type[BaseModel]]) -> Iterator[Fault]:
     """What is wrong with the Bundle alone, and with each resource by its own type."""
-    yield from _invalid(model, _without_resources(bundle), "")
+    yield from _invalid(class_of("Bundle"), _without_resources(bundle), "")
     for path, _, resource in entries(bundle):
         kind = str(resource.get("resourceType", ""))
         try:

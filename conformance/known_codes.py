@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
+from lark import Lark
 from lark.exceptions import UnexpectedInput
 from pydicom.sr.codedict import codes
 from stdnum import luhn, verhoeff
-from ucumvert import get_ucum_parser
 
 DCM_SOURCE, LOINC_SOURCE, SNOMED_SOURCE, UCUM_SOURCE = (
     "PS3.16 Annex D",
@@ -52,8 +52,11 @@ def is_ucum(value: str) -> bool:
 
 
 @cache
-def _parser():  # type: ignore[no-untyped-def]
-    return get_ucum_parser()
+def _parser() -> Lark:
+    from ucumvert import get_ucum_parser  # noqa: PLC0415  half a second, for units alone
+
+    parser: Lark = get_ucum_parser()
+    return parser
 
 
 @cache
