@@ -109,13 +109,14 @@ def check(results: ResultSet) -> Checked:
     for bundle in whole.bundles:
         for fhir_rule in FHIR_RULES:
             findings.extend(fhir_rule.findings(bundle, bundle_name(bundle)))
-    findings.extend(_agreement(whole))
+    disagreements, not_compared = _agreement(whole)
+    findings.extend(disagreements)
     objects = (
         *((text(each, "SOPInstanceUID"), kind_of(each)) for each in whole.objects),
         *((bundle_name(each), "FHIR") for each in whole.bundles),
     )
     unique = tuple(dict.fromkeys(findings))
-    return Checked(objects, unique, tuple(dict.fromkeys(_notes(whole))))
+    return Checked(objects, unique, tuple(dict.fromkeys((*_notes(whole), *not_compared))))
 
 
 def _object_findings(document: Dataset, unreadable: tuple[str, ...]) -> Iterator[Finding]:
@@ -126,16 +127,19 @@ def _object_findings(document: Dataset, unreadable: tuple[str, ...]) -> Iterator
         yield from rule.findings(document, uid)
 
 
-def _agreement(results: ResultSet) -> Iterator[Finding]:
-    """Of one analysis; a set that holds several is compared pair by pair of SR and Bundle."""
+def _agreement(results: ResultSet) -> tuple[list[Finding], list[str]]:
+    """Findings about ANN, SR and FHIR of one analysis, and why they were not compared."""
     reports, bundles = list(results.of_kind("SR")), list(_report_bundles(results))
     annotations = list(results.of_kind("ANN"))
-    if len(reports) != 1 or len(bundles) != 1 or len(annotations) > 1:
-        return
+    if not reports or not bundles:
+        return [], []
+    if len(reports) > 1 or len(bundles) > 1 or len(annotations) > 1:
+        return [], ["Counts were not compared: there is more than one ANN, SR or report in FHIR."]
+    annotation = annotations[0] if annotations else None
     try:
-        yield from check_agreement(annotations[0] if annotations else None, reports[0], bundles[0])
+        return check_agreement(annotation, reports[0], bundles[0]), []
     except (InputError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return  # the note says that it was not compared
+        return [], ["Counts were not compared: they are not coded, or not whole, as this node's."]
 
 
 def _report_bundles(results: ResultSet) -> Iterator[Mapping[str, Any]]:

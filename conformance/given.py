@@ -17,10 +17,12 @@ from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 from conformance.finding import Finding
 from conformance.reading import text
 from conformance.result_set import ResultSet, is_slide, kind_of
-from dicom_io.dicom_json import value
+from conformance.viewer_rules import MICROSCOPY_VIEWER
+from dicom_io.dicom_json import key, value, values
 from dicom_io.errors import InputError, PacsAnswerInvalid
 from dicom_io.pacs import Pacs
 
+COORDINATES = ("PointCoordinatesData", "DoublePointCoordinatesData")
 # Bulk data of a slide's header are not looked at; that they are there is.
 _BULK = b"\0\0"
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
@@ -129,11 +131,14 @@ def read_study(pacs: Pacs, study_uid: str, scratch: Path) -> Given:
     """
     objects: list[Dataset] = []
     files: list[tuple[Path, str, str]] = []
+    findings: list[Finding] = []
     for series in pacs.search_series(study_uid):
         series_uid = str(value(series, "SeriesInstanceUID"))
         if value(series, "Modality") == "SM":
             objects.extend(_headers(pacs, study_uid, series_uid))
             continue
+        if value(series, "Modality") == "ANN":
+            findings.extend(_undrawable(pacs, study_uid, series_uid))
         for instance in pacs.search_instances(study_uid, series_uid):
             uid = str(value(instance, "SOPInstanceUID"))
             document = pacs.retrieve_instance(study_uid, series_uid, uid)
@@ -143,7 +148,26 @@ def read_study(pacs: Pacs, study_uid: str, scratch: Path) -> Given:
             files.append((path, kind_of(document), uid))
     if not objects:
         raise InputError(f"{pacs.name} knows no study {study_uid}: check the UID.")
-    return Given(ResultSet(tuple(objects)), tuple(files))
+    return Given(ResultSet(tuple(objects)), tuple(files), tuple(findings))
+
+
+def _undrawable(pacs: Pacs, study_uid: str, series_uid: str) -> Iterator[Finding]:
+    """Annotations whose coordinates a browser cannot fetch, as the archive tells of them."""
+    for instance in pacs.series_metadata(study_uid, series_uid):
+        for number, group in enumerate(values(instance, "AnnotationGroupSequence"), start=1):
+            stored = [group[key(name)] for name in COORDINATES if key(name) in group]
+            told = ("BulkDataURI", "InlineBinary")
+            if stored and not any(where in each for each in stored for where in told):
+                yield Finding(
+                    "view-bulk-data",
+                    "warning",
+                    str(value(instance, "SOPInstanceUID")),
+                    f"The archive's metadata hold neither the coordinates of group {number} nor "
+                    f"where they are, so that {MICROSCOPY_VIEWER} cannot draw them: let it read "
+                    "them from a service that gives a BulkDataURI.",
+                    f"AnnotationGroupSequence[{number}]",
+                    f"{MICROSCOPY_VIEWER}; seen with Orthanc 1.10.1",
+                )
 
 
 def _headers(pacs: Pacs, study_uid: str, series_uid: str) -> Iterator[Dataset]:

@@ -15,6 +15,7 @@ from node.cli import main
 from node.outputs import to_bytes
 from tests.kit.bases import Case, base
 from tests.kit.faults import all_faults
+from tests.servers import Orthanc
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,21 @@ def test_a_study_in_an_archive(
     assert done.exit_code == 0, done.output
     kinds = [each["kind"] for each in json.loads(done.output)["objects"]]
     assert sorted(kinds) == ["ANN", "SEG", "SM", "SM", "SR"]
+
+
+def test_an_archive_that_keeps_coordinates_from_viewers_is_named(
+    tmp_path: Path, orthanc: Orthanc
+) -> None:
+    """This Orthanc tells the first of a group's coordinates, and not where the others are."""
+    case = base("node")
+    case.bundle = None
+    case.objects = [each for each in case.objects if each.Modality != "SM"]
+    orthanc.add(*sorted(_written(case, tmp_path / "results").iterdir()))
+    done = _run("--json", f"{orthanc.dicomweb_url}/studies/{case.sr.StudyInstanceUID}")
+    told = json.loads(done.output)
+    groups = len(case.ann.AnnotationGroupSequence)
+    assert [each["rule"] for each in told["findings"]] == ["view-bulk-data"] * groups
+    assert done.exit_code == 1
 
 
 def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:

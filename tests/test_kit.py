@@ -20,6 +20,7 @@ from node.outputs import to_bytes
 from tests.analyses import some_analysis
 from tests.kit import faults as list_of_faults
 from tests.kit.bases import (
+    as_file,
     base,
     demonstration_folder,
     demonstration_slide,
@@ -169,6 +170,15 @@ def test_what_was_not_looked_at_is_said() -> None:
     assert any("No slide was given" in note for note in checked.notes)
     alone = check(ResultSet((case.sr,)))
     assert any("other results were not looked at" in note for note in alone.notes)
+
+
+def test_counts_that_were_not_compared_are_said() -> None:
+    case = base("node")
+    two = check(ResultSet((*case.objects, as_file(case.sr)), (case.fhir,)))
+    assert any("more than one ANN, SR" in note for note in two.notes)
+    by_others = check(ResultSet((base("highdicom-sr").sr,), (case.fhir,)))
+    assert any("not coded" in note for note in by_others.notes)
+    assert not any("compared" in note for note in check(case.results()).notes)
 
 
 def test_tables_of_the_standard_are_those_of_the_library() -> None:
