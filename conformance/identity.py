@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -195,6 +196,36 @@ def _named_objects(results: ResultSet) -> Iterator[Fault]:
                     )
 
 
+def _pdfs(results: ResultSet) -> Iterator[Fault]:
+    """One file, if it lies in both; what it says in words is not read."""
+    stored = {
+        _without_padding(content(each, "EncapsulatedDocument")) for each in results.of_kind("PDF")
+    }
+    for bundle in results.bundles:
+        for path, report in resources(bundle, "DiagnosticReport"):
+            for number, form in enumerate(parts(report, "presentedForm")):
+                if form.get("contentType") != "application/pdf" or not stored:
+                    continue
+                if _decoded(form) not in stored:
+                    yield Fault(
+                        f"{path}presentedForm[{number}]",
+                        "The PDF in FHIR is not the one that is stored in the archive.",
+                        "FHIR, PDF",
+                    )
+
+
+def _decoded(form: Json) -> bytes:
+    try:
+        return _without_padding(base64.b64decode(str(form.get("data", "")), validate=True))
+    except ValueError:
+        return b""
+
+
+def _without_padding(document: bytes) -> bytes:
+    """DICOM values have even lengths; a PDF ends in a line of its own anyhow."""
+    return document.rstrip(b"\0\r\n")
+
+
 def _dicom_uid(entity: Json) -> str:
     identifier = part(part(entity, "what"), "identifier")
     if identifier.get("system") != "urn:dicom:uid":
@@ -208,5 +239,6 @@ IDENTITY_RULES: tuple[Rule[ResultSet], ...] = (
     Rule("agree-time", "error", "this kit", "One time.", _times),
     Rule("agree-status", "error", "FHIR R4 diagnostic-report-status", "One state.", _states),
     Rule("agree-regions", "error", "this kit", "One area.", _regions),
+    Rule("agree-pdf", "error", "this kit", "One PDF.", _pdfs),
     Rule("agree-objects", "error", "this kit", "FHIR names these objects.", _named_objects),
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import EncapsulatedPDFStorage
 
 from conformance.check import check, rules_for
 from conformance.result_set import ResultSet
@@ -170,6 +172,21 @@ def test_what_was_not_looked_at_is_said() -> None:
     assert any("No slide was given" in note for note in checked.notes)
     alone = check(ResultSet((case.sr,)))
     assert any("other results were not looked at" in note for note in alone.notes)
+
+
+@pytest.mark.parametrize(
+    ("stored", "rules"), [(b"%PDF-1.4 one\0", set()), (b"%PDF-2", {"agree-pdf"})]
+)
+def test_one_pdf_in_archive_and_ehr(stored: bytes, rules: set[str]) -> None:
+    document = Dataset()
+    document.SOPClassUID = EncapsulatedPDFStorage
+    document.EncapsulatedDocument = stored
+    case = base("node")
+    report = case.fhir["entry"][-2]["resource"]
+    form = {"contentType": "application/pdf", "data": base64.b64encode(b"%PDF-1.4 one").decode()}
+    report["presentedForm"] = [form]
+    found = check(ResultSet((document,), (case.fhir,))).findings
+    assert {each.rule for each in found if each.object == "FHIR, PDF"} == rules
 
 
 def test_counts_that_were_not_compared_are_said() -> None:
