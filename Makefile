@@ -8,7 +8,7 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DATA    ?=
 
-.PHONY: install demo test test-slow lint bench bench-gpu fuzz train serve faults clean
+.PHONY: install demo test test-slow lint bench bench-gpu conformance fuzz train serve faults clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ bench: $(VENV)/.developer  ## time reading, whole analyses and growth beside oth
 
 bench-gpu: $(VENV)/.developer  ## tiles a second on the GPU, how busy it is, agreement with the CPU
 	$(BIN)/python -m tests.bench.gpu
+
+conformance: $(VENV)/.developer  ## write anew: tables of the standard, conformance statement, what each validator catches
+	$(BIN)/python -m conformance
+	$(BIN)/python -m tests.kit.caught
 
 fuzz: $(VENV)/.developer  ## 10 000 mutated inputs, then ten minutes guided by coverage where atheris is to be had
 	$(PIP) --editable ".[$(RUNTIME),train,dev,fuzz]"

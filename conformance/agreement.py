@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydicom.dataset import Dataset
 
+from conformance.finding import Finding
 from dicom_io.annotation import annotated_types, annotation_package_digest
 from dicom_io.codes import (
     CELLS_FOUND,
@@ -24,27 +24,7 @@ from models.cell_types import CELL_TYPES
 
 # Documents carry percentages to six decimals.
 TOLERANCE = 2e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One disagreement.
-
-    Attributes
-    ----------
-    rule
-        Stable identifier.
-    severity
-    object
-        The documents concerned.
-    sentence
-        What differs, for people.
-    """
-
-    rule: str
-    severity: Literal["error", "warning"]
-    object: str
-    sentence: str
+SOURCE = "this kit"
 
 
 def check_agreement(
@@ -225,4 +205,4 @@ def _components(observation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _error(rule: str, where: str, sentence: str) -> Finding:
-    return Finding(rule, "error", where, sentence)
+    return Finding(rule, "error", where, sentence, source=SOURCE)

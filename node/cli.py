@@ -14,6 +14,7 @@ from rich.table import Table
 from models.errors import MarrowNodeError
 from models.package import installed_packages
 from node import __version__
+from node.check import check
 from node.config import Settings, load_settings, settings_rows
 from node.console import OUT, print_job, run_job
 from node.demo import run_demo
@@ -224,5 +225,5 @@ def config(settings: Settings, as_json: bool) -> None:
     OUT.print(table)
 
 
-for _command in (train, evaluate, compare, field, probe, receive):
+for _command in (train, evaluate, compare, field, probe, receive, check):
     main.add_command(_command)

@@ -1,0 +1,95 @@
+"""The conformance statement says what the code does: it is generated, and generated anew here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fhir.resources.R4B.capabilitystatement import CapabilityStatement
+
+import dicom_io
+from conformance import capabilities
+from conformance.statement import (
+    CAPABILITY_STATEMENT,
+    STATEMENT,
+    capability_statement,
+    statement,
+)
+from dicom_io import dimse_errors
+from dicom_io.commitment import Commitments
+from dicom_io.receiver import Receiver, ReceiveSettings
+from node.exit_codes import exit_code_table
+from tests.kit.bases import base
+
+
+def test_statement_is_current() -> None:
+    assert STATEMENT.read_text(encoding="utf-8") == statement(), "run python -m conformance"
+
+
+def test_fhir_statement_is_current_and_valid() -> None:
+    written = CAPABILITY_STATEMENT.read_text(encoding="utf-8")
+    assert written == capability_statement(), "run python -m conformance"
+    CapabilityStatement.model_validate(json.loads(written))
+
+
+def test_a_status_that_changes_changes_the_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse_errors, "OUT_OF_RESOURCES", 0xA8)
+    assert STATEMENT.read_text(encoding="utf-8") != statement()
+
+
+def test_receiver_accepts_what_is_stated(tmp_path: Path) -> None:
+    receiver = Receiver(
+        ReceiveSettings(folder=tmp_path), Commitments(tmp_path), lambda *_: None, lambda _: None
+    )
+    accepted = {
+        (str(context.abstract_syntax), str(syntax))
+        for context in receiver._application_entity().supported_contexts
+        for syntax in context.transfer_syntax
+    }
+    stated = {
+        (str(each.uid), str(syntax))
+        for each in capabilities.sop_classes()
+        if each.role == "SCP" or "association of its own" in each.what_for
+        for syntax in each.transfer_syntaxes
+    }
+    assert stated == accepted
+
+
+def test_results_are_of_the_stated_classes() -> None:
+    written = {str(each.SOPClassUID) for each in base("node").objects if each.Modality != "SM"}
+    assert written == {str(uid) for uid, _ in capabilities.WRITTEN}
+
+
+def test_results_go_by_the_stated_transfer_syntaxes() -> None:
+    for each in base("node").objects:
+        stated = {
+            syntax
+            for row in capabilities.sop_classes()
+            if row.uid == each.SOPClassUID and row.role == "SCU"
+            for syntax in row.transfer_syntaxes
+        }
+        assert each.Modality == "SM" or str(each.file_meta.TransferSyntaxUID) in stated
+
+
+def test_report_is_of_the_stated_resources() -> None:
+    sent = {entry["resource"]["resourceType"] for entry in base("node").fhir["entry"]}
+    assert sent <= {kind for kind, *_ in capabilities.FHIR_RESOURCES}
+
+
+def test_exit_codes_are_those_of_the_commands() -> None:
+    usage = [row for row in exit_code_table() if row[0] != 2]  # the command line's own
+    assert capabilities.exit_codes() == usage
+
+
+def test_attributes_that_are_stated_are_read() -> None:
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in Path(dicom_io.__file__).parent.glob("*.py")
+    )
+    for keyword, *_ in capabilities.READ_ATTRIBUTES:
+        assert f'"{keyword}"' in source, keyword
+
+
+def test_ihe_states_are_of_three_words() -> None:
+    states = {each.state for demands in capabilities.IHE.values() for each in demands}
+    assert states == {"met", "partly", "not yet"}
