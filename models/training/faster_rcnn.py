@@ -133,7 +133,6 @@ def _head_losses(
     logit: Tensor, offset: Tensor, candidate: Tensor, cells: Truth
 ) -> tuple[Tensor, Tensor]:
     """Ranking and box loss of one image's candidates (R, 4): eq. 9 to 14."""
-    logit = logit.float()  # of mixed precision's 16 bits too few to rank by
     quality = torch.zeros_like(logit)
     if not len(cells.box):
         return ranking_loss(
