@@ -9,7 +9,7 @@ slide.
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -28,7 +28,6 @@ from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.tile_plan import (
     Key,
-    Place,
     Plan,
     Plans,
     choose_level,
@@ -45,6 +44,8 @@ TYPICAL_COMPRESSION = 8
 FIRST_WINDOW_FRAMES = 32
 WINDOW_GROWTH = 4
 
+
+_format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
 
 Colours = Callable[[UInt8], UInt8] | None
 
@@ -222,58 +223,73 @@ def _decoded(
 ) -> Tiles:
     """Decode and join the frames of a batch of tiles, in `rgb` (≥ N, H, W, 3)."""
     rgb = rgb[: len(batch)]
-    valid = np.ones(rgb.shape[:3], np.bool_)
-    for plan, tile, known in zip(batch, rgb, valid, strict=True):
-        left, top = (math.floor(side) for side in plan.corner)
-        right, bottom = (math.ceil(side) for side in plan.corner + plan.extent)
-        box = (left, top, right, bottom)
-        if plan.is_whole_px and (right - left, bottom - top) == plans.size:
-            _join(plans.level, plan.places, frames, colours, box, tile, known)
-        else:
-            canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-            here = np.ones(canvas.shape[:2], np.bool_)
-            _join(plans.level, plan.places, frames, colours, box, canvas, here)
-            tile[:], known[:] = resampled(
-                canvas, here, plan.corner - (left, top), plan.extent, plans.size
-            )
-    return Tiles(rgb, np.stack([plan.origin_px for plan in batch]), plans.px_per_tile_px, valid)
+    known = [_tile(plans, *each, frames, colours) for each in zip(batch, rgb, strict=True)]
+    return Tiles(
+        rgb,
+        np.stack([plan.origin_px for plan in batch]),
+        plans.px_per_tile_px,
+        _valid(known, rgb.shape[:3]),
+    )
+
+
+def _valid(known: Sequence[Bool | None], shape: tuple[int, ...]) -> Bool:
+    """Where tiles have pixels; takes memory only where one lacks some."""
+    everywhere: Bool = np.broadcast_to(np.True_, shape)
+    if all(each is None for each in known):
+        return everywhere
+    return np.stack([everywhere[0] if each is None else each for each in known])
+
+
+def _tile(
+    plans: Plans, plan: Plan, rgb: UInt8, frames: Mapping[Key, bytes], colours: Colours
+) -> Bool | None:
+    """Fill one tile (H, W, 3); where it has pixels (H, W), None for everywhere."""
+    if plan.as_stored:
+        return _join(plans.level, plan, frames, colours, rgb)
+    left, top, right, bottom = plan.box
+    canvas = np.empty((bottom - top, right - left, 3), np.uint8)
+    here = _join(plans.level, plan, frames, colours, canvas)
+    if here is None:
+        here = np.ones(canvas.shape[:2], np.bool_)
+    rgb[:], known = resampled(canvas, here, plan.corner - (left, top), plan.extent, plans.size)
+    return known
 
 
 def _join(
-    level: Level,
-    places: Sequence[Place],
-    frames: Mapping[Key, bytes],
-    colours: Colours,
-    box: tuple[int, int, int, int],
-    canvas: UInt8,
-    known: Bool,
-) -> None:
-    """Lay frames on a canvas (h, w, 3) that shows `box`: x0, y0, x1, y1 in level pixels.
+    level: Level, plan: Plan, frames: Mapping[Key, bytes], colours: Colours, canvas: UInt8
+) -> Bool | None:
+    """Lay frames on a canvas (h, w, 3) that shows the plan's box.
 
-    White where there is none; `known` (h, w), true as it comes, says where there is.
+    White where there is none; returns where there is (h, w), None for everywhere.
     """
     tile_width, tile_height = level.tile_size_px
-    targets, missing_px = [], known.size
-    for key, column, row in places:
+    x_from, y_from, x_to, y_to = plan.box
+    targets, missing_px = [], (x_to - x_from) * (y_to - y_from)
+    for key, column, row in plan.places:
         left, top = column * tile_width, row * tile_height
-        x0, y0 = max(left, box[0]), max(top, box[1])
+        x0, y0 = max(left, x_from), max(top, y_from)
         # The last frames of a row and of the matrix are padded beyond its edge.
-        x1 = min(left + tile_width, level.size_px[0], box[2])
-        y1 = min(top + tile_height, level.size_px[1], box[3])
-        target = np.s_[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
-        whole = colours is None and (x1 - x0, y1 - y0) == level.tile_size_px == known.shape[::-1]
-        pixels = _pixels(level, key, frames[key], canvas if whole else None)
+        x1 = min(left + tile_width, level.size_px[0], x_to)
+        y1 = min(top + tile_height, level.size_px[1], y_to)
+        straight = colours is None and (x0, y0, x1, y1) == plan.box == (
+            left, top, left + tile_width, top + tile_height,
+        )  # fmt: skip
+        pixels = _pixels(level, key, frames[key], canvas if straight else None)
+        if straight:  # it has been decoded to where it belongs
+            return None
         if colours is not None:
             pixels = colours(pixels)
-        if not whole:  # else it has been decoded to where it belongs
-            canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+        target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
+        canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
         targets.append(target)
         missing_px -= (x1 - x0) * (y1 - y0)
-    if missing_px:
-        known[:] = False
-        for target in targets:
-            known[target] = True
-        canvas[~known] = 255
+    if not missing_px:
+        return None
+    known = np.zeros(canvas.shape[:2], np.bool_)
+    for target in targets:
+        known[target] = True
+    canvas[~known] = 255
+    return known
 
 
 def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None) -> UInt8:
@@ -281,7 +297,7 @@ def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None) -> UInt8:
     try:
         return decode_frame(
             stored,
-            PixelFormat(
+            _format(
                 level.transfer_syntax_uids[instance],
                 level.photometric_interpretation,
                 level.tile_size_px,
