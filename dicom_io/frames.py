@@ -1,10 +1,10 @@
 """Boxes of the slide → decoded tiles: only the frames that are needed, streamed.
 
 Three things go on at a time: frames are fetched in windows of many tiles, one window ahead;
-batches of tiles are decoded on all cores, some ahead; and the consumer works on the batch it has.
-An archive that reads the whole file for every request is so asked seldom; a cache of compressed
-frames serves tiles that overlap. Memory is bounded by :class:`ReadSettings`, however large the
-slide.
+batches of tiles are decoded on all cores as soon as their frames are there, some ahead; and the
+consumer works on the batch it has. An archive that reads the whole file for every request is so
+asked seldom; a cache of compressed frames serves tiles that overlap. Memory is bounded by
+:class:`ReadSettings`, however large the slide.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -39,11 +40,8 @@ from models.ahead import mapped_ahead
 from models.records import Bool, Float64, Regions, Tiles, UInt8
 
 TYPICAL_COMPRESSION = 8
-# The first window is small, so that the first cells are found soon; each one is so much larger than
-# the one before, up to what the settings allow.
-FIRST_WINDOW_FRAMES = 32
-WINDOW_GROWTH = 4
-
+# The first window is small, so that the first cells are found soon.
+FIRST_WINDOW_FRAMES = 128
 
 _format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
 
@@ -123,78 +121,123 @@ def read_tiles(
     threads = settings.threads or os.cpu_count() or 1
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
     most_waiting = min(threads + 1, max(2, settings.decoded_bytes // batch_bytes))
-    windows = _Fetcher(pacs, slide, plans.level, settings).windows(_batches(plans, batch_size))
-
+    fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
     memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
 
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
         return _decoded(plans, *work, colours, memory.array())
 
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as fetcher:
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:
         try:
-            yield from mapped_ahead(decoders, decoded, _one_ahead(fetcher, windows), most_waiting)
+            yield from mapped_ahead(decoders, decoded, _one_ahead(ahead, fetcher), most_waiting)
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
-            fetcher.shutdown(wait=False, cancel_futures=True)
+            ahead.shutdown(wait=False, cancel_futures=True)
 
 
 def _one_ahead(
-    fetcher: Executor, windows: Iterator[_Window]
+    executor: Executor, fetcher: _Fetcher
 ) -> Iterator[tuple[tuple[Plan, ...], Mapping[Key, bytes]]]:
     """Each batch of tiles with its frames, while the next window is fetched."""
-    coming = fetcher.submit(next, windows, None)
-    while (window := coming.result()) is not None:
-        coming = fetcher.submit(next, windows, None)
-        for batch in window.batches:
+
+    def begun() -> tuple[_Window, Future[bool]]:
+        window = _Window({}, SimpleQueue())
+        return window, executor.submit(fetcher.fetch_next, window)
+
+    coming = begun()
+    while True:
+        (window, fetched), coming = coming, begun()
+        for batch in iter(window.ready.get, None):
             yield batch, window.frames
+        if not fetched.result():
+            return
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    batches: tuple[tuple[Plan, ...], ...]
-    frames: Mapping[Key, bytes]
+    """Frames of many tiles, as they come.
+
+    Attributes
+    ----------
+    frames
+    ready
+        Batches of tiles whose frames have come; None after the last.
+    """
+
+    frames: dict[Key, bytes]
+    ready: SimpleQueue[tuple[Plan, ...] | None]
 
 
 class _Fetcher:
-    """Frames of one level, by windows."""
+    """Frames of one level, by windows; in one thread at a time."""
 
-    def __init__(self, pacs: Pacs, slide: Slide, level: Level, settings: ReadSettings) -> None:
+    def __init__(
+        self,
+        pacs: Pacs,
+        slide: Slide,
+        level: Level,
+        settings: ReadSettings,
+        batches: Iterator[tuple[Plan, ...]],
+    ) -> None:
         self._pacs = pacs
         self._slide = slide
         self._level = level
         self._window_bytes = settings.window_bytes
         self._cache = FrameCache(settings.cache_bytes)
+        self._windows = self._planned(batches)
 
-    def windows(self, batches: Iterator[tuple[Plan, ...]]) -> Iterator[_Window]:
-        """Fetch for as many batches at a time as the window's bytes allow."""
+    def fetch_next(self, window: _Window) -> bool:
+        """Fill the next window; False if there is none."""
+        try:
+            batches, keys = next(self._windows, ((), set()))
+            window.frames.update(self._kept(keys))
+            arriving = self._arriving(sorted(keys - window.frames.keys()), window.frames)
+            for batch in batches:
+                for key in _keys(batch):
+                    while key not in window.frames:
+                        next(arriving)
+                window.ready.put(batch)
+            return bool(batches)
+        finally:
+            window.ready.put(None)
+
+    def _planned(
+        self, batches: Iterator[tuple[Plan, ...]]
+    ) -> Iterator[tuple[list[tuple[Plan, ...]], set[Key]]]:
+        """As many batches at a time as the window's bytes allow, with the frames they need."""
         most = FIRST_WINDOW_FRAMES
-        busy = self._pacs.frames_per_request * self._pacs.connections  # one full round of requests
         held: list[tuple[Plan, ...]] = []
         keys: set[Key] = set()
         for batch in batches:
+            more = keys.union(_keys(batch))
+            if held and len(more) > min(most, self._most_frames()):
+                yield held, keys
+                most = self._pacs.frames_per_request * self._pacs.connections  # all at work
+                held, more = [], set(_keys(batch))
             held.append(batch)
-            keys.update(key for plan in batch for key, _, _ in plan.places)
-            if len(keys) >= min(most, busy, self._affordable_frames()):
-                yield _Window(tuple(held), self._fetched(keys))
-                most *= WINDOW_GROWTH
-                held, keys = [], set()
+            keys = more
         if held:
-            yield _Window(tuple(held), self._fetched(keys))
+            yield held, keys
 
-    def _affordable_frames(self) -> int:
+    def _most_frames(self) -> int:
+        """Frames that the window's bytes allow, in requests as large as may be."""
         width, height = self._level.tile_size_px
         typical = float(width * height * 3)
         if self._cache.mean_bytes is not None:
             typical = self._cache.mean_bytes
         elif self._level.transfer_syntax_uids[0] != EXPLICIT_LE:
             typical /= TYPICAL_COMPRESSION
-        return max(1, int(self._window_bytes / max(typical, 1.0)))
+        frames = max(1, int(self._window_bytes / max(typical, 1.0)))
+        in_full_requests = frames - frames % self._pacs.frames_per_request
+        return in_full_requests or frames
 
-    def _fetched(self, keys: set[Key]) -> dict[Key, bytes]:
-        frames = {key: frame for key in keys if (frame := self._cache.get(key)) is not None}
-        missing = sorted(keys - frames.keys())
-        for instance in sorted({key[0] for key in missing}):
-            numbers = [number for each, number in missing if each == instance]
+    def _kept(self, keys: set[Key]) -> dict[Key, bytes]:
+        return {key: frame for key in keys if (frame := self._cache.get(key)) is not None}
+
+    def _arriving(self, missing: Sequence[Key], frames: dict[Key, bytes]) -> Iterator[None]:
+        """Put frames that the archive gives into `frames`, one by one."""
+        for instance, of_instance in groupby(missing, lambda key: key[0]):
+            numbers = [number for _, number in of_instance]
             reference = InstanceReference(
                 self._slide.study_uid,
                 self._level.series_uids[instance],
@@ -205,7 +248,11 @@ class _Fetcher:
             for number, frame in zip(numbers, received, strict=True):
                 frames[instance, number] = frame
                 self._cache.put((instance, number), frame)
-        return frames
+                yield
+
+
+def _keys(batch: Iterable[Plan]) -> Iterator[Key]:
+    return (key for plan in batch for key, _, _ in plan.places)
 
 
 def _batches(plans: Iterable[Plan], size: int) -> Iterator[tuple[Plan, ...]]:
