@@ -15,7 +15,7 @@ FIXED_SHARE = 0.1
 """Part of a request's time that may go into what it costs without any frame."""
 
 FIRST_FRAMES = 128
-GROWTH = 8
+GROWTH = 16
 LONGEST_S = 10.0
 """A request should not take longer, so that little is lost when it is cut."""
 
