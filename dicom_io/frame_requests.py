@@ -224,6 +224,9 @@ class FrameRequests:
         whole: bool,
     ) -> None:
         """Give each part its frame: by its Content-Location, else in the order asked for."""
+        if whole and len(came) == len(missing) and not asked.missing(missing):
+            asked.give()  # each came in its turn
+            return
         of = f"of instance {asked.instance.sop_uid}"
         found: dict[int, bytes] = {}
         if came and {label for label, _ in came} <= set(missing):

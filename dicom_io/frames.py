@@ -61,7 +61,8 @@ class ReadSettings:
     decoded_bytes
         Decoded tiles that wait for the model; two batches are held at least.
     threads
-        Decoding threads; 0 takes one per processor.
+        Decoding threads; 0 takes one more than there are processors, because each waits for the
+        interpreter between frames.
     icc
         "srgb" brings pixels to sRGB by the slide's ICC profile; "none" takes them as they are
         stored, as models are trained.
@@ -118,9 +119,9 @@ def read_tiles(
         if settings.icc == "srgb"
         else None
     )
-    threads = settings.threads or os.cpu_count() or 1
+    threads = settings.threads or (os.cpu_count() or 1) + 1
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
-    most_waiting = min(threads + 1, max(2, settings.decoded_bytes // batch_bytes))
+    most_waiting = min(2 * threads, max(2, settings.decoded_bytes // batch_bytes))
     fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
     memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
 
