@@ -112,8 +112,8 @@ class FrameRequests:
     def _in_batches(self, asked: _Asked) -> None:
         """Fewer at a time where more are refused."""
         size, refused = min(len(asked.numbers), self._sizes.limit), False
-        while asked.given < len(asked.numbers):
-            batch = asked.numbers[asked.given : asked.given + size]
+        while (start := asked.given) < len(asked.numbers):
+            batch = asked.numbers[start : start + size]
             try:
                 self._in_some_media_type(asked, batch)
             except PacsError as error:
@@ -124,6 +124,7 @@ class FrameRequests:
                 size = max(1, min(len(batch) // 2, _frames_given(error) or len(batch)))
                 refused = True
                 continue
+            asked.give(start + len(batch))
             if refused:
                 self._learnt("fewer frames a request", asked.instance, f"{size} are given")
                 self._sizes.refused_above(size)
@@ -225,8 +226,7 @@ class FrameRequests:
     ) -> None:
         """Give each part its frame: by its Content-Location, else in the order asked for."""
         if whole and len(came) == len(missing) and not asked.missing(missing):
-            asked.give()  # each came in its turn
-            return
+            return  # each came in its turn
         of = f"of instance {asked.instance.sop_uid}"
         found: dict[int, bytes] = {}
         if came and {label for label, _ in came} <= set(missing):
@@ -245,15 +245,13 @@ class FrameRequests:
                 )
         if any(asked.twice.get(number, found[number]) != found[number] for number in found):
             # A frame was left out before the cut, so those after it had the wrong number.
-            asked.received.clear()
-            asked.twice.clear()
+            asked.forget()
             raise self._wrong_count(missing, len(came), of)
         asked.twice.clear()
         if 0 < len(found) < len(missing) and None in {label for label, _ in came}:
             number, content = found.popitem()
             asked.twice[number] = content
         asked.received.update(found)
-        asked.give()
         if whole and len(found) != len(missing):
             raise self._wrong_count(missing, len(came), of)
 
@@ -282,8 +280,10 @@ class _Asked:
     twice
         The last frame of an answer that was cut: asked for again to see that it has the same
         number then, because an archive that leaves frames out does not say which.
+    sure
+        So many of `numbers`, from the first on, came in their turn.
     given
-        How many `arrived` has been given.
+        So many have been given to `arrived`.
     """
 
     instance: InstanceReference
@@ -292,6 +292,7 @@ class _Asked:
     arrived: Callable[[list[bytes]], None]
     received: dict[int, bytes] = field(default_factory=dict)
     twice: dict[int, bytes] = field(default_factory=dict)
+    sure: int = 0
     given: int = 0
 
     def missing(self, batch: Sequence[int]) -> list[int]:
@@ -300,19 +301,24 @@ class _Asked:
     def in_turn(self, number: int, content: bytes) -> None:
         """Take a frame whose label and place in the answer agree: it need not wait for the end."""
         self.received[number] = content
-        if len(self.received) >= self.given + GIVEN_TOGETHER:
-            self.give()
+        if self.numbers[self.sure] == number:
+            self.sure += 1
+            if self.sure >= self.given + GIVEN_TOGETHER:
+                self.give(self.sure)
 
-    def give(self) -> None:
-        """Give what has come, up to the first frame that has not."""
-        frames = []
-        for at in range(self.given, len(self.numbers)):
-            if self.numbers[at] not in self.received:
-                break
-            frames.append(self.received[self.numbers[at]])
+    def give(self, end: int) -> None:
+        """Give what has come of `numbers`, up to `end`."""
+        frames = [self.received[number] for number in self.numbers[self.given : end]]
+        self.given = end
+        self.sure = max(self.sure, end)
         if frames:
-            self.given += len(frames)
             self.arrived(frames)
+
+    def forget(self) -> None:
+        """What came may have had wrong numbers."""
+        self.received.clear()
+        self.twice.clear()
+        self.sure = self.given
 
 
 def _frames_given(error: PacsError) -> int | None:
