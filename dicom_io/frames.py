@@ -312,13 +312,13 @@ def _join(
     """
     tile_width, tile_height = level.tile_size_px
     x_from, y_from, x_to, y_to = plan.box
-    targets, missing_px = [], (x_to - x_from) * (y_to - y_from)
+    known = None
+    if _seen_px(level, plan) < (x_to - x_from) * (y_to - y_from):
+        known = np.zeros(canvas.shape[:2], np.bool_)
+        canvas[:] = 255
     for key, column, row in plan.places:
         left, top = column * tile_width, row * tile_height
-        x0, y0 = max(left, x_from), max(top, y_from)
-        # The last frames of a row and of the matrix are padded beyond its edge.
-        x1 = min(left + tile_width, level.size_px[0], x_to)
-        y1 = min(top + tile_height, level.size_px[1], y_to)
+        x0, y0, x1, y1 = _shared(level, plan.box, column, row)
         straight = colours is None and (x0, y0, x1, y1) == plan.box == (
             left, top, left + tile_width, top + tile_height,
         )  # fmt: skip
@@ -329,15 +329,30 @@ def _join(
             pixels = colours(pixels)
         target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
         canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        targets.append(target)
-        missing_px -= (x1 - x0) * (y1 - y0)
-    if not missing_px:
-        return None
-    known = np.zeros(canvas.shape[:2], np.bool_)
-    for target in targets:
-        known[target] = True
-    canvas[~known] = 255
+        if known is not None:
+            known[target] = True
     return known
+
+
+def _seen_px(level: Level, plan: Plan) -> int:
+    """Pixels of a plan's box that its frames show."""
+    boxes = (_shared(level, plan.box, column, row) for _, column, row in plan.places)
+    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes)
+
+
+def _shared(
+    level: Level, box: tuple[int, int, int, int], column: int, row: int
+) -> tuple[int, int, int, int]:
+    """What a frame shows of a box, in level pixels."""
+    (width, height), (matrix_width, matrix_height) = level.tile_size_px, level.size_px
+    x, y = column * width, row * height
+    # The last frames of a row and of the matrix are padded beyond its edge.
+    return (
+        max(x, box[0]),
+        max(y, box[1]),
+        min(x + width, matrix_width, box[2]),
+        min(y + height, matrix_height, box[3]),
+    )
 
 
 def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None) -> UInt8:
