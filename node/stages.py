@@ -15,7 +15,7 @@ from typing import Any
 from dicom_io.analysis import Analysis, ModelIdentity
 from dicom_io.focus import in_focus
 from dicom_io.frame_sample import sampled
-from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
+from dicom_io.frames import ReadSettings, bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.ahead import mapped_ahead
@@ -205,16 +205,13 @@ def count(place: Workplace, opened: Json, detected: Json) -> Json:
 def write(place: Workplace, opened: Json, localised: Json, detected: Json, counted: Json) -> Json:
     """Write every document and picture once; later runs of the same analysis reuse them."""
     place.progress("write", 0.0)
-    with _slide(place, opened) as (pacs, slide):
+    with _slide(place, opened) as (pacs, slide), ThreadPoolExecutor(1) as beside:
         analysis = _analysis(place, slide, opened, localised, detected, counted)
+        drawing = beside.submit(_drawn, pacs, analysis, place.settings.read)
         documents = encode_documents(analysis, place.settings.output.graphic_type)
         place.progress("write", 0.4)
-        overview, field = read_views(pacs, analysis, place.settings.read)
+        drawn = drawing.result()
         read_for_pictures = pacs.bytes_read
-    drawn = {
-        "overview": draw_overview(overview, analysis, field),
-        "differential": draw_differential(analysis),
-    }
     artifacts = {
         kind: Artifact(
             kind,
@@ -256,6 +253,15 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         _results_file(place, opened["identity"]), json.dumps(written, sort_keys=True).encode()
     )
     return written
+
+
+def _drawn(pacs: Pacs, analysis: Analysis, settings: ReadSettings) -> dict[str, bytes]:
+    """Both pictures, as PNG."""
+    overview, field = read_views(pacs, analysis, settings)
+    return {
+        "overview": draw_overview(overview, analysis, field),
+        "differential": draw_differential(analysis),
+    }
 
 
 def deliver_to_pacs(place: Workplace, written: Json) -> Json:
