@@ -310,21 +310,19 @@ def _join(
 
     White where there is none; returns where there is (h, w), None for everywhere.
     """
-    tile_width, tile_height = level.tile_size_px
     x_from, y_from, x_to, y_to = plan.box
+    if colours is None and _is_one_frame(level, plan):
+        ((key, _, _),) = plan.places
+        _pixels(level, key, frames[key], canvas)  # decoded to where it belongs
+        return None
     known = None
     if _seen_px(level, plan) < (x_to - x_from) * (y_to - y_from):
         known = np.zeros(canvas.shape[:2], np.bool_)
         canvas[:] = 255
     for key, column, row in plan.places:
-        left, top = column * tile_width, row * tile_height
+        left, top = column * level.tile_size_px[0], row * level.tile_size_px[1]
         x0, y0, x1, y1 = _shared(level, plan.box, column, row)
-        straight = colours is None and (x0, y0, x1, y1) == plan.box == (
-            left, top, left + tile_width, top + tile_height,
-        )  # fmt: skip
-        pixels = _pixels(level, key, frames[key], canvas if straight else None)
-        if straight:  # it has been decoded to where it belongs
-            return None
+        pixels = _pixels(level, key, frames[key])
         if colours is not None:
             pixels = colours(pixels)
         target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
@@ -332,6 +330,16 @@ def _join(
         if known is not None:
             known[target] = True
     return known
+
+
+def _is_one_frame(level: Level, plan: Plan) -> bool:
+    """Whether a plan's box is that of its only frame."""
+    if len(plan.places) != 1:
+        return False
+    ((_, column, row),) = plan.places
+    width, height = level.tile_size_px
+    frame = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+    return frame == plan.box == _shared(level, plan.box, column, row)
 
 
 def _seen_px(level: Level, plan: Plan) -> int:
@@ -355,7 +363,7 @@ def _shared(
     )
 
 
-def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None) -> UInt8:
+def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None = None) -> UInt8:
     instance, number = key
     try:
         return decode_frame(
