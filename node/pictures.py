@@ -277,13 +277,13 @@ def _head_differential(figure: Figure, analysis: Analysis) -> None:
 
 
 def _png(figure: Figure) -> bytes:
-    """Encode; zlib's fastest level takes a third of the time for 5 % more bytes."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    opaque = np.asarray(canvas.buffer_rgba())[..., :3]  # faces are white
-    with io.BytesIO() as buffer:
-        Image.fromarray(opaque).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+    """Encode; zlib's fastest level takes 0.4 of the usual one's time for 5 % more bytes."""
+    size = FigureCanvasAgg(figure).get_width_height()
+    with io.BytesIO() as drawn, io.BytesIO() as packed:
+        figure.savefig(drawn, format="rgba", dpi=_DPI)
+        opaque = Image.frombytes("RGBA", size, drawn.getvalue()).convert("RGB")  # faces are white
+        opaque.save(packed, "PNG", compress_level=1)
+        return packed.getvalue()
 
 
 def for_ehr(png: bytes) -> bytes:
