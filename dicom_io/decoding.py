@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import imagecodecs
 import numpy as np
@@ -52,6 +52,8 @@ _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 # Tiles inside one JPEG 2000 frame: each costs a decoder state, and frames are tiles already.
 MAX_INNER_TILES = 1024
 RLE_HEADER_BYTES = 64
+# Up to here the frames of a slide are alike: markers, quantisation and frame header of a JPEG.
+COMMON_BYTES = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,13 @@ def checked_header(frame: bytes, form: PixelFormat) -> StreamHeader:
         In words.
     """
     try:
+        return _checked_start(frame[:COMMON_BYTES], form)
+    except ValueError:
+        return _checked(frame, form)  # the header goes further, or is wrong
+
+
+def _checked(frame: bytes, form: PixelFormat) -> StreamHeader:
+    try:
         header = stream_header(frame)
     except ValueError as error:
         raise ValueError("is truncated or damaged") from error
@@ -301,6 +310,9 @@ def checked_header(frame: bytes, form: PixelFormat) -> StreamHeader:
     ):
         raise ValueError("has no component transform, though its colours are called YBR_RCT")
     return header
+
+
+_checked_start = lru_cache(maxsize=64)(_checked)
 
 
 def colour_contradiction(frame: bytes, form: PixelFormat) -> str | None:

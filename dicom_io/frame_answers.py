@@ -58,7 +58,8 @@ def frame_number(part: Part) -> int | None:
 def frame_parts(response: requests.Response, asked: int) -> Iterator[Part]:
     """Parts of an answer; one frame may come without multipart."""
     kind, parameters = media_type(response.headers.get("Content-Type", ""))
-    chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=True))
+    encoded = "Content-Encoding" in response.headers  # not asked for; else a copy is saved
+    chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=encoded))
     framed = "Content-Length" in response.headers or bool(response.raw.chunked)
     if kind.startswith("multipart/"):
         for part in Multipart(chunks, parameters.get("boundary", ""), framed):

@@ -9,8 +9,9 @@ space would pass in silence.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ NO_FRAMES_HERE = OTHER_MEDIA_MAY_HELP | {
     HTTPStatus.NOT_IMPLEMENTED,
 }
 ASKED_TOO_MUCH = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+# Frames of an answer that are given on before the rest of it has come.
+GIVEN_TOGETHER = 32
 
 
 class InstanceReference(NamedTuple):
@@ -78,52 +81,54 @@ class FrameRequests:
         self._gives_instances_only = False
 
     def frames(
-        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
-        """Stored bytes of frames, counted from 1, in the order of `numbers`."""
+        self,
+        instance: InstanceReference,
+        numbers: Sequence[int],
+        transfer_syntax_uid: str | None,
+        arrived: Callable[[list[bytes]], None],
+    ) -> None:
+        """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come."""
+        asked = _Asked(instance, numbers, transfer_syntax_uid, arrived)
         if self._gives_instances_only:
-            return self._whole.frames(instance.path, instance.sop_uid, numbers)
+            arrived(self._whole.frames(instance.path, instance.sop_uid, numbers))
+            return
         try:
-            return self._in_batches(instance, numbers, transfer_syntax_uid)
+            self._in_batches(asked)
         except PacsError as refused:
             if self._gives_frames or refused.status not in NO_FRAMES_HERE:
                 raise
-            return self._from_whole_instance(instance, numbers, refused)
+            self._from_whole_instance(asked, refused)
 
-    def _from_whole_instance(
-        self, instance: InstanceReference, numbers: Sequence[int], refused: PacsError
-    ) -> list[bytes]:
+    def _from_whole_instance(self, asked: _Asked, refused: PacsError) -> None:
+        instance, numbers = asked.instance, asked.numbers[asked.given :]
         try:
             frames = self._whole.frames(instance.path, instance.sop_uid, numbers)
         except PacsError as error:
             raise refused from error  # the frames were asked for; the instance is not there either
         self._learnt("whole instances only", instance, "no frames are given")
         self._gives_instances_only = True
-        return frames
+        asked.arrived(frames)
 
-    def _in_batches(
-        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
+    def _in_batches(self, asked: _Asked) -> None:
         """Fewer at a time where more are refused."""
-        frames: list[bytes] = []
-        size, refused = min(len(numbers), self._sizes.limit), False
-        while len(frames) < len(numbers):
-            batch = numbers[len(frames) : len(frames) + size]
+        size, refused = min(len(asked.numbers), self._sizes.limit), False
+        while (start := asked.given) < len(asked.numbers):
+            batch = asked.numbers[start : start + size]
             try:
-                frames += self._in_some_media_type(instance, batch, transfer_syntax_uid)
+                self._in_some_media_type(asked, batch)
             except PacsError as error:
                 if len(batch) == 1 and self._lacks_it(error):
-                    raise self._missing(instance, batch[0], error) from error
+                    raise self._missing(asked.instance, batch[0], error) from error
                 if len(batch) == 1 or not _fewer_may_help(error):
                     raise
                 size = max(1, min(len(batch) // 2, _frames_given(error) or len(batch)))
                 refused = True
                 continue
+            asked.give(start + len(batch))
             if refused:
-                self._learnt("fewer frames a request", instance, f"{size} are given")
+                self._learnt("fewer frames a request", asked.instance, f"{size} are given")
                 self._sizes.refused_above(size)
                 refused = False
-        return frames
 
     def _lacks_it(self, error: PacsError) -> bool:
         """Whether an archive that gives frames says that it has not this one."""
@@ -138,51 +143,41 @@ class FrameRequests:
             f" ({got} when it alone was asked for): store the instance again, complete."
         )
 
-    def _in_some_media_type(
-        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
-        accepts = accept_headers(transfer_syntax_uid)
-        start = self._media.get(transfer_syntax_uid, 0)
+    def _in_some_media_type(self, asked: _Asked, batch: Sequence[int]) -> None:
+        accepts = accept_headers(asked.transfer_syntax_uid)
+        start = self._media.get(asked.transfer_syntax_uid, 0)
         for index in range(start, len(accepts)):
             try:
-                frames = self._complete(instance, numbers, accepts[index], transfer_syntax_uid)
+                self._complete(asked, batch, accepts[index])
             except PacsError as error:
                 last = index == len(accepts) - 1
-                many = error.status == HTTPStatus.BAD_REQUEST and len(numbers) > 1
+                many = error.status == HTTPStatus.BAD_REQUEST and len(batch) > 1
                 if last or many or error.status not in OTHER_MEDIA_MAY_HELP:
                     raise
                 continue
             if index > start:
-                self._learnt("another media type", instance, accepts[index])
-            self._media[transfer_syntax_uid] = index
+                self._learnt("another media type", asked.instance, accepts[index])
+            self._media[asked.transfer_syntax_uid] = index
             self._gives_frames = True
-            return frames
+            return
         raise RuntimeError("no media type was asked for")
 
-    def _complete(
-        self,
-        instance: InstanceReference,
-        numbers: Sequence[int],
-        accept: str,
-        transfer_syntax_uid: str | None,
-    ) -> list[bytes]:
+    def _complete(self, asked: _Asked, batch: Sequence[int], accept: str) -> None:
         """Ask until all came; what came whole is not asked for again."""
-        asked = _Asked(instance, numbers, accept, transfer_syntax_uid, {}, {})
-        wrong_counts = self._service.retries if len(numbers) == 1 else 1  # else fewer are asked for
-        while missing := asked.missing():
-            what = f"frames {missing[0]} to {missing[-1]} of instance {instance.sop_uid}"
+        wrong_counts = self._service.retries if len(batch) == 1 else 1  # else fewer are asked for
+        while missing := asked.missing(batch):
+            what = f"frames {missing[0]} to {missing[-1]} of instance {asked.instance.sop_uid}"
             try:
-                self._service.ask(what, lambda: self._request(asked))
+                self._service.ask(what, lambda: self._request(asked, batch, accept))
             except PacsError as error:
                 if _frames_given(error) is not None and wrong_counts > 0:
                     wrong_counts -= 1
-                elif not error.transient or asked.missing() == missing:
+                elif not error.transient or asked.missing(batch) == missing:
                     raise
-        return [asked.received[number] for number in numbers]
 
-    def _request(self, asked: _Asked) -> None:
+    def _request(self, asked: _Asked, batch: Sequence[int], accept: str) -> None:
         """Ask once for what is missing; frames that came are kept even where it fails."""
-        missing = asked.missing()
+        missing = asked.missing(batch)
         if not missing:
             return  # the answer was cut after the last frame
         path = f"{asked.instance.path}/frames/{','.join(map(str, missing))}"
@@ -190,11 +185,14 @@ class FrameRequests:
         whole = False
         start = time.perf_counter()
         try:
-            with closing(self._service.get(path, asked.accept)) as response:
+            with closing(self._service.get(path, accept)) as response:
                 for part in frame_parts(response, len(missing)):
-                    came.append((frame_number(part), self._content(part, asked)))
+                    label, content = frame_number(part), self._content(part, asked)
+                    came.append((label, content))
                     if len(came) > len(missing):
                         break
+                    if label == missing[len(came) - 1] and content:
+                        asked.in_turn(label, content)
             whole = True
         except requests.HTTPError as error:
             if error.response.status_code in ASKED_TOO_MUCH:
@@ -227,6 +225,8 @@ class FrameRequests:
         whole: bool,
     ) -> None:
         """Give each part its frame: by its Content-Location, else in the order asked for."""
+        if whole and len(came) == len(missing) and not asked.missing(missing):
+            return  # each came in its turn
         of = f"of instance {asked.instance.sop_uid}"
         found: dict[int, bytes] = {}
         if came and {label for label, _ in came} <= set(missing):
@@ -245,8 +245,7 @@ class FrameRequests:
                 )
         if any(asked.twice.get(number, found[number]) != found[number] for number in found):
             # A frame was left out before the cut, so those after it had the wrong number.
-            asked.received.clear()
-            asked.twice.clear()
+            asked.forget()
             raise self._wrong_count(missing, len(came), of)
         asked.twice.clear()
         if 0 < len(found) < len(missing) and None in {label for label, _ in came}:
@@ -268,27 +267,58 @@ class FrameRequests:
         self._faults.saw(kind, f"{self._service.name}, instance {instance.sop_uid}: {what}")
 
 
-class _Asked(NamedTuple):
-    """Frames of one batch, and what came of them so far.
+@dataclass(slots=True)
+class _Asked:
+    """Frames that were asked for, and what came of them so far.
 
     Attributes
     ----------
+    arrived
+        Is given the frames in the order of `numbers`.
     received
         Frame number → stored bytes.
     twice
         The last frame of an answer that was cut: asked for again to see that it has the same
         number then, because an archive that leaves frames out does not say which.
+    sure
+        So many of `numbers`, from the first on, came in their turn.
+    given
+        So many have been given to `arrived`.
     """
 
     instance: InstanceReference
     numbers: Sequence[int]
-    accept: str
     transfer_syntax_uid: str | None
-    received: dict[int, bytes]
-    twice: dict[int, bytes]
+    arrived: Callable[[list[bytes]], None]
+    received: dict[int, bytes] = field(default_factory=dict)
+    twice: dict[int, bytes] = field(default_factory=dict)
+    sure: int = 0
+    given: int = 0
 
-    def missing(self) -> list[int]:
-        return [number for number in dict.fromkeys(self.numbers) if number not in self.received]
+    def missing(self, batch: Sequence[int]) -> list[int]:
+        return [number for number in dict.fromkeys(batch) if number not in self.received]
+
+    def in_turn(self, number: int, content: bytes) -> None:
+        """Take a frame whose label and place in the answer agree: it need not wait for the end."""
+        self.received[number] = content
+        if self.numbers[self.sure] == number:
+            self.sure += 1
+            if self.sure >= self.given + GIVEN_TOGETHER:
+                self.give(self.sure)
+
+    def give(self, end: int) -> None:
+        """Give what has come of `numbers`, up to `end`."""
+        frames = [self.received[number] for number in self.numbers[self.given : end]]
+        self.given = end
+        self.sure = max(self.sure, end)
+        if frames:
+            self.arrived(frames)
+
+    def forget(self) -> None:
+        """What came may have had wrong numbers."""
+        self.received.clear()
+        self.twice.clear()
+        self.sure = self.given
 
 
 def _frames_given(error: PacsError) -> int | None:

@@ -29,8 +29,8 @@ class TileTable:
     table: NDArray[np.int32]
 
     def __call__(self, column: int, row: int) -> tuple[int, int] | None:
-        instance, frame = self.table[row, column]
-        return None if instance < 0 else (int(instance), int(frame))
+        instance = self.table.item(row, column, 0)
+        return None if instance < 0 else (instance, self.table.item(row, column, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

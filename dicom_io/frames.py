@@ -1,20 +1,21 @@
 """Boxes of the slide → decoded tiles: only the frames that are needed, streamed.
 
 Three things go on at a time: frames are fetched in windows of many tiles, one window ahead;
-batches of tiles are decoded on all cores, some ahead; and the consumer works on the batch it has.
-An archive that reads the whole file for every request is so asked seldom; a cache of compressed
-frames serves tiles that overlap. Memory is bounded by :class:`ReadSettings`, however large the
-slide.
+batches of tiles are decoded on all cores as soon as their frames are there, some ahead; and the
+consumer works on the batch it has. An archive that reads the whole file for every request is so
+asked seldom; a cache of compressed frames serves tiles that overlap. Memory is bounded by
+:class:`ReadSettings`, however large the slide.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.tile_plan import (
     Key,
-    Place,
     Plan,
     Plans,
     choose_level,
@@ -40,11 +40,10 @@ from models.ahead import mapped_ahead
 from models.records import Bool, Float64, Regions, Tiles, UInt8
 
 TYPICAL_COMPRESSION = 8
-# The first window is small, so that the first cells are found soon; each one is so much larger than
-# the one before, up to what the settings allow.
-FIRST_WINDOW_FRAMES = 32
-WINDOW_GROWTH = 4
+# The first window is small, so that the first cells are found soon.
+FIRST_WINDOW_FRAMES = 128
 
+_format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
 
 Colours = Callable[[UInt8], UInt8] | None
 
@@ -62,7 +61,8 @@ class ReadSettings:
     decoded_bytes
         Decoded tiles that wait for the model; two batches are held at least.
     threads
-        Decoding threads; 0 takes one per processor.
+        Decoding threads; 0 takes one more than there are processors, because each waits for the
+        interpreter between frames.
     icc
         "srgb" brings pixels to sRGB by the slide's ICC profile; "none" takes them as they are
         stored, as models are trained.
@@ -119,81 +119,126 @@ def read_tiles(
         if settings.icc == "srgb"
         else None
     )
-    threads = settings.threads or os.cpu_count() or 1
+    threads = settings.threads or (os.cpu_count() or 1) + 1
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
-    most_waiting = min(threads + 1, max(2, settings.decoded_bytes // batch_bytes))
-    windows = _Fetcher(pacs, slide, plans.level, settings).windows(_batches(plans, batch_size))
-
+    most_waiting = min(2 * threads, max(2, settings.decoded_bytes // batch_bytes))
+    fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
     memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
 
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
         return _decoded(plans, *work, colours, memory.array())
 
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as fetcher:
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:
         try:
-            yield from mapped_ahead(decoders, decoded, _one_ahead(fetcher, windows), most_waiting)
+            yield from mapped_ahead(decoders, decoded, _one_ahead(ahead, fetcher), most_waiting)
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
-            fetcher.shutdown(wait=False, cancel_futures=True)
+            ahead.shutdown(wait=False, cancel_futures=True)
 
 
 def _one_ahead(
-    fetcher: Executor, windows: Iterator[_Window]
+    executor: Executor, fetcher: _Fetcher
 ) -> Iterator[tuple[tuple[Plan, ...], Mapping[Key, bytes]]]:
     """Each batch of tiles with its frames, while the next window is fetched."""
-    coming = fetcher.submit(next, windows, None)
-    while (window := coming.result()) is not None:
-        coming = fetcher.submit(next, windows, None)
-        for batch in window.batches:
+
+    def begun() -> tuple[_Window, Future[bool]]:
+        window = _Window({}, SimpleQueue())
+        return window, executor.submit(fetcher.fetch_next, window)
+
+    coming = begun()
+    while True:
+        (window, fetched), coming = coming, begun()
+        for batch in iter(window.ready.get, None):
             yield batch, window.frames
+        if not fetched.result():
+            return
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    batches: tuple[tuple[Plan, ...], ...]
-    frames: Mapping[Key, bytes]
+    """Frames of many tiles, as they come.
+
+    Attributes
+    ----------
+    frames
+    ready
+        Batches of tiles whose frames have come; None after the last.
+    """
+
+    frames: dict[Key, bytes]
+    ready: SimpleQueue[tuple[Plan, ...] | None]
 
 
 class _Fetcher:
-    """Frames of one level, by windows."""
+    """Frames of one level, by windows; in one thread at a time."""
 
-    def __init__(self, pacs: Pacs, slide: Slide, level: Level, settings: ReadSettings) -> None:
+    def __init__(
+        self,
+        pacs: Pacs,
+        slide: Slide,
+        level: Level,
+        settings: ReadSettings,
+        batches: Iterator[tuple[Plan, ...]],
+    ) -> None:
         self._pacs = pacs
         self._slide = slide
         self._level = level
         self._window_bytes = settings.window_bytes
         self._cache = FrameCache(settings.cache_bytes)
+        self._windows = self._planned(batches)
 
-    def windows(self, batches: Iterator[tuple[Plan, ...]]) -> Iterator[_Window]:
-        """Fetch for as many batches at a time as the window's bytes allow."""
+    def fetch_next(self, window: _Window) -> bool:
+        """Fill the next window; False if there is none."""
+        try:
+            batches, keys = next(self._windows, ((), set()))
+            window.frames.update(self._kept(keys))
+            arriving = self._arriving(sorted(keys - window.frames.keys()), window.frames)
+            for batch in batches:
+                for key in _keys(batch):
+                    while key not in window.frames:
+                        next(arriving)
+                window.ready.put(batch)
+            return bool(batches)
+        finally:
+            window.ready.put(None)
+
+    def _planned(
+        self, batches: Iterator[tuple[Plan, ...]]
+    ) -> Iterator[tuple[list[tuple[Plan, ...]], set[Key]]]:
+        """As many batches at a time as the window's bytes allow, with the frames they need."""
         most = FIRST_WINDOW_FRAMES
-        busy = self._pacs.frames_per_request * self._pacs.connections  # one full round of requests
         held: list[tuple[Plan, ...]] = []
         keys: set[Key] = set()
         for batch in batches:
+            more = keys.union(_keys(batch))
+            if held and len(more) > min(most, self._most_frames()):
+                yield held, keys
+                most = self._pacs.frames_per_request * self._pacs.connections  # all at work
+                held, more = [], set(_keys(batch))
             held.append(batch)
-            keys.update(key for plan in batch for key, _, _ in plan.places)
-            if len(keys) >= min(most, busy, self._affordable_frames()):
-                yield _Window(tuple(held), self._fetched(keys))
-                most *= WINDOW_GROWTH
-                held, keys = [], set()
+            keys = more
         if held:
-            yield _Window(tuple(held), self._fetched(keys))
+            yield held, keys
 
-    def _affordable_frames(self) -> int:
+    def _most_frames(self) -> int:
+        """Frames that the window's bytes allow, in requests as large as may be."""
         width, height = self._level.tile_size_px
         typical = float(width * height * 3)
         if self._cache.mean_bytes is not None:
             typical = self._cache.mean_bytes
         elif self._level.transfer_syntax_uids[0] != EXPLICIT_LE:
             typical /= TYPICAL_COMPRESSION
-        return max(1, int(self._window_bytes / max(typical, 1.0)))
+        frames = max(1, int(self._window_bytes / max(typical, 1.0)))
+        in_full_requests = frames - frames % self._pacs.frames_per_request
+        return in_full_requests or frames
 
-    def _fetched(self, keys: set[Key]) -> dict[Key, bytes]:
-        frames = {key: frame for key in keys if (frame := self._cache.get(key)) is not None}
-        missing = sorted(keys - frames.keys())
-        for instance in sorted({key[0] for key in missing}):
-            numbers = [number for each, number in missing if each == instance]
+    def _kept(self, keys: set[Key]) -> dict[Key, bytes]:
+        return {key: frame for key in keys if (frame := self._cache.get(key)) is not None}
+
+    def _arriving(self, missing: Sequence[Key], frames: dict[Key, bytes]) -> Iterator[None]:
+        """Put frames that the archive gives into `frames`, one by one."""
+        for instance, of_instance in groupby(missing, lambda key: key[0]):
+            numbers = [number for _, number in of_instance]
             reference = InstanceReference(
                 self._slide.study_uid,
                 self._level.series_uids[instance],
@@ -204,7 +249,11 @@ class _Fetcher:
             for number, frame in zip(numbers, received, strict=True):
                 frames[instance, number] = frame
                 self._cache.put((instance, number), frame)
-        return frames
+                yield
+
+
+def _keys(batch: Iterable[Plan]) -> Iterator[Key]:
+    return (key for plan in batch for key, _, _ in plan.places)
 
 
 def _batches(plans: Iterable[Plan], size: int) -> Iterator[tuple[Plan, ...]]:
@@ -222,66 +271,104 @@ def _decoded(
 ) -> Tiles:
     """Decode and join the frames of a batch of tiles, in `rgb` (≥ N, H, W, 3)."""
     rgb = rgb[: len(batch)]
-    valid = np.ones(rgb.shape[:3], np.bool_)
-    for plan, tile, known in zip(batch, rgb, valid, strict=True):
-        left, top = (math.floor(side) for side in plan.corner)
-        right, bottom = (math.ceil(side) for side in plan.corner + plan.extent)
-        box = (left, top, right, bottom)
-        if plan.is_whole_px and (right - left, bottom - top) == plans.size:
-            _join(plans.level, plan.places, frames, colours, box, tile, known)
-        else:
-            canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-            here = np.ones(canvas.shape[:2], np.bool_)
-            _join(plans.level, plan.places, frames, colours, box, canvas, here)
-            tile[:], known[:] = resampled(
-                canvas, here, plan.corner - (left, top), plan.extent, plans.size
-            )
-    return Tiles(rgb, np.stack([plan.origin_px for plan in batch]), plans.px_per_tile_px, valid)
+    known = [_tile(plans, *each, frames, colours) for each in zip(batch, rgb, strict=True)]
+    return Tiles(
+        rgb,
+        np.stack([plan.origin_px for plan in batch]),
+        plans.px_per_tile_px,
+        _valid(known, rgb.shape[:3]),
+    )
+
+
+def _valid(known: Sequence[Bool | None], shape: tuple[int, ...]) -> Bool:
+    """Where tiles have pixels; takes memory only where one lacks some."""
+    everywhere: Bool = np.broadcast_to(np.True_, shape)
+    if all(each is None for each in known):
+        return everywhere
+    return np.stack([everywhere[0] if each is None else each for each in known])
+
+
+def _tile(
+    plans: Plans, plan: Plan, rgb: UInt8, frames: Mapping[Key, bytes], colours: Colours
+) -> Bool | None:
+    """Fill one tile (H, W, 3); where it has pixels (H, W), None for everywhere."""
+    if plan.as_stored:
+        return _join(plans.level, plan, frames, colours, rgb)
+    left, top, right, bottom = plan.box
+    canvas = np.empty((bottom - top, right - left, 3), np.uint8)
+    here = _join(plans.level, plan, frames, colours, canvas)
+    if here is None:
+        here = np.ones(canvas.shape[:2], np.bool_)
+    rgb[:], known = resampled(canvas, here, plan.corner - (left, top), plan.extent, plans.size)
+    return known
 
 
 def _join(
-    level: Level,
-    places: Sequence[Place],
-    frames: Mapping[Key, bytes],
-    colours: Colours,
-    box: tuple[int, int, int, int],
-    canvas: UInt8,
-    known: Bool,
-) -> None:
-    """Lay frames on a canvas (h, w, 3) that shows `box`: x0, y0, x1, y1 in level pixels.
+    level: Level, plan: Plan, frames: Mapping[Key, bytes], colours: Colours, canvas: UInt8
+) -> Bool | None:
+    """Lay frames on a canvas (h, w, 3) that shows the plan's box.
 
-    White where there is none; `known` (h, w), true as it comes, says where there is.
+    White where there is none; returns where there is (h, w), None for everywhere.
     """
-    tile_width, tile_height = level.tile_size_px
-    targets, missing_px = [], known.size
-    for key, column, row in places:
-        left, top = column * tile_width, row * tile_height
-        x0, y0 = max(left, box[0]), max(top, box[1])
-        # The last frames of a row and of the matrix are padded beyond its edge.
-        x1 = min(left + tile_width, level.size_px[0], box[2])
-        y1 = min(top + tile_height, level.size_px[1], box[3])
-        target = np.s_[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
-        whole = colours is None and (x1 - x0, y1 - y0) == level.tile_size_px == known.shape[::-1]
-        pixels = _pixels(level, key, frames[key], canvas if whole else None)
+    x_from, y_from, x_to, y_to = plan.box
+    if colours is None and _is_one_frame(level, plan):
+        ((key, _, _),) = plan.places
+        _pixels(level, key, frames[key], canvas)  # decoded to where it belongs
+        return None
+    known = None
+    if _seen_px(level, plan) < (x_to - x_from) * (y_to - y_from):
+        known = np.zeros(canvas.shape[:2], np.bool_)
+        canvas[:] = 255
+    for key, column, row in plan.places:
+        left, top = column * level.tile_size_px[0], row * level.tile_size_px[1]
+        x0, y0, x1, y1 = _shared(level, plan.box, column, row)
+        pixels = _pixels(level, key, frames[key])
         if colours is not None:
             pixels = colours(pixels)
-        if not whole:  # else it has been decoded to where it belongs
-            canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        targets.append(target)
-        missing_px -= (x1 - x0) * (y1 - y0)
-    if missing_px:
-        known[:] = False
-        for target in targets:
+        target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
+        canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+        if known is not None:
             known[target] = True
-        canvas[~known] = 255
+    return known
 
 
-def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None) -> UInt8:
+def _is_one_frame(level: Level, plan: Plan) -> bool:
+    """Whether a plan's box is that of its only frame."""
+    if len(plan.places) != 1:
+        return False
+    ((_, column, row),) = plan.places
+    width, height = level.tile_size_px
+    frame = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+    return frame == plan.box == _shared(level, plan.box, column, row)
+
+
+def _seen_px(level: Level, plan: Plan) -> int:
+    """Pixels of a plan's box that its frames show."""
+    boxes = (_shared(level, plan.box, column, row) for _, column, row in plan.places)
+    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes)
+
+
+def _shared(
+    level: Level, box: tuple[int, int, int, int], column: int, row: int
+) -> tuple[int, int, int, int]:
+    """What a frame shows of a box, in level pixels."""
+    (width, height), (matrix_width, matrix_height) = level.tile_size_px, level.size_px
+    x, y = column * width, row * height
+    # The last frames of a row and of the matrix are padded beyond its edge.
+    return (
+        max(x, box[0]),
+        max(y, box[1]),
+        min(x + width, matrix_width, box[2]),
+        min(y + height, matrix_height, box[3]),
+    )
+
+
+def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None = None) -> UInt8:
     instance, number = key
     try:
         return decode_frame(
             stored,
-            PixelFormat(
+            _format(
                 level.transfer_syntax_uids[instance],
                 level.photometric_interpretation,
                 level.tile_size_px,

@@ -70,17 +70,28 @@ class Multipart:
         self._cut = False
 
     def __iter__(self) -> Iterator[Part]:
-        for headers, pieces in self.streams():
-            yield Part(headers, b"".join(pieces))
+        for headers, length in self._heads():
+            found = self._next_delimiter(length, 0)
+            if found is None:
+                yield Part(headers, b"".join(self._pieces(length)))
+            else:
+                end, after = found
+                content, self._at = self._buffer[self._at : end], after
+                yield Part(headers, content)
 
     def streams(self) -> Iterator[tuple[Mapping[str, str], Iterator[memoryview]]]:
         """Each part's headers and its bytes in pieces, to be used up before the next part."""
+        for headers, length in self._heads():
+            yield headers, self._pieces(length)
+
+    def _heads(self) -> Iterator[tuple[Mapping[str, str], int | None]]:
+        """Each part's headers and its Content-Length; its bytes are to be used up in between."""
         for _ in self._pieces(None, preamble=True):
             pass
         while not self._ended and not self._closed():
             headers = self._headers()
             length = headers.get("content-length", "")
-            yield headers, self._pieces(int(length) if length.isdecimal() else None)
+            yield headers, int(length) if length.isdecimal() else None
         if self._cut:
             raise MultipartTruncated("the answer ends after a part, without its last delimiter")
         for _ in self._chunks:
@@ -97,8 +108,12 @@ class Multipart:
                 raise MultipartTruncated("the answer ends in the head of a part")
         lines = self._buffer[self._at : end].decode("latin-1").split("\r\n")
         self._at = end + len(BLANK_LINE)
-        named = (line.partition(":") for line in lines if ":" in line)
-        return {name.strip().lower(): value.strip() for name, _, value in named}
+        headers = {}
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if colon:
+                headers[name.strip().lower()] = value.strip()
+        return headers
 
     def _pieces(self, length: int | None, preamble: bool = False) -> Iterator[memoryview]:
         """Bytes up to the next delimiter, which is passed over."""

@@ -14,8 +14,10 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydicom.dataset import Dataset
@@ -54,9 +56,13 @@ class _FrameSource(Protocol):
     """Where frames come from."""
 
     def frames(
-        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
-        """Stored bytes of frames, counted from 1, in the order of `numbers`."""
+        self,
+        instance: InstanceReference,
+        numbers: Sequence[int],
+        transfer_syntax_uid: str | None,
+        arrived: Callable[[list[bytes]], None],
+    ) -> None:
+        """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come."""
 
 
 class _Folder:
@@ -76,10 +82,28 @@ class _Folder:
             raise pacs_error(self.name, what, error) from error
 
     def frames(
-        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
+        self,
+        instance: InstanceReference,
+        numbers: Sequence[int],
+        transfer_syntax_uid: str | None,
+        arrived: Callable[[list[bytes]], None],
+    ) -> None:
         what = f"frames {numbers[0]} to {numbers[-1]} of instance {instance.sop_uid}"
-        return self.once(what, lambda: self.client.retrieve_instance_frames(*instance, numbers))
+        arrived(self.once(what, lambda: self.client.retrieve_instance_frames(*instance, numbers)))
+
+
+class _Answer(NamedTuple):
+    """Frames of one request, on their way.
+
+    Attributes
+    ----------
+    request
+    arrived
+        Frames as they come, and None when the request has ended, in whichever way.
+    """
+
+    request: Future[None]
+    arrived: SimpleQueue[list[bytes] | None]
 
 
 class Pacs:
@@ -272,18 +296,19 @@ class Pacs:
         FrameInvalid
             A frame is missing from the archive, or empty.
         """
-        pending: deque[Future[list[bytes]]] = deque()
+        pending: deque[_Answer] = deque()
         start = 0
         try:
             while pending or start < len(numbers):
                 start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
-                frames = self._awaited(instance, pending.popleft())
-                # The next request runs while these frames are used.
-                start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
-                yield from frames
+                for frames in self._arriving(instance, pending[0]):
+                    # The next request runs while the last of these frames are used.
+                    start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
+                    yield from frames
+                pending.popleft()
         finally:
-            for future in pending:
-                future.cancel()
+            for answer in pending:
+                answer.request.cancel()
 
     def _submitted(
         self,
@@ -291,22 +316,36 @@ class Pacs:
         numbers: Sequence[int],
         start: int,
         transfer_syntax_uid: str | None,
-        pending: deque[Future[list[bytes]]],
+        pending: deque[_Answer],
     ) -> int:
         """Ask from `numbers[start]` on, as much as should be in flight; where it stopped."""
-        while start < len(numbers) and len(pending) < self._sizes.connections:
-            part = numbers[start : start + self._sizes.frames(instance.sop_uid)]
-            pending.append(self._pool.submit(self._part, instance, part, transfer_syntax_uid))
+        while (
+            start < len(numbers)
+            and sum(not answer.request.done() for answer in pending) < self._sizes.connections
+        ):
+            size = self._sizes.frames(instance.sop_uid, len(numbers) - start)
+            part = numbers[start : start + size]
+            arrived: SimpleQueue[list[bytes] | None] = SimpleQueue()
+            request = self._pool.submit(
+                self._part, instance, part, transfer_syntax_uid, arrived.put
+            )
+            request.add_done_callback(partial(_ended, arrived))
+            pending.append(_Answer(request, arrived))
             start += len(part)
         return start
 
-    def _awaited(self, instance: InstanceReference, coming: Future[list[bytes]]) -> list[bytes]:
-        """Wait for frames, within what the slide has left."""
+    def _arriving(self, instance: InstanceReference, answer: _Answer) -> Iterator[list[bytes]]:
+        """Frames as they come, within what the slide has left."""
+        while (frames := self._awaited(instance, answer)) is not None:
+            yield frames
+        answer.request.result()
+
+    def _awaited(self, instance: InstanceReference, answer: _Answer) -> list[bytes] | None:
         waited_s = self._waited_s[instance.series_uid]
         begin = time.monotonic()
         try:
-            return coming.result(max(0.0, self._settings.slide_deadline_s - waited_s))
-        except TimeoutError as error:
+            return answer.arrived.get(timeout=max(0.0, self._settings.slide_deadline_s - waited_s))
+        except Empty as error:
             raise PacsTimeout(
                 f"{self.name} took more than {self._settings.slide_deadline_s:g} s to give the"
                 f" frames of series {instance.series_uid}: try again later or raise"
@@ -317,14 +356,21 @@ class Pacs:
                 self._waited_s[instance.series_uid] += time.monotonic() - begin
 
     def _part(
-        self, instance: InstanceReference, numbers: Sequence[int], transfer_syntax_uid: str | None
-    ) -> list[bytes]:
+        self,
+        instance: InstanceReference,
+        numbers: Sequence[int],
+        transfer_syntax_uid: str | None,
+        arrived: Callable[[list[bytes]], None],
+    ) -> None:
         one_based = [int(number) + 1 for number in numbers]  # DICOM counts frames from 1
-        frames = self._source.frames(instance, one_based, transfer_syntax_uid)
-        with self._lock:
-            self._bytes_read += sum(len(frame) for frame in frames)
-            self._frames_read += len(frames)
-        return frames
+
+        def counted(frames: list[bytes]) -> None:
+            with self._lock:
+                self._bytes_read += sum(map(len, frames))
+                self._frames_read += len(frames)
+            arrived(frames)
+
+        self._source.frames(instance, one_based, transfer_syntax_uid, counted)
 
     def _datasets(
         self, service: _Archive, what: str, call: Callable[[], Any]
@@ -336,6 +382,10 @@ class Pacs:
                 " check that the URL is that of a DICOMweb service."
             )
         return answer
+
+
+def _ended(arrived: SimpleQueue[list[bytes] | None], request: Future[None]) -> None:
+    arrived.put(None)
 
 
 def open_pacs(url: str, settings: PacsSettings) -> Pacs:

@@ -7,6 +7,7 @@ seconds per frame, with other numbers, and the numbers can be measured while rea
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ FIXED_SHARE = 0.1
 """Part of a request's time that may go into what it costs without any frame."""
 
 FIRST_FRAMES = 128
-GROWTH = 8
+GROWTH = 16
 LONGEST_S = 10.0
 """A request should not take longer, so that little is lost when it is cut."""
 
@@ -91,12 +92,13 @@ class RequestCost:
         fixed, per_frame = cost
         wanted = fixed * (1 / FIXED_SHARE - 1) / per_frame
         in_time = max((LONGEST_S - fixed) / per_frame, wanted * FIXED_SHARE)
-        return max(1, round(min(wanted, in_time, GROWTH * self.largest)))
+        return max(1, round(min(wanted, in_time, max(GROWTH * self.largest, FIRST_FRAMES))))
 
     def _next_trial(self) -> int:
         """More frames than ever, but not for too long if it is them that take the time."""
         in_time = self.largest * LONGEST_S / max(self._s / self._weight, 1e-9)
-        return round(max(2 * self.largest, min(GROWTH * self.largest, in_time)))
+        more = max(GROWTH * self.largest, FIRST_FRAMES)
+        return round(max(2 * self.largest, min(more, in_time)))
 
 
 class Connections:
@@ -175,16 +177,22 @@ class RequestSizes:
         """Most frames that one request may ask for here, as far as is known."""
         return self._limit
 
-    def frames(self, sop_uid: str) -> int:
-        """Frames to ask for in the next request for this instance."""
+    def frames(self, sop_uid: str, rest: int) -> int:
+        """Frames to ask for in the next request for this instance, of `rest` that are wanted.
+
+        About what is best, so that the requests for the rest can be of one size: a request for
+        the last few frames costs as much as one for many.
+        """
         with self._lock:
             # The instance before is the best guess at what this one costs.
             cost = self._costs.setdefault(sop_uid, RequestCost(self._wanted))
             wanted = self._wanted = min(cost.frames_wanted(), self._limit)
+            most = self._limit
             if cost.frame_bytes:
                 each = self._bounds.bytes_in_flight / self._connections.level
-                wanted = min(wanted, int(each / cost.frame_bytes))
-            cost.asked = max(1, wanted)
+                most = max(1, min(most, int(each / cost.frame_bytes)))
+            requests = max(1, round(rest / wanted), math.ceil(rest / most))
+            cost.asked = math.ceil(rest / requests)
             return cost.asked
 
     def measured(self, sop_uid: str, frames: int, seconds: float, bytes_received: int) -> None:
@@ -207,7 +215,7 @@ class RequestSizes:
                 self._trust = max(TRUST, GROWTH * self._trust)
 
     def _try_more(self, frames: int) -> None:
-        self._at_limit += frames == self._limit < self._bounds.frames
+        self._at_limit += self._limit / 2 < frames and self._limit < self._bounds.frames
         if self._at_limit >= self._trust:
             self._limit, self._at_limit = min(2 * self._limit, self._bounds.frames), 0
 

@@ -33,6 +33,10 @@ class Plan:
         Base-level position of its top-left corner.
     corner, extent : (x, y)
         The same, and its size, in level pixels.
+    box : (x0, y0, x1, y1)
+        The level pixels that it shows a part of.
+    as_stored
+        It shows all of these, pixel by pixel, so that they can be given as they are.
     places
         Frames to read.
     """
@@ -40,12 +44,9 @@ class Plan:
     origin_px: Float64
     corner: Float64
     extent: Float64
+    box: tuple[int, int, int, int]
+    as_stored: bool
     places: tuple[Place, ...]
-
-    @property
-    def is_whole_px(self) -> bool:
-        """Whether its corner lies between pixels, so that they can be given as they are."""
-        return bool((self.corner == np.rint(self.corner)).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,23 @@ class Plans:
             corner = np.rint(corner)
             origin_px = corner * self.scale
         extent = np.array(self.size) * step
+        top_left, bottom_right = np.floor(corner), np.ceil(corner + extent)
+        as_stored = ((corner == top_left) & (bottom_right - top_left == self.size)).all(axis=1)
         limit, tile = np.array(grid_size(self.level)), self.level.tile_size_px
-        first = np.clip(np.floor(corner / tile), 0, limit).astype(int).tolist()
-        last = np.clip(np.ceil((corner + extent) / tile), 0, limit).astype(int).tolist()
-        for number, (start, stop) in enumerate(zip(first, last, strict=True)):
-            places = tuple(self._places(start, stop))
-            yield Plan(origin_px[number], corner[number], extent, places)
+        first = np.clip(np.floor(corner / tile), 0, limit).astype(int)
+        last = np.clip(np.ceil((corner + extent) / tile), 0, limit).astype(int)
+        rows = zip(
+            origin_px,
+            corner,
+            np.hstack([top_left, bottom_right]).astype(int).tolist(),
+            as_stored.tolist(),
+            first.tolist(),
+            last.tolist(),
+            strict=True,
+        )
+        for origin, start, box, whole, frame, end in rows:
+            places = tuple(self._places(frame, end))
+            yield Plan(origin, start, extent, tuple(box), whole, places)
 
     def _places(self, first: Sequence[int], last: Sequence[int]) -> Iterator[Place]:
         for row in range(first[1], last[1]):

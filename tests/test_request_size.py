@@ -10,6 +10,7 @@ import pytest
 from dicom_io.request_size import FIRST_FRAMES, Bounds, Connections, RequestCost, RequestSizes
 
 Cost = Callable[[int], float]
+MANY = 10**9
 BOUNDS = Bounds(frames=2000, connections=8, bytes_in_flight=64 * 2**20)
 
 
@@ -17,7 +18,7 @@ def read(sizes: RequestSizes, cost: Cost, requests: int, frame_bytes: int = 4000
     """Frames of each request, as an archive that costs `cost` teaches."""
     asked = []
     for _ in range(requests):
-        frames = sizes.frames("1.2")
+        frames = sizes.frames("1.2", MANY)
         asked.append(frames)
         sizes.measured("1.2", frames, cost(frames), frames * frame_bytes)
     return asked
@@ -84,7 +85,7 @@ def test_settings_are_upper_bounds() -> None:
 def test_next_instance_starts_where_the_last_one_ended() -> None:
     sizes = RequestSizes(BOUNDS)
     read(sizes, noisy(1.1, 0.0001), 8)
-    assert sizes.frames("9.9") == BOUNDS.frames
+    assert sizes.frames("9.9", MANY) == BOUNDS.frames
 
 
 def test_fit_is_the_line_that_was_measured() -> None:
