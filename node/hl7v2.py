@@ -192,7 +192,7 @@ def _number(value: float) -> str:
 def _files(analysis: Analysis, pdf: bytes, status: str, stamp: str) -> Iterator[str]:
     study = ("113014", "DICOM Study", "DCM")
     uid = analysis.slide.study_uid
-    yield "OBX|" + _joined(["HD", study, "", ("", uid, "ISO"), *[""] * 5, status, "", "", stamp])
+    yield "OBX|" + _joined(["ST", study, "", uid, *[""] * 5, status, "", "", stamp])
     if pdf:
         title = (DOCUMENT_TITLE.value, DOCUMENT_TITLE.meaning, "LN")
         data = (MODEL_NAME, "AP", "PDF", "Base64", base64.b64encode(pdf).decode("ascii"))

@@ -212,7 +212,7 @@ def _pictures(pictures: Mapping[str, bytes]) -> list[Flowable]:
         drawn += [
             Spacer(0, 5 * mm),
             Image(io.BytesIO(content), width * scale, height * scale),
-            _paragraph(title, 8, _REGULAR),
+            _paragraph(title.capitalize(), 8, _REGULAR),
         ]
     return drawn
 

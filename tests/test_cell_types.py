@@ -14,6 +14,7 @@ from models.cell_types import (
     ME_REFERENCE,
     REFERENCE_SOURCE,
     VERSION,
+    reading_order,
 )
 
 TAYEBI_HISTOGRAM = {
@@ -141,3 +142,14 @@ def test_each_stage_matures_into_the_next(stages: tuple[str, ...]) -> None:
     for before, after in pairwise(stages):
         assert after in CELL_TYPES[before].neighbours
         assert before in CELL_TYPES[after].neighbours
+
+
+def test_reports_list_types_in_the_order_of_the_table() -> None:
+    classes = ("unclassified", "plasma_cell", "myeloblast", "proerythroblast", "myelocyte")
+    assert [classes[row] for row in reading_order(classes)] == [
+        "myeloblast",
+        "myelocyte",
+        "plasma_cell",
+        "proerythroblast",
+        "unclassified",
+    ]

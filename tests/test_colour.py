@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -12,9 +13,10 @@ import pytest
 from PIL import Image, ImageCms
 from pydicom.dataset import Dataset
 
-from dicom_io.colour import icc_profile, to_srgb
+from dicom_io.colour import carried_profile, icc_profile, to_srgb
 from dicom_io.errors import PacsError, PacsRefused, PixelsUnsupported
 from dicom_io.frames import ReadSettings, read_tiles
+from dicom_io.optical_path import OpticalPath
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
@@ -61,6 +63,25 @@ def test_policy_is_followed(archive: Archive, tmp_path: Path) -> None:
     (srgb,) = read_tiles(pacs, slide, BOX_PX, 0.25, settings=ReadSettings(icc="srgb"))
     assert np.array_equal(srgb.rgb[0], by_littlecms(stored))
     assert not np.array_equal(srgb.rgb[0], stored)
+
+
+def test_the_profile_of_the_path_that_was_read_is_carried(archive: Archive, tmp_path: Path) -> None:
+    """Also from Orthanc, whose metadata only say where it lies."""
+    written = write_slide(tmp_path, size_px=(100, 90), levels=1, change=with_profile(ADOBE_RGB))
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert carried_profile(slide, pacs.bulk_data) == ADOBE_RGB
+    two = Dataset()
+    two.OpticalPathSequence = [Dataset(), Dataset()]
+    for path, name, profile in zip(
+        two.OpticalPathSequence, "12", (b"of another path!", ADOBE_RGB), strict=True
+    ):
+        path.OpticalPathIdentifier, path.ICCProfile = name, profile
+    metadata = two.to_json_dict()
+    read = OpticalPath("2", 2, "named in the settings")
+    several = replace(slide, colour_metadata=metadata, optical_path=read)
+    assert carried_profile(several, pacs.bulk_data) == ADOBE_RGB
+    assert carried_profile(replace(slide, colour_metadata={}), pacs.bulk_data) == b""
 
 
 @pytest.mark.parametrize("profile", [None, b"no profile at all", ADOBE_RGB[:500]])

@@ -14,6 +14,8 @@ from typing import Any
 import hl7
 import pytest
 import trustme
+from hl7apy.consts import VALIDATION_LEVEL
+from hl7apy.parser import parse_message
 
 from dicom_io.analysis import Analysis
 from dicom_io.errors import (
@@ -113,8 +115,20 @@ def test_it_is_preliminary_and_names_study_and_report(analysis: Analysis) -> Non
     assert str(order[4][0][0]) == "47286-0"
     assert str(order[18]) == "DEMO-ACC-1"
     study, _ = observed(message_of(analysis))["113014"]
-    assert str(study[5][0][1]) == analysis.slide.study_uid
+    assert str(study[5]) == analysis.slide.study_uid
     assert "Unreviewed result of an algorithm." in str(message.segment("NTE")[3])
+
+
+@pytest.mark.parametrize("cells", [600, 40, 0])
+def test_a_validator_by_others_finds_no_error(slide: Slide, tmp_path: Path, cells: int) -> None:
+    """hl7apy, strict: segments, groups, cardinalities and data types of ORU_R01, version 2.5.1."""
+    message = parse_message(
+        message_of(some_analysis(slide, cells)), validation_level=VALIDATION_LEVEL.STRICT
+    )
+    assert message.validate(report_file=str(tmp_path / "report"))
+    said = (tmp_path / "report").read_text().splitlines()
+    # Its table of coding systems is of 2010: no SCT, no UCUM, no local ones (99zzz).
+    assert [line for line in said if line and "not in table HL70396" not in line] == []
 
 
 def test_set_ids_count_from_one(analysis: Analysis) -> None:
