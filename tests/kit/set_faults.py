@@ -67,8 +67,9 @@ def agree_count(case: Case) -> None:
     item = group(case)
     set_points(item, points(item)[:-4])
     item.NumberOfAnnotations -= 1
-    values = item.MeasurementsSequence[0].MeasurementValuesSequence[0]
-    values.FloatingPointValues = values.FloatingPointValues[:-4]
+    for measurement in item.MeasurementsSequence:
+        values = measurement.MeasurementValuesSequence[0]
+        values.FloatingPointValues = values.FloatingPointValues[:-4]
 
 
 def agree_count_fhir(case: Case) -> None:
