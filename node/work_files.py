@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from dicom_io.errors import DiskFull
 from models.records import Cells, Differential, Regions
 
 RECORDS: dict[str, type] = {"Cells": Cells, "Differential": Differential, "Regions": Regions}
+# Left free on the disk: a job database that cannot write even why a job failed waits for ever.
+RESERVED_BYTES = 512 * 1024
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
 
 
@@ -55,6 +58,8 @@ class WorkFiles:
         target = self.path(digest)
         with self._disk_errors():
             if not target.exists():
+                if shutil.disk_usage(self.folder).free < len(content) + RESERVED_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write_atomically(target, content)
         return digest
 
