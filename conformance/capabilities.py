@@ -16,9 +16,12 @@ from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MicroscopyBulkSimpleAnnotationsStorage,
+    ParametricMapStorage,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
     VLWholeSlideMicroscopyImageStorage,
 )
@@ -61,6 +64,9 @@ WRITTEN = (
     (MicroscopyBulkSimpleAnnotationsStorage, "nucleated cells, one group per type"),
     (SegmentationStorage, "regions in which cells were counted"),
     (Comprehensive3DSRStorage, "the differential count, TID 1500"),
+    (EncapsulatedPDFStorage, "the report for people, where `output.pdf` asks for it"),
+    (SecondaryCaptureImageStorage, "its pictures, where `output.captures` asks for them"),
+    (ParametricMapStorage, "probability of regions, where `output.parametric_map` asks for it"),
 )
 _DEFAULT = tuple(str(each) for each in DEFAULT_TRANSFER_SYNTAXES)
 # HTTP statuses of a DICOMweb origin server that the node tells apart (PS3.18 section 8.5).
@@ -340,7 +346,12 @@ SECURITY: tuple[tuple[str, str, str], ...] = (
         "of PS3.15 Annex B is claimed.",
     ),
     ("HTTP basic, bearer token", "DICOMweb, FHIR", "secrets from environment or files only"),
-    ("OAuth 2 client credentials", "DICOMweb", "RFC 6749 §4.4; tokens are renewed"),
+    ("OAuth 2 client credentials", "DICOMweb, FHIR", "RFC 6749 §4.4; tokens are renewed"),
+    (
+        "SMART Backend Services",
+        "FHIR",
+        "a client assertion signed with RS384 or ES384 (private_key_jwt)",
+    ),
     (
         "Access to the receiver",
         "DIMSE",

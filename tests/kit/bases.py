@@ -29,6 +29,7 @@ from wsidicom import WsiDicom
 from conformance.result_set import ResultSet, is_slide, kind_of
 from dicom_io.analysis import Analysis
 from dicom_io.slide import Slide
+from node.config import OutputSettings
 from node.fhir import build_bundle
 from node.outputs import encode_documents, to_bytes
 from tests.analyses import small_slide, some_analysis
@@ -129,7 +130,7 @@ def slide_headers(folder: Path) -> list[Dataset]:
 
 def results_of(analysis: Analysis, graphic_type: str = "RECTANGLE") -> Case:
     """Everything that the node writes of an analysis, as read from files."""
-    documents = encode_documents(analysis, graphic_type)
+    documents = encode_documents(analysis, OutputSettings(graphic_type=graphic_type))
     uids = {
         kind: (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
         for kind, each in documents.items()
