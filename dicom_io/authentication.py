@@ -7,7 +7,7 @@ A :class:`Credentials` belongs to the origins of the configured URLs alone; the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -49,8 +49,35 @@ class Fixed:
         return False
 
 
+class Renewed:
+    """A bearer token that all threads share, fetched anew before it ends or when it is refused."""
+
+    def __init__(self, fetch: Callable[[], OAuth2Token]) -> None:
+        self._fetch = fetch
+        self._token: OAuth2Token | None = None
+        self._lock = threading.Lock()
+
+    def value(self) -> str | None:
+        with self._lock:
+            if self._token is None or self._token.is_expired(leeway=self._margin_s()):
+                self._token = self._fetch()
+            return f"Bearer {self._token['access_token']}"
+
+    def renewed(self, refused: str | None) -> bool:
+        with self._lock:
+            # Several threads are refused with the same token; one of them gets the next.
+            if self._token is None or refused == f"Bearer {self._token['access_token']}":
+                self._token = self._fetch()
+            return True
+
+    def _margin_s(self) -> float:
+        assert self._token is not None  # noqa: S101 - asked for a token that is there
+        life_s = float(self._token.get("expires_in") or 2 * EXPIRY_MARGIN_S)
+        return min(EXPIRY_MARGIN_S, life_s / 2)
+
+
 class ClientCredentials:
-    """OAuth 2 client credentials (RFC 6749 §4.4): one token, shared by all threads."""
+    """Fetches tokens by OAuth 2 client credentials (RFC 6749 §4.4)."""
 
     def __init__(self, settings: PacsSettings) -> None:
         self._url = settings.token_url or ""
@@ -66,28 +93,8 @@ class ClientCredentials:
             "verify": str(settings.ca_bundle) if settings.ca_bundle else True,
             "allow_redirects": False,  # the client's secret goes to this address alone
         }
-        self._token: OAuth2Token | None = None
-        self._lock = threading.Lock()
 
-    def value(self) -> str | None:
-        with self._lock:
-            if self._token is None or self._token.is_expired(leeway=self._margin_s()):
-                self._token = self._fetched()
-            return f"Bearer {self._token['access_token']}"
-
-    def renewed(self, refused: str | None) -> bool:
-        with self._lock:
-            # Several threads are refused with the same token; one of them gets the next.
-            if self._token is None or refused == f"Bearer {self._token['access_token']}":
-                self._token = self._fetched()
-            return True
-
-    def _margin_s(self) -> float:
-        assert self._token is not None  # noqa: S101 - asked for a token that is there
-        life_s = float(self._token.get("expires_in") or 2 * EXPIRY_MARGIN_S)
-        return min(EXPIRY_MARGIN_S, life_s / 2)
-
-    def _fetched(self) -> OAuth2Token:
+    def token(self) -> OAuth2Token:
         name = f"The token endpoint {urlsplit(self._url).netloc}"
         try:
             token = self._session.fetch_token(
@@ -154,7 +161,7 @@ def _scheme(settings: PacsSettings) -> Scheme:
             f"The PACS settings ask for {' and '.join(asked)} at a time: leave one of them."
         )
     if settings.token_url is not None:
-        return ClientCredentials(settings)
+        return Renewed(ClientCredentials(settings).token)
     if settings.bearer_token is not None:
         return Fixed(f"Bearer {hidden(settings.bearer_token)}")
     if not asked:

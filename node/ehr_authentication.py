@@ -7,7 +7,6 @@ or ES384, of its own for every token and valid for minutes.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from dicom_io.authentication import EXPIRY_MARGIN_S, Fixed, Scheme
+from dicom_io.authentication import Fixed, Renewed, Scheme
 from dicom_io.errors import ConfigurationInvalid, EhrUnauthorized, EhrUnreachable
 from dicom_io.pacs_settings import secret
 from node.ehr_records import EhrSettings
@@ -50,7 +49,7 @@ def ehr_scheme(base_url: str, settings: EhrSettings) -> Scheme:
             f"The EHR settings ask for {' and '.join(asked)} at a time: leave one of them."
         )
     if settings.client_id is not None:
-        return EhrClientCredentials(base_url, settings)
+        return Renewed(EhrClientCredentials(base_url, settings).token)
     if settings.bearer_token is not None:
         return Fixed(f"Bearer {_hidden(settings.bearer_token)}")
     if not asked:
@@ -85,7 +84,7 @@ def client_certificate(settings: EhrSettings) -> str | tuple[str, str] | None:
 
 
 class EhrClientCredentials:
-    """OAuth 2 client credentials (RFC 6749 §4.4): one token, renewed before it ends."""
+    """Fetches tokens by OAuth 2 client credentials (RFC 6749 §4.4)."""
 
     def __init__(self, base_url: str, settings: EhrSettings) -> None:
         if (settings.client_key is None) == (settings.client_secret is None):
@@ -103,27 +102,8 @@ class EhrClientCredentials:
             "allow_redirects": False,  # an assertion goes to the token endpoint alone
         }
         self._token_url = settings.token_url
-        self._token: OAuth2Token | None = None
-        self._lock = threading.Lock()
 
-    def value(self) -> str | None:
-        with self._lock:
-            if self._token is None or self._token.is_expired(leeway=self._margin_s()):
-                self._token = self._fetched()
-            return f"Bearer {self._token['access_token']}"
-
-    def renewed(self, refused: str | None) -> bool:
-        with self._lock:
-            if self._token is None or refused == f"Bearer {self._token['access_token']}":
-                self._token = self._fetched()
-            return True
-
-    def _margin_s(self) -> float:
-        assert self._token is not None  # noqa: S101 - asked for a token that is there
-        life_s = float(self._token.get("expires_in") or 2 * EXPIRY_MARGIN_S)
-        return min(EXPIRY_MARGIN_S, life_s / 2)
-
-    def _fetched(self) -> OAuth2Token:
+    def token(self) -> OAuth2Token:
         url = self._token_url or self._discovered()
         self._token_url = url
         name = f"The token endpoint {urlsplit(url).netloc} of the EHR"
