@@ -19,8 +19,14 @@ from conformance.statement import (
 from dicom_io import dimse_errors
 from dicom_io.commitment import Commitments
 from dicom_io.receiver import Receiver, ReceiveSettings
+from node.config import OutputSettings
 from node.exit_codes import exit_code_table
-from tests.kit.bases import base
+from node.fhir import conclusion_text
+from node.outputs import Renditions, encode_documents
+from node.pictures import draw_differential
+from node.report_pdf import draw_report
+from tests.analyses import some_analysis
+from tests.kit.bases import base, demonstration_slide
 
 
 def test_statement_is_current() -> None:
@@ -57,7 +63,14 @@ def test_receiver_accepts_what_is_stated(tmp_path: Path) -> None:
 
 
 def test_results_are_of_the_stated_classes() -> None:
-    written = {str(each.SOPClassUID) for each in base("node").objects if each.Modality != "SM"}
+    analysis = some_analysis(demonstration_slide())
+    everything = OutputSettings(pdf=True, captures=True, parametric_map=True)
+    png = draw_differential(analysis)
+    pdf = draw_report(analysis, conclusion_text(analysis), {})
+    made = encode_documents(
+        analysis, everything, Renditions(pdf, {"overview": png, "differential": png})
+    )
+    written = {str(each.SOPClassUID) for each in made.values()}
     assert written == {str(uid) for uid, _ in capabilities.WRITTEN}
 
 
