@@ -212,7 +212,13 @@ def plain_slide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Slide, tuple[
     return small_slide(folder), tuple(folder.rglob("*.dcm"))
 
 
-@pytest.fixture(params=SETS)
+# Each goes through six validators and a server: every third always, all of them by test-slow.
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if place % 3 else [])
+        for place, name in enumerate(SETS)
+    ]
+)
 def made(
     request: pytest.FixtureRequest,
     tmp_path: Path,
