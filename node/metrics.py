@@ -119,7 +119,7 @@ def exposition(gauges: Mapping[str, tuple[str, float]]) -> bytes:
                 yield GaugeMetricFamily(name, meaning, number)
 
     registry = CollectorRegistry()
-    registry.register(LookedUp())  # type: ignore[arg-type]
+    registry.register(LookedUp())
     if SHARED_FOLDER in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
