@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -29,26 +30,38 @@ class FhirServer:
 
 
 def _install() -> str:
-    """Install the server; returns why it cannot be had, or nothing."""
-    wanted = (SOURCE / "package.json").read_bytes()
-    marker = INSTALLED / "installed.json"
-    if NODE.exists() and marker.exists() and marker.read_bytes() == wanted:
-        return ""
-    if shutil.which("npm") is None:
+    """Install the server; returns why it cannot be had, or nothing.
+
+    Test processes share the folder: the first one installs, the others wait for it.
+    """
+    if not NODE.exists() and shutil.which("npm") is None:
         return "npm is not installed, so the FHIR server cannot be had: apt-get install npm"
     INSTALLED.mkdir(parents=True, exist_ok=True)
-    (INSTALLED / "package.json").write_bytes(wanted)
-    done = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"],
-        cwd=INSTALLED,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if done.returncode:
-        return f"npm could not install the FHIR server: {done.stderr.strip()[-300:]}"
-    marker.write_bytes(wanted)
+    with (INSTALLED / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _install_alone()
+
+
+def _install_alone() -> str:
+    wanted = (SOURCE / "package.json").read_bytes()
+    marker = INSTALLED / "installed.json"
+    if not NODE.exists() or not marker.exists() or marker.read_bytes() != wanted:
+        (INSTALLED / "package.json").write_bytes(wanted)
+        done = subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"],
+            cwd=INSTALLED,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if done.returncode:
+            return f"npm could not install the FHIR server: {done.stderr.strip()[-300:]}"
+        marker.write_bytes(wanted)
+    for script in SOURCE.glob("*.mjs"):
+        here = INSTALLED / script.name
+        if not here.exists() or here.read_bytes() != script.read_bytes():
+            shutil.copy(script, here)
     return ""
 
 
@@ -60,7 +73,6 @@ def fhir_server_process() -> Iterator[FhirServer]:
         if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
             pytest.fail(missing)
         pytest.skip(missing)
-    shutil.copy(SOURCE / "server.mjs", INSTALLED / "server.mjs")
     process = subprocess.Popen(
         [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
     )
