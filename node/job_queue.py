@@ -25,6 +25,7 @@ from node.job import (
     ANALYSE,
     ARRIVAL_SUFFIX,
     ARRIVE,
+    CALL_BACK,
     ENDED,
     FIND,
     PRIORITIES,
@@ -127,6 +128,18 @@ class JobQueue:
             options["delay_seconds"] = delay_s
         with database_errors(self._settings):
             self._open_client().enqueue(options, dict(arguments))
+
+    def call_back(self, try_id: str, url: str, told: Mapping[str, Any]) -> None:
+        """Queue the news of a try's end."""
+        with database_errors(self._settings):
+            self._open_client().enqueue(
+                {
+                    "workflow_name": CALL_BACK,
+                    "queue_name": ARRIVALS,
+                    "workflow_id": f"{try_id}.callback",
+                },
+                {"url": url, "told": dict(told)},
+            )
 
     def get(self, job: str) -> Job:
         """Look a job up, or one of its tries by ``JOB-N``.
