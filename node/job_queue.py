@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from node.job import (
 from node.pipeline import SlideReference
 from node.progress import ProgressFile
 from node.workplace import Workplace
+
+log = logging.getLogger(__name__)
 
 QUEUE = "slides"
 ARRIVALS = "arrivals"
@@ -106,6 +109,7 @@ class JobQueue:
         extra = {"reason": slide.reason, "priority": priority, "callback": callback}
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
+        log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return self.get(name)
 
     def enqueue(
