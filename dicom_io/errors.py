@@ -39,7 +39,8 @@
         ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
         ├── JobCancelled          64  somebody stopped it
         ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
-        └── CallbackFailed        66  transient
+        ├── CallbackFailed        66  transient
+        └── AuditUnreachable      67  transient
 
 Every foreign exception (requests, dicomweb-client, pydicom, decoders, OS) is mapped to one of
 these where it crosses into the node.
@@ -230,4 +231,10 @@ class ProviderUnreachable(ResourceError):
 class CallbackFailed(ResourceError):
     exit_code = 66
     meaning = "service: whoever asked to be told of a job's end could not be told"
+    transient = True
+
+
+class AuditUnreachable(ResourceError):
+    exit_code = 67
+    meaning = "service: the audit repository cannot be reached; records wait"
     transient = True

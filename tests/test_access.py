@@ -138,7 +138,7 @@ def test_an_issuer_needs_an_audience() -> None:
 
 def application(settings: ServeSettings) -> Flask:
     app = Flask(__name__)
-    access = Access(settings)
+    access = Access(settings, lambda address: None)
     app.before_request(access.check)
     app.add_url_rule("/jobs", "jobs.list_jobs", lambda: request_user().name)
     return app

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask import Flask, g, request
@@ -94,11 +95,13 @@ class Access:
     Parameters
     ----------
     settings
+    refused
+        Told the address from which credentials came that are not known.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, refused: Callable[[str], None]) -> None:
         self._names = {key.sha256: name for name, key in settings.keys.items()}
-        self._settings = settings
+        self._settings, self._refused = settings, refused
         self._tokens = TokenReader(settings.oidc)
         # One counter for each caller in each second: libraries for this start a thread a request.
         self._asked: Counter[tuple[str, int]] = Counter()
@@ -119,6 +122,8 @@ class Access:
             return
         user = self._user()
         if user is None:
+            if request.authorization is not None:
+                self._refused(request.remote_addr or "")
             raise Unauthorized(
                 "Credentials are missing or not known: send a key or a token "
                 "(Authorization: Bearer …).",

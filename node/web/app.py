@@ -26,6 +26,7 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError
+from node.audited import audit_trail, login_refused
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -87,11 +88,12 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
         WTF_CSRF_TIME_LIMIT=None,
     )
     forms = CSRFProtect(app)
-    access = Access(settings.serve)
+    trail = audit_trail(settings)
+    access = Access(settings.serve, lambda address: login_refused(trail, address))
     submissions = Submissions(settings, queue)
-    app.register_blueprint(health_blueprint(settings, queue))
+    app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
-    app.register_blueprint(jobs_blueprint(settings, queue, submissions))
+    app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
     app.register_blueprint(pages_blueprint(settings, queue, submissions))
     check_table(app)
 
