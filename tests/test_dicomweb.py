@@ -28,7 +28,7 @@ from node.pictures import draw_differential
 from node.result_store import ResultStore
 from node.web.dicomweb import EXPLICIT_LITTLE_ENDIAN
 from tests.analyses import small_slide, some_analysis
-from tests.result_folders import put_result, results_app, served_results
+from tests.result_folders import put_result, results_app, served_results, whole_service
 
 ALL = OutputSettings(pdf=True, captures=True, parametric_map=True)
 NAME = "Yamada^Tarou=山田^太郎=やまだ^たろう"
@@ -511,3 +511,29 @@ def test_a_million_cells_are_parsed_once(analysis: Analysis, tmp_path: Path) -> 
         f"1 000 000 cells, {len(groups)} groups, {stored.size / 1e6:.0f} MB: parsed in {first:.2f}"
         f" s; metadata and all coordinates in {', '.join(f'{each:.2f}' for each in seconds)} s"
     )
+
+
+def test_the_whole_service_asks_for_the_role_read(folder: Folder) -> None:
+    viewer = "https://viewer.example"
+    with whole_service(folder.path, "https://node.example", (viewer,)) as (app, keys):
+        client = app.test_client()
+        (path, *_) = [path_of(document) for document in folder.documents]
+        for address in ("/dicom-web/studies", path, f"{path}/metadata", f"{path}/bulkdata"):
+            refused = client.get(address, headers={"Origin": viewer})
+            assert refused.status_code == 401
+            assert refused.headers["Access-Control-Allow-Origin"] == viewer
+            for role, status in (("submit", 403), ("read", 200)):
+                headers = {"Authorization": f"Bearer {keys[role]}"}
+                assert client.get(address, headers=headers).status_code == status
+        # A browser asks first, without credentials, whether it may send them.
+        asks = {"Origin": viewer, "Access-Control-Request-Method": "GET"}
+        allowed = client.options(path, headers=asks)
+        assert allowed.status_code == 200
+        assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
+        assert client.options("/jobs", headers=asks).status_code == 401
+        assert client.options(path, headers={"Origin": viewer}).status_code == 401
+        # What is wrong is told as everywhere in the service.
+        headers = {"Authorization": f"Bearer {keys['read']}"}
+        for query in ("PatientAge=1", "limit=x"):
+            wrong = client.get(f"/dicom-web/studies?{query}", headers=headers)
+            assert (wrong.status_code, wrong.content_type) == (400, "application/problem+json")

@@ -48,7 +48,9 @@ class _Chosen:
     multipart: bool
 
 
-def dicomweb(store: ResultStore, public_url: str, viewer_origins: Collection[str]) -> Blueprint:
+def dicomweb_blueprint(
+    store: ResultStore, public_url: str, viewer_origins: Collection[str]
+) -> Blueprint:
     """The read-only DICOMweb service of a work folder.
 
     Parameters

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import io
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import requests
@@ -21,13 +19,17 @@ from flask import Flask, Response, request, send_from_directory
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from tests.npm_packages import CACHE, install
+from tests.result_folders import listening
+from tests.servers import free_port
 
 SOURCE = Path(__file__).parent
 PACKAGES = CACHE / SOURCE.name / "node_modules"
-SCRIPTS = (PACKAGES / "dicom-microscopy-viewer/dist/dynamic-import", PACKAGES / "dicomweb-client/build")
+SCRIPTS = (
+    PACKAGES / "dicom-microscopy-viewer/dist/dynamic-import",
+    PACKAGES / "dicomweb-client/build",
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Software rendering of WebGL, which the viewer draws slides and points with.
 ARGUMENTS = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
@@ -63,19 +65,26 @@ class Viewer:
             [self.pacs_url, study_uid, series_uid],
         )
 
-    def add_annotations(self, results_url: str, study_uid: str) -> list[dict[str, str]]:
-        """Groups (uid, label) of all annotations of a study; none is shown yet."""
-        groups: list[dict[str, str]] = self.page.evaluate(
-            "([url, study]) => addAnnotations(url, study)", [results_url, study_uid]
+    def add_annotations(self, results_url: str, key: str, study_uid: str) -> list[str]:
+        """Labels of the groups in all annotations of a study; none is shown yet."""
+        labels: list[str] = self.page.evaluate(
+            "([url, key, study]) => addAnnotations(url, key, study)", [results_url, key, study_uid]
         )
-        return groups
+        return labels
 
     def show(self) -> float:
         """Show every group; the seconds until all are fetched and drawn."""
         return float(self.page.evaluate("() => show()")) / 1000
 
-    def evaluate(self, script: str, *arguments: Any) -> Any:
-        return self.page.evaluate(script, *arguments)
+    def look_at(self, x_px: float, y_px: float, px_per_pixel: float) -> float:
+        """Go there, so many base pixels on one of the screen; seconds until all is drawn."""
+        asked = [x_px, y_px, px_per_pixel]
+        return float(self.page.evaluate("([x, y, r]) => lookAt(x, y, r)", asked)) / 1000
+
+    def failures(self) -> list[str]:
+        """What the viewer itself reported."""
+        reported: list[str] = self.page.evaluate("() => failures")
+        return reported
 
     def picture(self) -> NDArray[np.uint8]:
         """The page as it is seen, (H, W, 3)."""
@@ -85,12 +94,16 @@ class Viewer:
 @contextmanager
 def page_server(dicomweb_url: str) -> Iterator[str]:
     """Serve the page, the viewer's files and the archive (below ``/dicom-web``) on one origin."""
-    app = Flask("viewer")
+    app = Flask("viewer", static_folder=None)
     session = requests.Session()
 
     @app.get("/")
     def page() -> Response:
         return send_from_directory(SOURCE, "page.html")
+
+    @app.get("/favicon.ico")
+    def icon() -> tuple[str, int]:
+        return "", 204
 
     @app.get("/static/js/<name>")
     def script(name: str) -> Response:
@@ -105,29 +118,28 @@ def page_server(dicomweb_url: str) -> Iterator[str]:
             headers={"Accept": request.headers.get("Accept", "*/*"), "Host": request.host},
             timeout=30,
         )
-        return Response(answer.content, answer.status_code, content_type=answer.headers.get("Content-Type"))
+        return Response(
+            answer.content, answer.status_code, content_type=answer.headers.get("Content-Type")
+        )
 
-    app.view_functions["static"] = script
-    WSGIRequestHandler.log = lambda *_: None  # type: ignore[method-assign,assignment]
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
+    port = free_port()
+    with listening(app, port):
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
 def open_viewer(origin: str, size_px: tuple[int, int]) -> Iterator[Viewer]:
     """A browser window of that size with the page of `origin`."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, "--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*ARGUMENTS, "--no-sandbox"]
+        )
         page = browser.new_page(viewport={"width": size_px[0], "height": size_px[1]})
         page.set_default_timeout(120_000)
         said: list[str] = []
-        page.on("console", lambda m: said.append(m.text) if m.type in ("warning", "error") else None)
+        page.on(
+            "console", lambda m: said.append(m.text) if m.type in ("warning", "error") else None
+        )
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(origin)
         yield Viewer(page, f"{origin}/dicom-web", said)
