@@ -60,6 +60,8 @@ class Viewer:
     said: list[str]
 
     def open_slide(self, study_uid: str, series_uid: str) -> None:
+        """Open a slide on a fresh page."""
+        self.page.reload()
         self.page.evaluate(
             "([url, study, series]) => openSlide(url, study, series)",
             [self.pacs_url, study_uid, series_uid],
