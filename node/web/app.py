@@ -92,7 +92,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     access = Access(settings.serve)
     submissions = Submissions(settings, queue)
     app.register_blueprint(health_blueprint(settings, queue))
-    app.register_blueprint(openapi_blueprint())
+    app.register_blueprint(openapi_blueprint(settings))
     app.register_blueprint(jobs_blueprint(settings, queue, submissions))
     app.register_blueprint(pages_blueprint(settings, queue, submissions))
     results = ResultStore(settings.work_folder)

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+from cachetools import TTLCache
 from flask import Blueprint, Response, jsonify, request, url_for
 from werkzeug.exceptions import BadRequest, NotFound, ServiceUnavailable
 
 from models.package import installed_packages
 from node.config import Settings
-from node.job import ENDED, STATUSES, Job
+from node.job import ENDED, STATUSES, Job, JobStatus
 from node.job_queue import JobQueue
 from node.stages import FILE_NAMES
 from node.web.submission import JobRequest, RerunRequest, Submissions, body_of
@@ -23,6 +24,8 @@ from node.work_files import WorkFiles
 PAGE = 50
 LONGEST_PAGE = 500
 WATCH_S = 0.5
+LISTED_S = 0.25
+PAGES_KEPT = 64
 # Each watcher holds a thread; the others have to stay free for rules that submit.
 SHARE_OF_WATCHERS = 0.5
 MEDIA_TYPES = {
@@ -37,6 +40,7 @@ MEDIA_TYPES = {
 def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions) -> Blueprint:
     """Routes under ``/jobs``, ``/searches`` and ``/models``."""
     jobs = Blueprint("jobs", __name__)
+    listing = Listing(queue)
     watchers = threading.Semaphore(max(1, int(settings.serve.threads * SHARE_OF_WATCHERS)))
     work = WorkFiles(settings.work_folder / "files")
 
@@ -57,8 +61,7 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
         status = request.args.get("status")
         if status is not None and status not in STATUSES:
             raise BadRequest(f"status is one of {', '.join(STATUSES)}.")
-        found = queue.list(limit, offset, status)
-        return jsonify({"jobs": [summary(job) for job in found], "offset": offset})
+        return Response(listing.page(limit, offset, status), content_type="application/json")
 
     @jobs.get("/jobs/<job>")
     def show(job: str) -> Response:
@@ -123,6 +126,28 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
         )
 
     return jobs
+
+
+class Listing:
+    """Pages of the list of jobs as JSON, at most :data:`LISTED_S` old.
+
+    Many displays ask for the same page again and again: it is read once for all of them.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._pages: TTLCache[tuple[int, int, str | None], str] = TTLCache(PAGES_KEPT, LISTED_S)
+        self._lock = threading.Lock()
+
+    def page(self, limit: int, offset: int, status: JobStatus | None) -> str:
+        with self._lock:  # whoever comes meanwhile waits for the same page
+            wanted = (limit, offset, status)
+            if wanted not in self._pages:
+                found = self._queue.list(limit, offset, status)
+                self._pages[wanted] = json.dumps(
+                    {"jobs": [summary(job) for job in found], "offset": offset}
+                )
+            return self._pages[wanted]
 
 
 def summary(job: Job) -> dict[str, Any]:

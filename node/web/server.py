@@ -16,6 +16,8 @@ from node.web.settings import ServeSettings
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # A request that a thread has begun is finished before the process ends.
 GRACE_S = 20
+# Of a connection on which nothing is asked; clients that ask every few seconds keep theirs.
+KEPT_S = 75
 # Longer than any answer takes; server-sent events do not count, their thread is not the worker's.
 SILENCE_S = 120
 _TLS = ("certificate", "certificate_key", "ca_bundle")
@@ -67,6 +69,7 @@ def _options(serve: ServeSettings) -> dict[str, Any]:
         "threads": serve.threads,
         "worker_class": "gthread",
         "worker_tmp_dir": "/dev/shm",  # noqa: S108 - its heartbeat must not wait for a disk
+        "keepalive": KEPT_S,
         "graceful_timeout": GRACE_S,
         "timeout": SILENCE_S,
         "control_socket_disable": True,
