@@ -31,6 +31,11 @@ ENDPOINTS: dict[str, Role | None] = {
     "health.ready": None,
     "health.metrics": "read",
     "openapi.document": "read",
+    "dicomweb.search": "read",
+    "dicomweb.retrieve": "read",
+    "dicomweb.metadata": "read",
+    "dicomweb.bulk_data": "read",
+    "dicomweb.bulk_value": "read",
     "jobs.submit": "submit",
     "jobs.list_jobs": "read",
     "jobs.show": "read",
@@ -120,6 +125,8 @@ class Access:
         """
         if request.endpoint in ENDPOINTS and ENDPOINTS[request.endpoint] is None:
             return
+        if _is_preflight():
+            return
         user = self._user()
         if user is None:
             if request.authorization is not None:
@@ -171,6 +178,18 @@ class Access:
             return None
         known = self._settings.keys[name]
         return User(name, frozenset(known.roles), known.person, known.organization, ambient)
+
+
+def _is_preflight() -> bool:
+    """A browser's question whether a viewer of another origin may read results.
+
+    It never carries credentials (Fetch standard, section 3.2.2), and its answer holds no data.
+    """
+    return (
+        request.method == "OPTIONS"
+        and request.blueprint == "dicomweb"
+        and "Access-Control-Request-Method" in request.headers
+    )
 
 
 def check_table(app: Flask) -> None:

@@ -30,7 +30,9 @@ from node.audited import audit_trail, login_refused
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
+from node.result_store import ResultStore
 from node.web.access import Access, check_table
+from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
 from node.web.openapi import openapi_blueprint
@@ -95,6 +97,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(openapi_blueprint(settings))
     app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
     app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    results = ResultStore(settings.work_folder)
+    serve = settings.serve
+    app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
     check_table(app)
 
     @app.before_request
@@ -152,7 +157,7 @@ def _document(status: int, title: str, detail: str, headers: object = None) -> R
     answer = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail})
     answer.status_code = status
     answer.content_type = PROBLEM
-    for name in ("WWW-Authenticate", "Retry-After", "Allow"):
+    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range"):
         if headers is not None and name in headers:  # type: ignore[operator]
             answer.headers[name] = headers[name]  # type: ignore[index]
     return answer
