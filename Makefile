@@ -7,6 +7,7 @@ BIN     := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DATA    ?=
+CONFIG  ?=
 
 .PHONY: install demo test test-slow lint bench bench-gpu conformance fuzz train serve faults clean
 
@@ -53,8 +54,8 @@ fuzz: $(VENV)/.developer  ## 10 000 mutated inputs, then ten minutes guided by c
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 	$(BIN)/python -m models.training $(DATA)
 
-serve: install
-	@echo "marrow-node serve is not there yet: analyse slides with 'marrow-node analyse'." >&2; exit 1
+serve: install  ## run the service with make serve CONFIG=node.toml: web, pages and workers
+	$(BIN)/marrow-node $(if $(CONFIG),--config $(CONFIG)) serve
 
 faults:  ## nothing yet: fault injection beyond the test suite comes with the service
 

@@ -7,7 +7,7 @@ each level against the tiles of its matrix, the parts of a concatenation against
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
-from dicom_io.errors import PacsRefused
+from dicom_io.dicom_json import key
+from dicom_io.errors import PacsAnswerInvalid, PacsRefused
 from dicom_io.folder import UID
 from dicom_io.pacs_errors import FOREIGN_ERRORS
 
@@ -87,6 +88,24 @@ def read_arrival(path: Path) -> Arrival:
         raise PacsRefused(
             f"A received object cannot be read ({type(error).__name__}): check what its sender"
             " makes of it, and send it again."
+        ) from error
+
+
+def arrival_of(metadata: Mapping[str, Any]) -> Arrival:
+    """What is counted of an instance that an archive describes (DICOM JSON).
+
+    Raises
+    ------
+    PacsAnswerInvalid
+        When the description is malformed.
+    """
+    counted = {key(keyword): metadata[key(keyword)] for keyword in READ if key(keyword) in metadata}
+    try:
+        return _arrival(Dataset.from_json(counted))
+    except (*FOREIGN_ERRORS, PacsRefused) as error:
+        raise PacsAnswerInvalid(
+            f"The archive describes an instance by malformed metadata ({type(error).__name__}): "
+            "correct it in the archive."
         ) from error
 
 

@@ -9,7 +9,9 @@
     │   ├── SlideGeometryInvalid  23  no pixel spacing, contradicting levels
     │   ├── PixelsUnsupported     24  16 bit, monochrome, unknown transfer syntax
     │   ├── FrameInvalid          25  truncated, empty, wrongly sized or missing frame
-    │   └── ConfigurationInvalid  26  settings file or command line
+    │   ├── ConfigurationInvalid  26  settings file or command line
+    │   ├── JobNotFound           27
+    │   └── JobRefused            28  the job's state does not allow it
     ├── PacsError                 30
     │   ├── PacsUnreachable       31  transient
     │   ├── PacsTimeout           32  transient
@@ -34,7 +36,9 @@
     ├── ResourceError             60
     │   ├── SlideTooLarge         61
     │   ├── DiskFull              62  transient
-    │   └── ResultsDisagree       63  ANN, SR and FHIR do not say the same
+    │   ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
+    │   ├── JobCancelled          64  somebody stopped it
+    │   └── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
     └── ReviewRefused             70  not the newest revision, withdrawn, nothing to change
         └── ReviewInvalid         71  malformed, or it does not fit the cells
 
@@ -80,6 +84,16 @@ class FrameInvalid(InputError):
 class ConfigurationInvalid(InputError):
     exit_code = 26
     meaning = "input: the settings or the command line contradict themselves"
+
+
+class JobNotFound(InputError):
+    exit_code = 27
+    meaning = "job: there is none of that name"
+
+
+class JobRefused(InputError):
+    exit_code = 28
+    meaning = "job: its state does not allow what was asked"
 
 
 class PacsError(MarrowNodeError):
@@ -201,3 +215,14 @@ class DiskFull(ResourceError):
 class ResultsDisagree(ResourceError):
     exit_code = 63
     meaning = "results: ANN, SR and FHIR as read back do not agree"
+
+
+class JobCancelled(ResourceError):
+    exit_code = 64
+    meaning = "job: it was cancelled by request"
+
+
+class ProviderUnreachable(ResourceError):
+    exit_code = 65
+    meaning = "service: the keys of the OpenID Connect provider cannot be had"
+    transient = True

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.dicom_json import value
 from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsUnreachable
-from dicom_io.folder_index import PARTIAL, FolderIndex, damaged
+from dicom_io.folder_index import PARTIAL, FolderIndex, IndexedFile, damaged
 from dicom_io.stored_frames import (
     FILE_ERRORS,
     FrameTable,
@@ -77,13 +77,15 @@ class FolderClient:
         )
         return [file.attributes for file in found]
 
+    def search_for_studies(self, search_filters: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What the first instance of each study says of it."""
+        self._index.refresh()
+        return _first_of_each("StudyInstanceUID", self._index.find(**search_filters))
+
     def search_for_series(self, study_instance_uid: str) -> list[dict[str, Any]]:
         """What the first instance of each series says of it."""
         found = self._index.find(StudyInstanceUID=study_instance_uid)
-        first: dict[Any, dict[str, Any]] = {}
-        for file in found:
-            first.setdefault(value(file.attributes, "SeriesInstanceUID"), file.attributes)
-        return list(first.values())
+        return _first_of_each("SeriesInstanceUID", found)
 
     def retrieve_series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
         found = self._index.find(StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
@@ -162,6 +164,13 @@ class FolderClient:
             if len(self._tables) > TABLES_KEPT:
                 del self._tables[next(iter(self._tables))]
             return table
+
+
+def _first_of_each(uid: str, files: Iterable[IndexedFile]) -> list[dict[str, Any]]:
+    first: dict[Any, dict[str, Any]] = {}
+    for file in files:
+        first.setdefault(value(file.attributes, uid), file.attributes)
+    return list(first.values())
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -207,6 +207,15 @@ class Pacs:
                 return response.content
 
         return service.ask(f"the metadata of series {series_uid}", read)
+
+    def search_studies(self, filters: Mapping[str, str]) -> list[dict[str, Any]]:
+        """QIDO-RS: one DICOM JSON object per study that has these attributes."""
+        client = self._query.client
+        return self._datasets(
+            self._query,
+            "the search for studies",
+            lambda: client.search_for_studies(search_filters=dict(filters)),
+        )
 
     def search_series(self, study_uid: str) -> list[dict[str, Any]]:
         """QIDO-RS: one DICOM JSON object per series of the study; empty if there is none."""

@@ -19,13 +19,14 @@ from node.config import Settings, load_settings, settings_rows
 from node.console import OUT, print_job, run_job
 from node.demo import run_demo
 from node.exit_codes import exit_code_table
-from node.jobs import open_job_list
+from node.job_queue import open_job_queue
 from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
 from node.pipeline import SlideReference
 from node.probe import probe
 from node.progress import Progress
 from node.receive import receive
+from node.serve import key, serve, web, work
 from node.stages import write_results_to
 
 
@@ -71,8 +72,8 @@ def main(ctx: click.Context, config: Path | None, work: Path | None, verbose: bo
 
     The shipped model demo-smear is a demonstration, not for clinical use.
     """
-    set_up_logging(verbose)
     settings = load_settings(config)
+    set_up_logging(verbose, settings.log_format)
     ctx.obj = replace(settings, work_folder=work) if work else settings
 
 
@@ -146,7 +147,7 @@ def demo(settings: Settings, folder: Path, as_json: bool) -> None:
 @click.pass_obj
 def jobs(settings: Settings, as_json: bool) -> None:
     """List all jobs of the work folder, newest first."""
-    with open_job_list(settings) as known:
+    with open_job_queue(settings) as known:
         listed = known.list()
     if as_json:
         click.echo(json.dumps([asdict(job) for job in listed], indent=2))
@@ -172,7 +173,7 @@ def jobs(settings: Settings, as_json: bool) -> None:
 @click.pass_obj
 def show(settings: Settings, as_json: bool, job: str) -> None:
     """Show one job: its result, or why it failed."""
-    with open_job_list(settings) as known:
+    with open_job_queue(settings) as known:
         found = known.get(job)
     print_job(found, as_json)
 
@@ -225,5 +226,5 @@ def config(settings: Settings, as_json: bool) -> None:
     OUT.print(table)
 
 
-for _command in (train, evaluate, compare, field, probe, receive, check):
+for _command in (train, evaluate, compare, field, probe, receive, check, serve, web, work, key):
     main.add_command(_command)

@@ -27,6 +27,8 @@ from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
 from node.ehr import EhrSettings
 from node.fhir_r5 import FhirVersion
+from node.log import LogFormat
+from node.web.settings import ServeSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
 
@@ -101,6 +103,29 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSettings:
+    """How the service deals with slides that are not whole yet, and with failures that may pass.
+
+    Attributes
+    ----------
+    look_s
+        Seconds between looks at a slide that is still coming in.
+    quiet_s
+        Seconds without a further instance after which a slide of which counting cannot tell that
+        it is whole is analysed as it is; or given up, where nothing of it came.
+    retries
+        Tries after the first one of a job that failed for a reason that may pass.
+    retry_wait_s
+        Seconds before the second try; doubled for each further one.
+    """
+
+    look_s: float = 2.0
+    quiet_s: float = 60.0
+    retries: int = 7
+    retry_wait_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of a node.
 
@@ -121,7 +146,9 @@ class Settings:
         Of the job queue: empty for SQLite in the work folder, or postgresql://….
     max_matrix_px
         Largest total pixel matrix (columns × rows) that is accepted.
-    pacs, dimse, receive, ehr, slide, read, model, output
+    log_format
+        plain lines for people, or json for a collector of logs.
+    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve
         Tables of their own.
     """
 
@@ -131,6 +158,7 @@ class Settings:
     work_folder: Path = Path("work")
     database_url: str = ""
     max_matrix_px: int = 40_000_000_000
+    log_format: LogFormat = "plain"
     pacs: PacsSettings = field(default_factory=PacsSettings)
     dimse: DimseSettings = field(default_factory=DimseSettings)
     receive: ReceiveSettings = field(default_factory=ReceiveSettings)
@@ -139,6 +167,8 @@ class Settings:
     read: ReadSettings = field(default_factory=ReadSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    jobs: JobSettings = field(default_factory=JobSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
 
 
 def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:

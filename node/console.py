@@ -15,7 +15,8 @@ from rich.table import Table
 
 from models.cell_types import CELL_TYPES
 from node.config import Settings
-from node.jobs import Job, open_worker
+from node.job import Job
+from node.jobs import open_worker
 from node.pipeline import SlideReference
 from node.progress import Progress
 from node.workplace import Workplace

@@ -7,187 +7,63 @@ folder goes on after the last finished step. Nothing is pickled: the serializer 
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
-from sqlalchemy.exc import SQLAlchemyError
+from dbos import DBOS, DBOSPortableJSONSerializer
 
-from dicom_io.errors import ConfigurationInvalid, DiskFull
+from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node import __version__
 from node.config import Settings
-from node.exit_codes import error_classes
+from node.intake import await_whole, find_slides
+from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, ENDED, FIND, Job, try_of
+from node.job_queue import (
+    APPLICATION,
+    ARRIVALS,
+    QUEUE,
+    JobQueue,
+    database_errors,
+    database_url,
+    job_arguments,
+    open_job_queue,
+    prepare_database,
+    progress_file,
+)
+from node.log import telling_of
+from node.metrics import count_failure, count_result, stage_timed
 from node.pipeline import SlideReference, analyse
-from node.progress import Progress, ProgressFile
+from node.progress import Progress
 from node.work_lock import dead_workers, take_worker
 from node.workplace import Workplace
 
-QUEUE = "slides"
-WORKFLOW = "analyse slide"
-POLL_S = 0.1
-ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
+log = logging.getLogger(__name__)
 
-JobStatus = Literal["queued", "running", "completed", "failed"]
-_STATUS: dict[str, JobStatus] = {
-    "ENQUEUED": "queued",
-    "DELAYED": "queued",
-    "PENDING": "running",
-    "SUCCESS": "completed",
-    "ERROR": "failed",
-    "CANCELLED": "failed",
-    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
-}
+POLL_S = 0.1
+ARRIVALS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One analysis as the queue knows it.
-
-    Attributes
-    ----------
-    job
-        Identifier: digest of slide, model, configuration and destinations, and number of the try.
-    status
-    study_uid, series_uid
-    model
-        Name of the model package.
-    created_ms, updated_ms
-        Unix time in milliseconds.
-    progress
-        None before the first stage has begun.
-    result
-        Of a completed job.
-    error
-        One sentence, of a failed job.
-    exit_code
-        0 completed, else the class of the error; None while it runs.
-    """
-
-    job: str
-    status: JobStatus
-    study_uid: str
-    series_uid: str
-    model: str
-    created_ms: int
-    updated_ms: int
-    progress: Progress | None
-    result: Mapping[str, Any] | None
-    error: str | None
-    exit_code: int | None
-
-
-class Jobs:
-    """The jobs of one work folder, to look at.
-
-    Parameters
-    ----------
-    settings
-    list_workflows
-        Of DBOS in a worker, of a DBOS client elsewhere.
-    """
-
-    def __init__(
-        self, settings: Settings, list_workflows: Callable[..., list[WorkflowStatus]]
-    ) -> None:
-        self._settings = settings
-        self._list_workflows = list_workflows
-
-    def get(self, job: str) -> Job:
-        """Look a job up.
-
-        Raises
-        ------
-        ConfigurationInvalid
-            When this work folder has no such job.
-        """
-        found = self._list_workflows(workflow_ids=[job])
-        if not found:
-            raise ConfigurationInvalid(
-                f"Job {job} is not known in {self._settings.work_folder}: "
-                "'marrow-node jobs' lists those that are."
-            )
-        return self._job(found[0])
-
-    def list(self) -> list[Job]:
-        """All jobs, newest first."""
-        return [self._job(status) for status in self._list_workflows(name=WORKFLOW, sort_desc=True)]
-
-    def progress(self, job: str) -> Progress | None:
-        return ProgressFile(self._settings.work_folder / "progress", job).read()
-
-    def _job(self, status: WorkflowStatus) -> Job:
-        arguments = status.input["args"][0] if status.input else {}
-        error, exit_code = _failure(status)
-        return Job(
-            job=status.workflow_id,
-            status=_STATUS[status.status],
-            study_uid=arguments.get("study_uid", ""),
-            series_uid=arguments.get("series_uid", ""),
-            model=arguments.get("model", ""),
-            created_ms=status.created_at or 0,
-            updated_ms=status.updated_at or 0,
-            progress=self.progress(status.workflow_id),
-            result=status.output if status.status == "SUCCESS" else None,
-            error=error,
-            exit_code=exit_code,
-        )
-
-
 class Worker:
     """A process that works on the jobs of a work folder. Made by :func:`open_worker`."""
 
-    def __init__(self, settings: Settings, workflow: Callable[[dict[str, Any]], Any]) -> None:
-        self._workflow = workflow
-        self.jobs = Jobs(settings, DBOS.list_workflows)
+    jobs: JobQueue
 
     def submit(self, slide: SlideReference, place: Workplace) -> str:
         """Queue a slide, or join the job that is already at it. Returns the job's identifier."""
-        arguments = _arguments(slide, place)
-        name = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
-        tries = DBOS.list_workflows(workflow_id_prefix=name, sort_desc=True)
-        if tries and tries[0].status in ACTIVE:
-            return tries[0].workflow_id
-        job = f"{name}-{len(tries) + 1}"
-        with SetWorkflowID(job):
-            DBOS.enqueue_workflow(QUEUE, self._workflow, arguments | {"reason": slide.reason})
-        return job
+        return self.jobs.submit(slide, place, again=True).job
 
     def wait(self, job: str, watch: Callable[[Progress], None]) -> Job:
         """Wait until a job has ended, telling `watch` of its progress meanwhile."""
-        while (seen := self.jobs.get(job)).status in ("queued", "running"):
+        while (seen := self.jobs.get(job)).status not in ENDED:
             if seen.progress is not None:
                 watch(seen.progress)
             time.sleep(POLL_S)
         return seen
-
-
-@contextmanager
-def open_job_list(settings: Settings) -> Iterator[Jobs]:
-    """Look at the jobs of a work folder without working on them.
-
-    Raises
-    ------
-    DiskFull
-        When the job database cannot be read.
-    """
-    with _database_errors(settings):
-        if not settings.database_url and not _sqlite_file(settings).exists():
-            yield Jobs(settings, lambda **_: [])
-            return
-        client = DBOSClient(
-            system_database_url=_database_url(settings), serializer=DBOSPortableJSONSerializer()
-        )
-        try:
-            yield Jobs(settings, client.list_workflows)
-        finally:
-            client.destroy()
 
 
 @contextmanager
@@ -204,11 +80,12 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         When the work folder or its database cannot be written.
     """
     worker, lock = take_worker(settings.work_folder / "workers")
-    with _database_errors(settings), lock:
+    with database_errors(settings), lock:
+        prepare_database(settings)
         DBOS(
             config={
-                "name": "marrow-node",
-                "system_database_url": _database_url(settings),
+                "name": APPLICATION,
+                "system_database_url": database_url(settings),
                 "serializer": DBOSPortableJSONSerializer(),
                 "executor_id": worker,
                 "application_version": __version__,
@@ -216,56 +93,134 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "notification_listener_polling_interval_sec": POLL_S,
             }
         )
-        workflow = _register(settings)
+        _register(settings)
         try:
             DBOS.launch()
             DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
+            DBOS.register_queue(
+                ARRIVALS, worker_concurrency=ARRIVALS_AT_A_TIME, polling_interval_sec=POLL_S
+            )
             DBOS._recover_pending_workflows(dead_workers(settings.work_folder / "workers", worker))
-            yield Worker(settings, workflow)
+            with open_job_queue(settings) as jobs:
+                yield Worker(jobs)
         finally:
             DBOS.destroy()
 
 
-@contextmanager
-def _database_errors(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise DiskFull(
-            f"The job database of {settings.work_folder} cannot be used "
-            f"({type(error.__cause__ or error).__name__}): free space there, "
-            "or set database_url or work_folder to another place."
-        ) from error
+def _register(settings: Settings) -> None:
+    @DBOS.workflow(name=ANALYSE)
+    def analyse_slide(arguments: dict[str, Any]) -> Any:
+        with _try(settings, arguments) as try_id:
+            place = _workplace(settings, arguments, try_id)
+            result = analyse(place, _slide(arguments), _timed_step)
+            count_result(result)
+            return dict(result)
 
+    @DBOS.workflow(name=ARRIVE)
+    def await_slide(arguments: dict[str, Any]) -> Any:
+        with _try(settings, arguments) as try_id:
+            arrived = await_whole(_sited(settings, arguments), _slide(arguments), _step, DBOS.sleep)
+            _step("queue", lambda: _queued(settings, try_id, arguments | arrived))
+            return arrived
 
-def _register(settings: Settings) -> Callable[[dict[str, Any]], Any]:
-    @DBOS.workflow(name=WORKFLOW)
-    def workflow(arguments: dict[str, Any]) -> Any:
-        job = DBOS.workflow_id or ""
-        place = _workplace(settings, arguments, job)
-        slide = SlideReference(
-            arguments["study_uid"], arguments["series_uid"], arguments.get("reason", "")
+    @DBOS.workflow(name=FIND)
+    def find(arguments: dict[str, Any]) -> Any:
+        def search() -> dict[str, Any]:
+            slides = find_slides(_sited(settings, arguments), arguments)
+            place = Workplace.open(_sited(settings, arguments), lambda progress: None)
+            with open_job_queue(settings) as queue:
+                jobs = [
+                    queue.submit(slide, place, arguments["priority"], await_arrival=True).job
+                    for slide in slides
+                ]
+            return {"jobs": jobs}
+
+        return DBOS.run_step(
+            {
+                "name": "find",
+                "retries_allowed": True,
+                "max_attempts": settings.jobs.retries + 1,
+                "interval_seconds": settings.jobs.retry_wait_s,
+                "should_retry": lambda error: (
+                    isinstance(error, MarrowNodeError) and error.transient
+                ),
+            },
+            search,
         )
-        return dict(analyse(place, slide, lambda name, stage: DBOS.run_step({"name": name}, stage)))
-
-    return workflow
 
 
-def _arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
-    """All that tells one job from another; what is not here must not change a result."""
-    return {
-        "study_uid": slide.study_uid,
-        "series_uid": slide.series_uid,
-        "model": place.package.manifest.name,
-        "package_digest": place.package.digest,
-        "configuration_digest": place.configuration_digest,
-        "pacs_url": place.settings.pacs_url,
-        "results_url": place.settings.results_url,
-        "ehr_url": place.settings.ehr_url,
-    }
+def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return DBOS.run_step({"name": name}, stage)
 
 
-def _workplace(settings: Settings, arguments: Mapping[str, Any], job: str) -> Workplace:
+def _timed_step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def timed() -> dict[str, Any]:
+        with stage_timed(name):
+            return stage()
+
+    return _step(name, timed)
+
+
+def _queued(
+    settings: Settings,
+    try_id: str,
+    arguments: Mapping[str, Any],
+    await_arrival: bool = False,
+    delay_s: float = 0.0,
+) -> dict[str, Any]:
+    with open_job_queue(settings) as queue:
+        queue.enqueue(try_id, arguments, await_arrival, delay_s)
+    return {}
+
+
+@contextmanager
+def _try(settings: Settings, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """One try of a job: its failure is counted and told, and tried again later if it may pass."""
+    try_id = (DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX)
+    with telling_of(try_id, arguments["study_uid"]):
+        try:
+            yield try_id
+        except MarrowNodeError as error:
+            count_failure(error)
+            log.warning("%s", error)
+            if error.transient:
+                _try_later(settings, try_id, arguments, error)
+            raise
+
+
+def _try_later(
+    settings: Settings, try_id: str, arguments: Mapping[str, Any], error: MarrowNodeError
+) -> None:
+    """Queue the next try; commands have none, because somebody waits for their answer."""
+    failures = int(arguments.get("failures", 0)) + 1
+    if not arguments.get("priority") or failures > settings.jobs.retries:
+        return
+    job, number = try_of(try_id)
+    later = {**arguments, "failures": failures, "tried_before": str(error)}
+    delay_s = settings.jobs.retry_wait_s * 2 ** (failures - 1)
+    arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
+    next_try = f"{job}-{number + 1}"
+    _step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
+
+
+def _slide(arguments: Mapping[str, Any]) -> SlideReference:
+    return SlideReference(
+        arguments["study_uid"], arguments["series_uid"], arguments.get("reason", "")
+    )
+
+
+def _sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
+    """The settings with the addresses and the model that a job was submitted for."""
+    return replace(
+        settings,
+        pacs_url=arguments["pacs_url"],
+        results_url=arguments["results_url"],
+        ehr_url=arguments["ehr_url"],
+        model=replace(settings.model, name=arguments["model"]),
+    )
+
+
+def _workplace(settings: Settings, arguments: Mapping[str, Any], try_id: str) -> Workplace:
     """The workplace a job was submitted for.
 
     Raises
@@ -273,40 +228,11 @@ def _workplace(settings: Settings, arguments: Mapping[str, Any], job: str) -> Wo
     ConfigurationInvalid
         When the settings or the model package have changed since then.
     """
-    place = Workplace.open(
-        replace(
-            settings,
-            pacs_url=arguments["pacs_url"],
-            results_url=arguments["results_url"],
-            ehr_url=arguments["ehr_url"],
-            model=replace(settings.model, name=arguments["model"]),
-        ),
-        ProgressFile(settings.work_folder / "progress", job).report,
-    )
-    slide = SlideReference(arguments["study_uid"], arguments["series_uid"], "")
-    if _arguments(slide, place) != {k: v for k, v in arguments.items() if k != "reason"}:
+    place = Workplace.open(_sited(settings, arguments), progress_file(settings, try_id).report)
+    now = job_arguments(_slide(arguments), place)
+    if now != {name: arguments.get(name) for name in now}:
         raise ConfigurationInvalid(
-            f"The model package or the settings changed since job {job} was submitted: "
+            f"The model package or the settings changed since job {try_id} was submitted: "
             "submit the slide again."
         )
     return place
-
-
-def _failure(status: WorkflowStatus) -> tuple[str | None, int | None]:
-    if status.status == "SUCCESS":
-        return None, 0
-    if _STATUS[status.status] != "failed":
-        return None, None
-    name = getattr(status.error, "name", type(status.error).__name__)
-    known = error_classes().get(name)
-    if known is None:
-        return f"Unexpected failure ({name}); the log has the details.", MarrowNodeError.exit_code
-    return str(status.error), known.exit_code
-
-
-def _sqlite_file(settings: Settings) -> Path:
-    return (settings.work_folder / "jobs.sqlite").absolute()
-
-
-def _database_url(settings: Settings) -> str:
-    return settings.database_url or f"sqlite:///{_sqlite_file(settings)}"

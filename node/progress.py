@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dicom_io.errors import JobCancelled
 from node.work_files import write_atomically
 
 WRITE_EVERY_S = 0.25
@@ -34,19 +35,30 @@ class Progress:
 class ProgressFile:
     """One small file per job, replaced at most four times a second.
 
-    The file is a convenience for people who watch: jobs go on without it.
+    The file is a convenience for people who watch: jobs go on without it. Beside it may lie a
+    request to stop.
     """
 
     def __init__(self, folder: Path, job: str) -> None:
         self._path = folder / f"{job}.json"
+        self._stop = folder / f"{job}.cancelled"
         self._written_at = 0.0
         self._stage = ""
 
     def report(self, progress: Progress) -> None:
+        """Tell how far the job is.
+
+        Raises
+        ------
+        JobCancelled
+            Somebody has asked for it to stop.
+        """
         now = time.monotonic()
         if progress.stage == self._stage and now - self._written_at < WRITE_EVERY_S:
             return
         self._stage, self._written_at = progress.stage, now
+        if self._stop.exists():
+            raise JobCancelled("The job was cancelled by request.")
         write_atomically(self._path, json.dumps(asdict(progress)).encode())
 
     def read(self) -> Progress | None:
@@ -55,3 +67,7 @@ class ProgressFile:
             return Progress(**json.loads(self._path.read_bytes()))
         except FileNotFoundError:
             return None
+
+    def cancel(self) -> None:
+        """Ask the process that works on the job to stop."""
+        write_atomically(self._stop, b"")

@@ -18,7 +18,8 @@ from dicom_io.errors import PacsRefused
 from dicom_io.receiver import Receiver, series_in
 from node.arrivals import Arrivals, Series
 from node.config import Settings
-from node.jobs import Job, Worker, open_worker
+from node.job import ENDED, Job
+from node.jobs import Worker, open_worker
 from node.pipeline import SlideReference
 from node.workplace import Workplace
 
@@ -101,7 +102,7 @@ def _analyse_until(
     running: dict[str, Series] = {
         job.job: (job.study_uid, job.series_uid)
         for job in worker.jobs.list()
-        if job.status in ("queued", "running")
+        if job.status not in ENDED
     }
     while not stopped.wait(LOOK_S):
         for series, whole in arrivals.complete(busy=running.values()):
@@ -117,7 +118,7 @@ def _analyse_until(
             click.echo(f"marrow-node: series {series_uid} is complete, job {job}", err=True)
         for job in sorted(running):
             ended = worker.jobs.get(job)
-            if ended.status in ("completed", "failed"):
+            if ended.status in ENDED:
                 del running[job]
                 said = f": {ended.error}" if ended.error else ""
                 click.echo(f"marrow-node: job {job} {ended.status}{said}", err=True)

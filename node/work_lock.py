@@ -51,6 +51,19 @@ def dead_workers(folder: Path, own_name: str) -> list[str]:
     return dead
 
 
+def live_workers(folder: Path) -> list[str]:
+    """Workers of this folder whose process lives; empty also where nobody ever worked in it."""
+    there = [number for number in range(MOST_WORKERS) if _path(folder, number).exists()]
+    live = []
+    for number in there:
+        lock = _try_lock(folder, number)
+        if lock is None:
+            live.append(_name(number))
+        else:
+            lock.close()
+    return live
+
+
 def _name(number: int) -> str:
     return f"worker-{number}"
 

@@ -1,0 +1,162 @@
+"""A job: one slide with one model, one configuration and one destination, and its tries.
+
+The identifier is a digest of all that tells one job from another, so that the same slide sent twice
+is the same job. Each try is a workflow of DBOS named ``JOB-N``; while the slide is still coming in,
+``JOB-N.arrival`` waits for it. A failed job may be tried again; a completed one is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dbos import WorkflowStatus
+
+from dicom_io.errors import JobCancelled
+from models.errors import MarrowNodeError
+from node.exit_codes import error_classes
+from node.progress import Progress
+
+ANALYSE = "analyse slide"
+ARRIVE = "await slide"
+FIND = "find slides"
+ARRIVAL_SUFFIX = ".arrival"
+ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
+
+JobStatus = Literal["waiting", "queued", "running", "completed", "failed", "cancelled"]
+STATUSES: tuple[JobStatus, ...] = (
+    "waiting",
+    "queued",
+    "running",
+    "completed",
+    "failed",
+    "cancelled",
+)
+ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
+Priority = Literal["urgent", "routine", "batch"]
+# DBOS takes the lowest number first; 0, its default, is for commands that somebody waits for.
+PRIORITIES: dict[Priority, int] = {"urgent": 1, "routine": 10, "batch": 100}
+
+_STATUS: dict[str, JobStatus] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "completed",
+    "ERROR": "failed",
+    "CANCELLED": "cancelled",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+}
+_CANCELLED = "Cancelled by request; submit or retry it to run it after all."
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One analysis as the queue knows it.
+
+    Attributes
+    ----------
+    job
+        Identifier: digest of slide, model, configuration and destinations.
+    tries
+        Number of the newest try, which all other fields tell of.
+    status
+        waiting: the slide is not whole yet.
+    study_uid, series_uid
+    model
+        Name of the model package.
+    reason
+        What brought the slide here.
+    priority
+        Empty for commands.
+    arrival
+        Why the slide was taken as whole; empty where nobody waited for it.
+    created_ms, updated_ms
+        Unix time in milliseconds, of the newest try.
+    progress
+        None before the first stage has begun.
+    result
+        Of a completed job.
+    error
+        One sentence: why it failed, or why it is tried again later.
+    exit_code
+        0 completed, else the class of the error; None while it runs.
+    """
+
+    job: str
+    tries: int
+    status: JobStatus
+    study_uid: str
+    series_uid: str
+    model: str
+    reason: str
+    priority: str
+    arrival: str
+    created_ms: int
+    updated_ms: int
+    progress: Progress | None
+    result: Mapping[str, Any] | None
+    error: str | None
+    exit_code: int | None
+
+
+def try_of(workflow_id: str) -> tuple[str, int]:
+    """Job and number of the try that a workflow belongs to."""
+    job, _, number = workflow_id.removesuffix(ARRIVAL_SUFFIX).rpartition("-")
+    return job, int(number)
+
+
+def arguments_of(status: WorkflowStatus) -> dict[str, Any]:
+    """What a workflow was queued with."""
+    return dict(status.input["args"][0]) if status.input else {}
+
+
+def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:
+    """Read a job off the workflow of its newest try."""
+    arguments = arguments_of(status)
+    job, tries = try_of(status.workflow_id)
+    state = _STATUS[status.status]
+    error, exit_code = _failure(status, state)
+    if exit_code == JobCancelled.exit_code:
+        state, error = "cancelled", _CANCELLED
+    if status.name == ARRIVE and state in ("running", "completed"):
+        state, exit_code = "waiting", None
+    return Job(
+        job=job,
+        tries=tries,
+        status=state,
+        study_uid=arguments.get("study_uid", ""),
+        series_uid=arguments.get("series_uid", ""),
+        model=arguments.get("model", ""),
+        reason=arguments.get("reason", ""),
+        priority=arguments.get("priority") or "",
+        arrival=arguments.get("arrival", ""),
+        created_ms=status.created_at or 0,
+        updated_ms=status.updated_at or 0,
+        progress=progress,
+        result=status.output if state == "completed" else None,
+        error=error or arguments.get("tried_before"),
+        exit_code=exit_code,
+    )
+
+
+def found_of(status: WorkflowStatus) -> dict[str, Any]:
+    """Read a search for slides off its workflow."""
+    state = _STATUS[status.status]
+    error, _ = _failure(status, state)
+    jobs = status.output["jobs"] if state == "completed" and status.output else []
+    return {"search": status.workflow_id, "status": state, "jobs": jobs, "error": error}
+
+
+def _failure(status: WorkflowStatus, state: JobStatus) -> tuple[str | None, int | None]:
+    if state == "completed":
+        return None, 0
+    if state == "cancelled":
+        return _CANCELLED, JobCancelled.exit_code
+    if state != "failed":
+        return None, None
+    name = getattr(status.error, "name", type(status.error).__name__)
+    known = error_classes().get(name)
+    if known is None:
+        return f"Unexpected failure ({name}); the log has the details.", MarrowNodeError.exit_code
+    return str(status.error), known.exit_code

@@ -1,0 +1,384 @@
+"""The queue of jobs, as every process sees it: submit, look, cancel, try again.
+
+Web pages, commands and workers all go through the job database (SQLite in the work folder, or
+PostgreSQL); none of them needs to be the process that works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_io.errors import ConfigurationInvalid, DiskFull, JobNotFound, JobRefused
+from node.config import Settings
+from node.job import (
+    ACTIVE,
+    ANALYSE,
+    ARRIVAL_SUFFIX,
+    ARRIVE,
+    ENDED,
+    FIND,
+    PRIORITIES,
+    Job,
+    JobStatus,
+    Priority,
+    arguments_of,
+    found_of,
+    job_of,
+    try_of,
+)
+from node.pipeline import SlideReference
+from node.progress import ProgressFile
+from node.workplace import Workplace
+
+QUEUE = "slides"
+ARRIVALS = "arrivals"
+APPLICATION = "marrow-node"
+_DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
+    "waiting": ACTIVE,
+    "queued": ("ENQUEUED", "DELAYED"),
+    "running": ("PENDING",),
+    "completed": ("SUCCESS",),
+    "failed": ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"),
+    "cancelled": ("CANCELLED",),
+}
+CONNECTIONS = 16
+_PAGE = 200
+
+
+class JobQueue:
+    """The jobs of one work folder. Made by :func:`open_job_queue`.
+
+    Parameters
+    ----------
+    settings
+    client
+        None where no job was ever submitted.
+    """
+
+    def __init__(self, settings: Settings, client: DBOSClient | None) -> None:
+        self._settings, self._client = settings, client
+
+    def submit(
+        self,
+        slide: SlideReference,
+        place: Workplace,
+        priority: Priority | None = None,
+        callback: str = "",
+        *,
+        again: bool = False,
+        await_arrival: bool = False,
+    ) -> Job:
+        """Queue a slide, or join the job that is already at it.
+
+        Parameters
+        ----------
+        slide
+        place
+            Model and configuration.
+        priority
+            None goes before all others.
+        callback
+            Address that is told when the job has ended.
+        again
+            Whether a completed job runs anew; its stored results are then compared with what the
+            archive and the EHR have, and delivered where they are missing.
+        await_arrival
+            Whether to wait until the slide is whole.
+        """
+        arguments = job_arguments(slide, place)
+        name = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
+        newest = self._newest(name)
+        if newest is not None and (
+            newest.status in ACTIVE or (newest.status == "SUCCESS" and not again)
+        ):
+            return self._job(newest)
+        extra = {"reason": slide.reason, "priority": priority, "callback": callback}
+        number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
+        self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
+        return self.get(name)
+
+    def enqueue(
+        self,
+        try_id: str,
+        arguments: Mapping[str, Any],
+        await_arrival: bool = False,
+        delay_s: float = 0.0,
+    ) -> None:
+        """Queue one try of a job; the same identifier twice is one try."""
+        priority: Priority | None = arguments.get("priority")
+        options: EnqueueOptions = {
+            "workflow_name": ARRIVE if await_arrival else ANALYSE,
+            "queue_name": ARRIVALS if await_arrival else QUEUE,
+            "workflow_id": try_id + (ARRIVAL_SUFFIX if await_arrival else ""),
+        }
+        if priority:
+            options["priority"] = PRIORITIES[priority]
+        if delay_s:
+            options["delay_seconds"] = delay_s
+        with database_errors(self._settings):
+            self._open_client().enqueue(options, dict(arguments))
+
+    def get(self, job: str) -> Job:
+        """Look a job up, or one of its tries by ``JOB-N``.
+
+        Raises
+        ------
+        JobNotFound
+            When this work folder has no such job.
+        """
+        found = self._newest(job)
+        if found is None:
+            raise JobNotFound(
+                f"Job {job} is not known here: 'marrow-node jobs' lists those that are."
+            )
+        return self._job(found)
+
+    def list(
+        self, limit: int | None = None, offset: int = 0, status: JobStatus | None = None
+    ) -> list[Job]:
+        """Jobs by their newest try, newest first."""
+        found: list[Job] = []
+        last = None if limit is None else offset + limit
+        for workflow in self._newest_of_each(status):
+            job = self._job(workflow)
+            if status is None or job.status == status:
+                found.append(job)
+            if last is not None and len(found) >= last:
+                break
+        return found[offset:last]
+
+    def cancel(self, job: str) -> Job:
+        """Stop a job: at once while it waits, else at its next report of progress.
+
+        Raises
+        ------
+        JobNotFound
+        JobRefused
+            It has ended.
+        """
+        seen = self.get(job)
+        if seen.status in ENDED:
+            raise JobRefused(f"Job {job} is {seen.status}: there is nothing to cancel.")
+        for workflow in self._workflows(workflow_id_prefix=f"{seen.job}-", status=[*ACTIVE]):
+            self._open_client().cancel_workflow(workflow.workflow_id)
+            self._progress_file(workflow.workflow_id).cancel()
+        return self.get(job)
+
+    def retry(self, job: str) -> Job:
+        """Try a failed or cancelled job again.
+
+        Raises
+        ------
+        JobNotFound
+        JobRefused
+            It has not failed.
+        """
+        newest = self._newest(job)
+        seen = self.get(job)
+        if newest is None or seen.status not in ("failed", "cancelled"):
+            raise JobRefused(
+                f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
+            )
+        told = ("tried_before", "failures", "arrival")
+        arguments = {k: v for k, v in arguments_of(newest).items() if k not in told}
+        self.enqueue(f"{seen.job}-{seen.tries + 1}", arguments, newest.name == ARRIVE)
+        return self.get(job)
+
+    def search(self, wanted: Mapping[str, Any], place: Workplace) -> str:
+        """Look for the slides of a study or of an accession number, and queue each of them.
+
+        Returns
+        -------
+        str
+            Identifier of the search; the same request within one second is the same search.
+        """
+        settings = place.settings
+        arguments = {
+            **wanted,
+            "model": place.package.manifest.name,
+            "pacs_url": settings.pacs_url,
+            "results_url": settings.results_url,
+            "ehr_url": settings.ehr_url,
+        }
+        content = json.dumps([arguments, int(time.time())], sort_keys=True)
+        search = f"search-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        with database_errors(self._settings):
+            self._open_client().enqueue(
+                {"workflow_name": FIND, "queue_name": ARRIVALS, "workflow_id": search}, arguments
+            )
+        return search
+
+    def found(self, search: str) -> dict[str, Any]:
+        """What became of a search: its status, and the jobs of the slides it found.
+
+        Raises
+        ------
+        JobNotFound
+            There is no such search.
+        """
+        for workflow in self._workflows(workflow_ids=[search], name=FIND):
+            return found_of(workflow)
+        raise JobNotFound(f"Search {search} is not known here: submit it again.")
+
+    def counts(self) -> dict[JobStatus, int]:
+        """How many jobs are in each state that has not ended."""
+        counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
+        for workflow in self._workflows(
+            status=[*ACTIVE], name=[ANALYSE, ARRIVE], load_input=False, load_output=False
+        ):
+            counted[job_of(workflow, None).status] += 1
+        return counted
+
+    def oldest_active_ms(self) -> int | None:
+        """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
+        oldest = self._workflows(
+            status=[*ACTIVE],
+            name=[ANALYSE, ARRIVE],
+            limit=1,
+            load_input=False,
+            load_output=False,
+        )
+        return oldest[0].created_at if oldest else None
+
+    def _newest_of_each(self, status: JobStatus | None) -> Iterator[WorkflowStatus]:
+        """The newest workflow of each job, newest first."""
+        # A job that failed once may have been tried again: only the newest try counts, so states
+        # are compared after it is known. Jobs at work are the few newest of their names.
+        states = list(_DATABASE_STATES[status]) if status in ("queued", "running") else None
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            page = self._workflows(
+                name=[ANALYSE, ARRIVE], status=states, sort_desc=True, limit=_PAGE, offset=offset
+            )
+            for workflow in page:
+                job, _ = try_of(workflow.workflow_id)
+                if job not in seen:
+                    seen.add(job)
+                    yield workflow
+            if len(page) < _PAGE:
+                return
+            offset += _PAGE
+
+    def _newest(self, job: str) -> WorkflowStatus | None:
+        """The newest workflow of a job or of one of its tries; an analysis before its arrival."""
+        prefix = job if "-" in job else f"{job}-"
+        found = [
+            workflow
+            for workflow in self._workflows(workflow_id_prefix=prefix, name=[ANALYSE, ARRIVE])
+            if job in (try_of(workflow.workflow_id)[0], workflow.workflow_id)
+        ]
+        return max(found, key=_age, default=None)
+
+    def _workflows(self, **filters: Any) -> Sequence[WorkflowStatus]:
+        if self._client is None:
+            return []
+        with database_errors(self._settings):
+            return self._client.list_workflows(**filters)
+
+    def _job(self, workflow: WorkflowStatus) -> Job:
+        waits = workflow.status in ("ENQUEUED", "DELAYED")
+        return job_of(workflow, None if waits else self._progress_file(workflow.workflow_id).read())
+
+    def _progress_file(self, workflow_id: str) -> ProgressFile:
+        return progress_file(self._settings, workflow_id)
+
+    def _open_client(self) -> DBOSClient:
+        if self._client is None:
+            raise ConfigurationInvalid(
+                f"No job was ever submitted in {self._settings.work_folder}: check work_folder."
+            )
+        return self._client
+
+
+def progress_file(settings: Settings, workflow_id: str) -> ProgressFile:
+    """Where a try and its arrival tell how far they are."""
+    try_id = workflow_id.removesuffix(ARRIVAL_SUFFIX)
+    return ProgressFile(settings.work_folder / "progress", try_id)
+
+
+def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
+    """All that tells one job from another; what is not here must not change a result."""
+    return {
+        "study_uid": slide.study_uid,
+        "series_uid": slide.series_uid,
+        "model": place.package.manifest.name,
+        "package_digest": place.package.digest,
+        "configuration_digest": place.configuration_digest,
+        "pacs_url": place.settings.pacs_url,
+        "results_url": place.settings.results_url,
+        "ehr_url": place.settings.ehr_url,
+    }
+
+
+@contextmanager
+def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
+    """Open the queue of a database that a worker has made; without one there is nothing to see.
+
+    Raises
+    ------
+    DiskFull
+        When the job database cannot be read.
+    """
+    if not settings.database_url and not _sqlite_file(settings).exists():
+        yield JobQueue(settings, None)
+        return
+    with database_errors(settings):
+        client = DBOSClient(
+            system_database_url=database_url(settings),
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=APPLICATION,
+            system_database_pool_size=CONNECTIONS,
+        )
+    try:
+        yield JobQueue(settings, client)
+    finally:
+        client.destroy()
+
+
+@contextmanager
+def database_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise DiskFull(
+            f"The job database of {settings.work_folder} cannot be used "
+            f"({type(error.__cause__ or error).__name__}): free space there, "
+            "or set database_url or work_folder to another place."
+        ) from error
+
+
+def database_url(settings: Settings) -> str:
+    return settings.database_url or f"sqlite:///{_sqlite_file(settings)}"
+
+
+def prepare_database(settings: Settings) -> None:
+    """Make the job database, or bring it up to date.
+
+    SQLite gets a write-ahead log: readers and the writer do not wait for each other, and a commit
+    costs one flush instead of three; it stays as durable.
+    """
+    with database_errors(settings):
+        if not settings.database_url:
+            _sqlite_file(settings).parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(_sqlite_file(settings))) as database:
+                database.execute("PRAGMA journal_mode=WAL")
+        DBOS.migrate(database_url(settings))
+
+
+def _sqlite_file(settings: Settings) -> Path:
+    return (settings.work_folder / "jobs.sqlite").absolute()
+
+
+def _age(workflow: WorkflowStatus) -> tuple[int, bool]:
+    return try_of(workflow.workflow_id)[1], workflow.name == ANALYSE

@@ -1,0 +1,125 @@
+"""What can be counted about the node, for Prometheus.
+
+Several processes count: the web process and its workers share a folder of counter files
+(:func:`share_metrics` before the first of them is made). No label holds anything of a patient or a
+slide.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from models.errors import MarrowNodeError
+
+STAGE_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def share_metrics(folder: Path) -> None:
+    """Let this process and those it starts count together, from zero."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("*.db"):
+        left.unlink()
+    os.environ[SHARED_FOLDER] = str(folder.absolute())
+
+
+@cache
+def _counters() -> Any:
+    """Made at first use: the library looks for the shared folder when it is imported."""
+    from prometheus_client import Counter, Histogram  # noqa: PLC0415
+
+    return SimpleNamespace(
+        slides=Counter(
+            "marrow_node_slides_total",
+            "Analyses that ended, by outcome and model package.",
+            ["outcome", "model", "model_version", "model_digest"],
+        ),
+        stage_s=Histogram(
+            "marrow_node_stage_seconds",
+            "Seconds of each stage of the way of a slide.",
+            ["stage"],
+            buckets=STAGE_BUCKETS_S,
+        ),
+        cells=Counter("marrow_node_cells_total", "Cells found."),
+        bytes_read=Counter("marrow_node_bytes_read_total", "Bytes of frames read from the PACS."),
+        delivered=Counter(
+            "marrow_node_deliveries_total",
+            "Objects and resources by what became of them at their target.",
+            ["target", "status"],
+        ),
+        failures=Counter(
+            "marrow_node_failures_total",
+            "Tries of jobs that failed, by class of error.",
+            ["error", "transient"],
+        ),
+        requests=Counter(
+            "marrow_node_http_requests_total",
+            "Answers of the web service.",
+            ["endpoint", "method", "status"],
+        ),
+        request_s=Histogram(
+            "marrow_node_http_request_seconds", "Seconds to the answer.", ["endpoint"]
+        ),
+    )
+
+
+@contextmanager
+def stage_timed(name: str) -> Iterator[None]:
+    """Count the seconds of a stage, however it ends."""
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        _counters().stage_s.labels(name).observe(time.monotonic() - begin)
+
+
+def count_result(result: Mapping[str, Any]) -> None:
+    """Count a completed job."""
+    counters, model = _counters(), result["model"]
+    counters.slides.labels("completed", model["name"], model["version"], model["digest"]).inc()
+    counters.cells.inc(result["cells"])
+    counters.bytes_read.inc(result["bytes_read"])
+    for receipt in result["receipts"]:
+        counters.delivered.labels(receipt["target"], receipt["status"]).inc()
+
+
+def count_failure(error: MarrowNodeError) -> None:
+    """Count a try that failed."""
+    _counters().failures.labels(type(error).__name__, str(error.transient).lower()).inc()
+
+
+def count_request(endpoint: str, method: str, status: int, seconds: float) -> None:
+    """Count an answer of the web service."""
+    _counters().requests.labels(endpoint, method, str(status)).inc()
+    _counters().request_s.labels(endpoint).observe(seconds)
+
+
+def exposition(gauges: Mapping[str, tuple[str, float]]) -> bytes:
+    """All metrics in the text format of Prometheus.
+
+    Parameters
+    ----------
+    gauges
+        Name → (help, value) of what is looked up only now, such as the queue's length.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
+    from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+    class LookedUp:
+        def collect(self) -> Iterator[GaugeMetricFamily]:
+            for name, (meaning, number) in gauges.items():
+                yield GaugeMetricFamily(name, meaning, number)
+
+    registry = CollectorRegistry()
+    registry.register(LookedUp())
+    if SHARED_FOLDER in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

@@ -1,0 +1,184 @@
+"""``marrow-node serve``, ``web``, ``work`` and ``key``: the node as a service.
+
+``serve`` keeps one web process and its workers alive. They meet in the job database alone, so that
+each may end at any moment: the next one goes on. ``web`` and ``work`` are the same processes one by
+one, for containers.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import click
+
+from dicom_io.errors import ConfigurationInvalid
+from node.config import Settings
+from node.job_queue import open_job_queue, prepare_database
+from node.metrics import share_metrics
+from node.web.access import new_key
+from node.web.settings import ROLES, Role
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+# A process that keeps failing is started again after a while only.
+LONGEST_PAUSE_S = 60.0
+STEADY_S = 60.0
+END_S = 30.0
+
+
+@click.command()
+@click.pass_context
+def serve(ctx: click.Context) -> None:
+    """Run the service: web, pages and workers, until SIGTERM.
+
+    \b
+    Make a key for each machine and person first, and put its lines into the settings file:
+      marrow-node key orthanc --role submit
+      marrow-node key anna --role read --role operate
+    """
+    settings: Settings = ctx.obj
+    check_servable(settings)
+    share_metrics(settings.work_folder / "metrics")
+    prepare_database(settings)
+    same = _same_settings(ctx)
+    kept = [_Kept("web", [*same, "web"])]
+    kept += [_Kept(f"worker {n + 1}", [*same, "work"]) for n in range(settings.serve.workers)]
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    address = settings.serve.public_url or _address(settings)
+    click.echo(f"marrow-node: serving at {address}", err=True)
+    try:
+        while not stopped.wait(LOOK_S):
+            for process in kept:
+                process.look()
+    finally:
+        for process in kept:
+            process.end()
+    click.echo("marrow-node: service stopped", err=True)
+
+
+@click.command()
+@click.pass_obj
+def web(settings: Settings) -> None:
+    """Run the web process alone; jobs wait until a worker takes them."""
+    # Both take a second to load, and other commands have no use for them.
+    from node.web.app import create_app  # noqa: PLC0415
+    from node.web.server import run_web  # noqa: PLC0415
+
+    check_servable(settings)
+    prepare_database(settings)
+    with open_job_queue(settings) as queue:
+        run_web(settings, lambda: create_app(settings, queue))
+
+
+@click.command()
+@click.pass_obj
+def work(settings: Settings) -> None:
+    """Run one worker alone: it analyses what is queued, one slide at a time, until SIGTERM."""
+    from node.jobs import open_worker  # noqa: PLC0415
+
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with open_worker(settings):
+        stopped.wait()
+
+
+@click.command()
+@click.argument("name")
+@click.option("--role", "roles", type=click.Choice(ROLES), multiple=True, required=True)
+@click.option("--person", default="", help="Of a key that signs: Family^Given^^Prefix.")
+@click.option("--organization", default="", help="Of that person.")
+def key(name: str, roles: tuple[str, ...], person: str, organization: str) -> None:
+    """Make a key for a machine or a person; it is shown once and stored nowhere."""
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        raise ConfigurationInvalid(
+            f"The name {name!r} is not letters, digits, - and _: choose one."
+        )
+    secret, digest = new_key()
+    listed = ", ".join(f'"{role}"' for role in cast(Sequence[Role], roles))
+    click.echo(f"# {name}: {secret}")
+    click.echo(f'[serve.keys.{name}]\nsha256 = "{digest}"\nroles = [{listed}]')
+    for field_name, value in (("person", person), ("organization", organization)):
+        if value:
+            click.echo(f'{field_name} = "{value}"')
+
+
+def check_servable(settings: Settings) -> None:
+    """Tell early what would not work.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        Nobody could use the service, or it has no archive.
+    """
+    from node.web.server import check_tls  # noqa: PLC0415
+
+    check_tls(settings.serve)
+    if not settings.pacs_url:
+        raise ConfigurationInvalid("The service needs an archive: set pacs_url.")
+    if not settings.serve.keys and not settings.serve.oidc.issuer:
+        raise ConfigurationInvalid(
+            "Nobody could use the service: make a key with 'marrow-node key NAME --role ROLE' and "
+            "put its lines into the settings file, or set [serve.oidc]."
+        )
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A process that is started again when it ends."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = -float("inf")
+    pause_s: float = field(default=0.0)
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if self.process is None:
+            if now - self.started_s >= self.pause_s:
+                self.process, self.started_s = subprocess.Popen(self.command), now  # noqa: S603
+            return
+        code = self.process.poll()
+        if code is None:
+            return
+        log.error("The %s ended (exit status %d); it is started again.", self.name, code)
+        steady = now - self.started_s >= STEADY_S
+        self.pause_s = 0.0 if steady else min(LONGEST_PAUSE_S, 2 * self.pause_s + 0.5)
+        self.process = None
+
+    def end(self) -> None:
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _same_settings(ctx: click.Context) -> list[str]:
+    """The command line of this process up to its command."""
+    options = ctx.parent.params if ctx.parent is not None else {}
+    command = [sys.executable, "-m", "node"]
+    for name in ("config", "work"):
+        if options.get(name):
+            command += [f"--{name}", str(options[name])]
+    return [*command, "--verbose"] if options.get("verbose") else command
+
+
+def _address(settings: Settings) -> str:
+    scheme = "https" if settings.serve.certificate is not None else "http"
+    return f"{scheme}://{settings.serve.host}:{settings.serve.port}/"

@@ -1,0 +1,166 @@
+"""Who may do what: keys of machines, tokens of an OpenID Connect provider, and roles.
+
+Every endpoint stands in :data:`ENDPOINTS` with the role that it needs; only the health checks need
+none. A key comes as ``Authorization: Bearer KEY``, or, from a browser, as the password of HTTP
+Basic whose user is the key's name. Keys are 256 random bits, so that a plain SHA-256 keeps them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from flask import Flask, g, request
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Forbidden, TooManyRequests, Unauthorized
+
+from node.web.settings import Role, ServeSettings
+from node.web.tokens import TokenReader
+
+KEY_PREFIX = "mnk_"
+REALM = "marrow-node"
+
+# Endpoint → role; None is open.
+ENDPOINTS: dict[str, Role | None] = {
+    "health.alive": None,
+    "health.ready": None,
+    "health.metrics": "read",
+    "openapi.document": "read",
+    "jobs.submit": "submit",
+    "jobs.list_jobs": "read",
+    "jobs.show": "read",
+    "jobs.events": "read",
+    "jobs.file": "read",
+    "jobs.retry": "operate",
+    "jobs.cancel": "operate",
+    "jobs.rerun": "operate",
+    "jobs.search": "read",
+    "jobs.models": "read",
+    "pages.worklist": "read",
+    "pages.slide": "read",
+    "pages.act": "operate",
+    "static": "read",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who asks.
+
+    Attributes
+    ----------
+    name
+        Of the key, or subject of the token.
+    roles
+    person, organization
+        Who signs, as DICOM writes names; empty for machines.
+    ambient
+        Whether a browser sends the credentials by itself, so that forms need a token of their own.
+    """
+
+    name: str
+    roles: frozenset[str]
+    person: str = ""
+    organization: str = ""
+    ambient: bool = False
+
+    def may(self, role: Role) -> bool:
+        return role in self.roles or "admin" in self.roles
+
+
+def new_key() -> tuple[str, str]:
+    """A key, and the digest that the settings hold of it."""
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return key, digest_of(key)
+
+
+def digest_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def request_user() -> User:
+    """Who makes the request at hand."""
+    user: User = g.user
+    return user
+
+
+class Access:
+    """Lets requests in, or not. Call :meth:`check` before each.
+
+    Parameters
+    ----------
+    settings
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._names = {key.sha256: name for name, key in settings.keys.items()}
+        self._settings = settings
+        self._tokens = TokenReader(settings.oidc)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limit = RateLimitItemPerSecond(settings.requests_per_s)
+
+    def check(self) -> None:
+        """Find out who asks, and whether they may.
+
+        Raises
+        ------
+        Unauthorized
+            No credentials, or none that are known.
+        Forbidden
+            The role is missing.
+        TooManyRequests
+        """
+        if request.endpoint in ENDPOINTS and ENDPOINTS[request.endpoint] is None:
+            return
+        user = self._user()
+        if user is None:
+            raise Unauthorized(
+                "Credentials are missing or not known: send a key or a token "
+                "(Authorization: Bearer …).",
+                www_authenticate=WWWAuthenticate("basic", {"realm": REALM}),
+            )
+        if not self._limiter.hit(self._limit, user.name):
+            raise TooManyRequests(
+                f"More than {self._settings.requests_per_s} requests in a second: ask less often.",
+                retry_after=1,
+            )
+        g.user = user
+        if request.endpoint is None:
+            return  # no such route, which is told to those who are known only
+        role = ENDPOINTS[request.endpoint]
+        if role is not None and not user.may(role):
+            raise Forbidden(f"{user.name} lacks the role {role}: ask the node's administrator.")
+
+    def _user(self) -> User | None:
+        sent = request.authorization
+        if sent is None:
+            return None
+        if sent.type == "basic":
+            found = self._key_user(sent.password or "", ambient=True)
+            return found if found is not None and found.name == sent.username else None
+        if sent.type != "bearer" or not sent.token:
+            return None
+        if sent.token.startswith(KEY_PREFIX):
+            return self._key_user(sent.token)
+        claims = self._tokens.read(sent.token)
+        if claims is None:
+            return None
+        return User(claims.subject, claims.roles, claims.person, claims.organization)
+
+    def _key_user(self, key: str, ambient: bool = False) -> User | None:
+        name = self._names.get(digest_of(key))
+        if name is None:
+            return None
+        known = self._settings.keys[name]
+        return User(name, frozenset(known.roles), known.person, known.organization, ambient)
+
+
+def check_table(app: Flask) -> None:
+    """Refuse to serve a route whose access nobody has decided on."""
+    undecided = {rule.endpoint for rule in app.url_map.iter_rules()} - ENDPOINTS.keys()
+    if undecided:
+        raise RuntimeError(f"No role is set for {', '.join(sorted(undecided))}: see ENDPOINTS.")

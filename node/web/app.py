@@ -1,0 +1,166 @@
+"""The web service: one Flask application, made of the blueprints beside this file.
+
+Access is checked before every request (:mod:`node.web.access`), failures become problem documents
+(RFC 9457) here, and nothing else in the service catches an error. No route analyses: it asks the
+job database, and workers do the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, g, jsonify, request
+from flask_wtf import CSRFProtect
+from werkzeug.exceptions import HTTPException
+
+from dicom_io.errors import (
+    ConfigurationInvalid,
+    InputError,
+    JobNotFound,
+    JobRefused,
+    ResourceError,
+)
+from dicom_io.pacs_settings import hidden
+from models.errors import MarrowNodeError, ModelError
+from node.config import Settings
+from node.job_queue import JobQueue
+from node.metrics import count_request
+from node.web.access import Access, check_table
+from node.web.health import health_blueprint
+from node.web.jobs import jobs_blueprint
+from node.web.openapi import openapi_blueprint
+from node.web.pages import pages_blueprint
+from node.web.submission import Submissions
+
+log = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+# The first that fits.
+_STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
+    (JobNotFound, HTTPStatus.NOT_FOUND),
+    (JobRefused, HTTPStatus.CONFLICT),
+    (ConfigurationInvalid, HTTPStatus.BAD_REQUEST),
+    (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ModelError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ResourceError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (MarrowNodeError, HTTPStatus.BAD_GATEWAY),
+)
+_SAFE = ("GET", "HEAD", "OPTIONS")
+# Pages load from the service alone, and no other page shows them in a frame.
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def create_app(settings: Settings, queue: JobQueue) -> Flask:
+    """Make the service.
+
+    Parameters
+    ----------
+    settings
+    queue
+        Open for as long as the service runs.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        The settings of [serve] contradict themselves.
+    """
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=_session_secret(settings),
+        MAX_CONTENT_LENGTH=settings.serve.max_body_bytes,
+        SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_COOKIE_SECURE=_is_https(settings),
+        # Only requests whose credentials a browser adds by itself need a token: see _before.
+        WTF_CSRF_CHECK_DEFAULT=False,
+        WTF_CSRF_TIME_LIMIT=None,
+    )
+    forms = CSRFProtect(app)
+    access = Access(settings.serve)
+    submissions = Submissions(settings, queue)
+    app.register_blueprint(health_blueprint(settings, queue))
+    app.register_blueprint(openapi_blueprint())
+    app.register_blueprint(jobs_blueprint(settings, queue, submissions))
+    app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    check_table(app)
+
+    @app.before_request
+    def _before() -> None:
+        g.began_s = time.monotonic()
+        access.check()
+        user = g.get("user")
+        if user is not None and user.ambient and request.method not in _SAFE:
+            forms.protect()
+
+    @app.after_request
+    def _after(answer: Response) -> Response:
+        for name, value in _HEADERS.items():
+            answer.headers.setdefault(name, value)
+        if settings.serve.certificate is not None:
+            answer.headers["Strict-Transport-Security"] = "max-age=31536000"
+        seconds = time.monotonic() - g.get("began_s", time.monotonic())
+        count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
+        return answer
+
+    app.register_error_handler(HTTPException, _http_problem)
+    app.register_error_handler(MarrowNodeError, _problem)
+    app.register_error_handler(Exception, _defect)
+    return app
+
+
+def _http_problem(error: HTTPException) -> Response:
+    """A fault of the request, as Werkzeug found it."""
+    answer = error.get_response()
+    if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
+        return Response(answer.get_data(), error.code, answer.headers)
+    return _document(error.code, error.name, error.description or "", answer.headers)
+
+
+def _problem(error: MarrowNodeError) -> Response:
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("%s %s: %s", request.method, request.endpoint, error)
+    return _document(status, type(error).__name__, str(error))
+
+
+def _defect(error: Exception) -> Response:
+    # Its words may quote a patient's data: the log has class and place, the answer neither.
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "unknown"
+    log.error("Unexpected %s at %s in %s", type(error).__name__, where, request.endpoint)
+    return _document(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "Defect", "A defect of the node; its log has the place."
+    )
+
+
+def _document(status: int, title: str, detail: str, headers: object = None) -> Response:
+    answer = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    answer.status_code = status
+    answer.content_type = PROBLEM
+    for name in ("WWW-Authenticate", "Retry-After", "Allow"):
+        if headers is not None and name in headers:  # type: ignore[operator]
+            answer.headers[name] = headers[name]  # type: ignore[index]
+    return answer
+
+
+def _session_secret(settings: Settings) -> str:
+    named = settings.serve.session_secret
+    return hidden(named) if named else secrets.token_hex(32)
+
+
+def _is_https(settings: Settings) -> bool:
+    serve = settings.serve
+    return serve.certificate is not None or urlsplit(serve.public_url).scheme == "https"

@@ -1,0 +1,89 @@
+"""Health checks and metrics."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+from flask import Blueprint, Response, jsonify
+
+from models.errors import MarrowNodeError
+from models.package import find_package
+from node.config import Settings
+from node.job_queue import JobQueue
+from node.metrics import exposition
+from node.work_lock import live_workers
+
+FREE_BYTES = 64 << 20
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def health_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
+    """Routes ``/healthz``, ``/readyz`` and ``/metrics``."""
+    health = Blueprint("health", __name__)
+
+    @health.get("/healthz")
+    def alive() -> Response:
+        return jsonify({"status": "alive"})
+
+    @health.get("/readyz")
+    def ready() -> tuple[Response, int]:
+        wrong = [name for name, holds in _conditions(settings, queue) if not holds]
+        status = "not ready" if wrong else "ready"
+        return jsonify({"status": status, "wrong": wrong}), 503 if wrong else 200
+
+    @health.get("/metrics")
+    def metrics() -> Response:
+        return Response(exposition(_gauges(settings, queue)), content_type=METRICS_TYPE)
+
+    return health
+
+
+def _conditions(settings: Settings, queue: JobQueue) -> list[tuple[str, bool]]:
+    """What has to hold for a job to be taken and worked on."""
+    return [
+        ("job database", _answers(queue)),
+        ("free space in the work folder", _has_space(settings)),
+        ("model package", _is_installed(settings)),
+        ("worker", bool(settings.database_url) or _workers(settings) > 0),
+    ]
+
+
+def _answers(queue: JobQueue) -> bool:
+    try:
+        queue.list(limit=1)
+    except MarrowNodeError:
+        return False
+    return True
+
+
+def _has_space(settings: Settings) -> bool:
+    try:
+        return shutil.disk_usage(settings.work_folder).free >= FREE_BYTES
+    except OSError:
+        return False
+
+
+def _is_installed(settings: Settings) -> bool:
+    try:
+        find_package(settings.model.name, settings.model.folders)
+    except MarrowNodeError:
+        return False
+    return True
+
+
+def _workers(settings: Settings) -> int:
+    return len(live_workers(settings.work_folder / "workers"))
+
+
+def _gauges(settings: Settings, queue: JobQueue) -> dict[str, tuple[str, float]]:
+    counts = queue.counts()
+    oldest_ms = queue.oldest_active_ms()
+    age_s = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms is not None else 0.0
+    return {
+        "marrow_node_jobs_waiting": ("Slides that are not whole yet.", counts["waiting"]),
+        "marrow_node_jobs_queued": ("Jobs that no worker has begun.", counts["queued"]),
+        "marrow_node_jobs_running": ("Jobs that a worker is at.", counts["running"]),
+        "marrow_node_queue_age_seconds": ("Age of the oldest job that has not ended.", age_s),
+        "marrow_node_workers": ("Worker processes that live on this host.", _workers(settings)),
+    }

@@ -1,0 +1,287 @@
+"""What the job service promises, as OpenAPI 3.1: served at ``/openapi.json``.
+
+DICOMweb and UPS-RS routes are described by PS3.18 and stand in the conformance statement instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+from pydantic import TypeAdapter
+
+from node import __version__
+from node.job import PRIORITIES, STATUSES
+from node.stages import FILE_NAMES
+from node.web.settings import Role
+from node.web.submission import JobRequest, RerunRequest
+
+Json = dict[str, Any]
+
+_TEXT: Json = {"type": "string"}
+_MAYBE_TEXT: Json = {"type": ["string", "null"]}
+_JOB_ID: Json = {
+    "name": "job",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "maxLength": 80},
+}
+
+
+def openapi_blueprint() -> Blueprint:
+    """Route ``/openapi.json``."""
+    openapi = Blueprint("openapi", __name__)
+
+    @openapi.get("/openapi.json")
+    def document() -> Response:
+        return jsonify(openapi_document())
+
+    return openapi
+
+
+def openapi_document() -> Json:
+    """The whole document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "marrow-node",
+            "version": __version__,
+            "description": "Bone marrow smears in, annotations and differential counts out.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{"bearer": []}, {"basic": []}],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key of the node, or a token of its OpenID Connect provider.",
+                },
+                "basic": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "For browsers: name of a key, and the key as password.",
+                },
+            },
+            "schemas": {
+                "Problem": _problem(),
+                "Job": _job(),
+                "JobRequest": _plain(TypeAdapter(JobRequest).json_schema()),
+                "RerunRequest": _plain(TypeAdapter(RerunRequest).json_schema()),
+            },
+        },
+    }
+
+
+def _paths() -> Json:
+    job = {"$ref": "#/components/schemas/Job"}
+    listed = _object(jobs={"type": "array", "items": job}, offset={"type": "integer"})
+    found = _object(
+        search=_TEXT,
+        status={"enum": list(STATUSES)},
+        jobs={"type": "array", "items": _TEXT},
+        error=_MAYBE_TEXT,
+    )
+    queued = {"anyOf": [job, _object(search=_TEXT, links={"type": "object"})]}
+    health = _object(status=_TEXT)
+    ready = _object(status=_TEXT, wrong={"type": "array", "items": _TEXT})
+    return {
+        "/healthz": {"get": _open("Whether the process answers", {"200": _json(health)})},
+        "/readyz": {
+            "get": _open(
+                "Whether jobs are taken and worked on",
+                {"200": _json(ready), "503": _json(ready, "Not ready, and why")},
+            )
+        },
+        "/metrics": {
+            "get": _operation("Metrics for Prometheus", "read", {"200": _content("text/plain")})
+        },
+        "/openapi.json": {
+            "get": _operation("This document", "read", {"200": _json({"type": "object"})})
+        },
+        "/models": {
+            "get": _operation(
+                "Model packages that are installed",
+                "read",
+                {"200": _json(_object(models={"type": "array", "items": {"type": "object"}}))},
+            )
+        },
+        "/jobs": {
+            "get": _operation(
+                "Jobs, newest first",
+                "read",
+                {"200": _json(listed)},
+                parameters=[
+                    _query("status", {"enum": list(STATUSES)}),
+                    _query("limit", {"type": "integer", "minimum": 1, "maximum": 500}),
+                    _query("offset", {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}),
+                ],
+                problems=("400",),
+            ),
+            "post": _operation(
+                "Submit a slide, all slides of a study, or those of an accession number",
+                "submit",
+                {"202": _json(queued, "Queued, or the job that was there already")},
+                body="JobRequest",
+                problems=("400", "413", "415", "422", "503"),
+            ),
+        },
+        "/jobs/{job}": {
+            "get": _operation(
+                "One job with its result",
+                "read",
+                {"200": _json(job)},
+                parameters=[_JOB_ID],
+                problems=("404",),
+            )
+        },
+        "/jobs/{job}/events": {
+            "get": _operation(
+                "Server-sent events: the job's state at each change, until it has ended",
+                "read",
+                {"200": _content("text/event-stream")},
+                parameters=[_JOB_ID],
+                problems=("404", "503"),
+            )
+        },
+        "/jobs/{job}/files/{name}": {
+            "get": _operation(
+                "A document or picture of a completed job",
+                "read",
+                {"200": _content("application/octet-stream"), "304": {"description": "As before"}},
+                parameters=[_JOB_ID, _file_name()],
+                problems=("404",),
+            )
+        },
+        "/jobs/{job}/retry": {
+            "post": _action("Try a failed or cancelled job again", job, ("404", "409", "503"))
+        },
+        "/jobs/{job}/cancel": {"post": _action("Stop a job", job, ("404", "409", "503"))},
+        "/jobs/{job}/rerun": {
+            "post": _action(
+                "Analyse the same slide with another model",
+                job,
+                ("400", "404", "413", "415", "422", "503"),
+                body="RerunRequest",
+            )
+        },
+        "/searches/{search}": {
+            "get": _operation(
+                "Jobs of the slides that a submitted study or accession number has",
+                "read",
+                {"200": _json(found)},
+                parameters=[{**_JOB_ID, "name": "search"}],
+                problems=("404",),
+            )
+        },
+    }
+
+
+def _file_name() -> Json:
+    return {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "schema": {"enum": sorted(FILE_NAMES.values())},
+    }
+
+
+def _action(summary: str, answer: Json, problems: tuple[str, ...], body: str = "") -> Json:
+    return _operation(
+        summary,
+        "operate",
+        {"202": _json(answer)},
+        parameters=[_JOB_ID],
+        problems=problems,
+        body=body,
+    )
+
+
+def _operation(
+    summary: str,
+    role: Role,
+    responses: Json,
+    parameters: list[Json] | None = None,
+    problems: tuple[str, ...] = (),
+    body: str = "",
+) -> Json:
+    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    told = {
+        status: {"description": _PROBLEMS[status], "content": {"application/problem+json": problem}}
+        for status in ("401", "403", "429", *problems)
+    }
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body}"}}}
+    return {
+        "summary": summary,
+        "description": f"Needs the role {role}.",
+        "parameters": parameters or [],
+        **({"requestBody": {"required": True, "content": content}} if body else {}),
+        "responses": responses | dict(sorted(told.items())),
+    }
+
+
+_PROBLEMS = {
+    "400": "The request is malformed",
+    "401": "Credentials are missing or not known",
+    "403": "The role is missing",
+    "404": "There is none of that name",
+    "409": "The state of the job does not allow it",
+    "413": "The body is larger than the limit",
+    "415": "The body is not JSON",
+    "422": "The model package or the slide cannot be used",
+    "429": "Too many requests in a second",
+    "503": "The job database or the work folder cannot be used at present",
+}
+
+
+def _open(summary: str, responses: Json) -> Json:
+    return {"summary": summary, "security": [], "responses": responses}
+
+
+def _query(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+def _json(schema: Json, description: str = "Done") -> Json:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _content(media_type: str) -> Json:
+    return {"description": "Done", "content": {media_type: {"schema": _TEXT}}}
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _problem() -> Json:
+    """RFC 9457."""
+    return _object(type=_TEXT, title=_TEXT, status={"type": "integer"}, detail=_TEXT)
+
+
+def _job() -> Json:
+    return _object(
+        job=_TEXT,
+        status={"enum": list(STATUSES)},
+        tries={"type": "integer", "minimum": 1},
+        study_uid=_TEXT,
+        series_uid=_TEXT,
+        model=_TEXT,
+        priority={"enum": ["", *PRIORITIES]},
+        reason=_TEXT,
+        arrival=_TEXT,
+        stage=_MAYBE_TEXT,
+        percent={"type": "number", "minimum": 0, "maximum": 100},
+        cells={"type": "integer", "minimum": 0},
+        created_ms={"type": "integer"},
+        updated_ms={"type": "integer"},
+        error=_MAYBE_TEXT,
+        exit_code={"type": ["integer", "null"]},
+        links={"type": "object"},
+    )
+
+
+def _plain(schema: Json) -> Json:
+    schema.pop("description", None)
+    return schema

@@ -1,0 +1,106 @@
+"""Pages for people: the worklist, and one slide's page. Rendered here, without JavaScript."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, redirect, render_template, request, url_for
+from werkzeug.exceptions import BadRequest, NotFound
+from werkzeug.wrappers import Response
+
+from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
+from models.package import installed_packages
+from node.config import Settings
+from node.job import ENDED, STATUSES, Job
+from node.job_queue import JobQueue
+from node.stages import FILE_NAMES
+from node.web.access import request_user
+from node.web.submission import Submissions
+
+PAGE = 50
+REFRESH_S = 5
+
+
+def pages_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions) -> Blueprint:
+    """Routes ``/`` and ``/slides/JOB``."""
+    pages = Blueprint("pages", __name__)
+    pages.app_template_filter("moment")(_moment)
+
+    @pages.get("/")
+    def worklist() -> str:
+        status = request.args.get("status") or None
+        number = request.args.get("page", "1")
+        if status not in (None, *STATUSES) or not number.isdigit() or not 1 <= int(number) < 10**6:
+            raise BadRequest("The address asks for a state or a page that there is not.")
+        page = int(number)
+        found = queue.list(PAGE + 1, (page - 1) * PAGE, status)
+        return render_template(
+            "worklist.html",
+            jobs=found[:PAGE],
+            page=page,
+            more=len(found) > PAGE,
+            status=status,
+            statuses=STATUSES,
+            refresh_s=REFRESH_S if request.args.get("refresh") != "off" else None,
+            user=request_user(),
+        )
+
+    @pages.get("/slides/<job>")
+    def slide(job: str) -> str:
+        seen = queue.get(job)
+        return render_template(
+            "slide.html",
+            job=seen,
+            rows=_rows(seen),
+            me_reference=ME_REFERENCE,
+            reference_source=REFERENCE_SOURCE,
+            objects=_objects(seen),
+            names=FILE_NAMES,
+            models=[each.manifest.name for each in installed_packages(settings.model.folders)],
+            ended=seen.status in ENDED,
+            refresh_s=None if seen.status in ENDED else REFRESH_S,
+            user=request_user(),
+        )
+
+    @pages.post("/slides/<job>/<action>")
+    def act(job: str, action: str) -> Response:
+        if action == "retry":
+            shown = queue.retry(job)
+        elif action == "cancel":
+            shown = queue.cancel(job)
+        elif action == "rerun":
+            shown = submissions.rerun(queue.get(job), request.form.get("model", ""))
+        else:
+            raise NotFound("There is no such action.")
+        return redirect(url_for("pages.slide", job=shown.job), 303)
+
+    return pages
+
+
+def _rows(job: Job) -> list[dict[str, Any]]:
+    """The differential in a report's order, with reference ranges."""
+    if job.result is None:
+        return []
+    differential = job.result["differential"]
+    keys = list(differential)
+    ordered = [keys[row] for row in reading_order(tuple(keys))]
+    return [
+        differential[key]
+        | {
+            "name": CELL_TYPES[key].name,
+            "reference": CELL_TYPES[key].reference_percent,
+        }
+        for key in ordered
+    ]
+
+
+def _objects(job: Job) -> list[tuple[str, str]]:
+    """Kind and SOP Instance UID of what is in the archive."""
+    if job.result is None:
+        return []
+    return [(kind.upper(), uids[2]) for kind in ("ann", "seg", "sr") for uids in job.result[kind]]
+
+
+def _moment(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

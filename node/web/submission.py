@@ -1,0 +1,169 @@
+"""What may be submitted: checked here, queued by :mod:`node.job_queue`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from cachetools import TTLCache, cached
+from flask import Request
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from dicom_io.errors import ConfigurationInvalid
+from node.config import Settings
+from node.job import Job, Priority
+from node.job_queue import JobQueue
+from node.pipeline import SlideReference
+from node.workplace import Workplace
+
+# PS3.5 §9.1
+Uid = Annotated[str, Field(max_length=64, pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")]
+# A model package that is installed anew is seen after so many seconds.
+PACKAGES_KEPT_S = 10
+MODELS_KEPT = 64
+
+
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
+class JobRequest:
+    """Body of ``POST /jobs``.
+
+    Attributes
+    ----------
+    study_uid, series_uid
+        The slide; a study alone means all its slides.
+    accession_number
+        Instead of these: all slides of the studies with this number.
+    model
+        Package; empty for the node's own choice.
+    priority
+    callback
+        Address that is told when the job has ended; its origin has to be configured.
+    reason
+        Free words, kept with the job.
+    """
+
+    study_uid: Uid | None = None
+    series_uid: Uid | None = None
+    accession_number: Annotated[str, Field(min_length=1, max_length=16)] | None = None
+    model: Annotated[str, Field(max_length=64)] = ""
+    priority: Priority = "routine"
+    callback: Annotated[str, Field(max_length=2048)] = ""
+    reason: Annotated[str, Field(max_length=64)] = ""
+
+
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
+class RerunRequest:
+    """Body of ``POST /jobs/{job}/rerun``: the package to run instead."""
+
+    model: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+def body_of(request: Request, kind: type[Any]) -> Any:
+    """Read a JSON body.
+
+    Raises
+    ------
+    UnsupportedMediaType, BadRequest
+        By Flask: no JSON.
+    ConfigurationInvalid
+        A field is missing, unknown or malformed; the error names it.
+    """
+    request.get_json()  # says what is not JSON
+    try:
+        return TypeAdapter(kind).validate_json(request.get_data())
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise ConfigurationInvalid(
+            f"{where} is not usable: {first['msg']}; see /openapi.json."
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a request: a job, or a search that queues jobs for the slides it finds."""
+
+    job: Job | None = None
+    search: str = ""
+
+
+class Submissions:
+    """Turns requests into jobs.
+
+    Parameters
+    ----------
+    settings
+    queue
+    """
+
+    def __init__(self, settings: Settings, queue: JobQueue) -> None:
+        self._settings, self._queue = settings, queue
+        self._places: TTLCache[str, Workplace] = TTLCache(MODELS_KEPT, PACKAGES_KEPT_S)
+
+    def submit(self, wanted: JobRequest) -> Submitted:
+        """Queue what is wanted.
+
+        Raises
+        ------
+        ConfigurationInvalid
+            It names no slide, or a callback that is not configured.
+        ModelError
+            The package is not installed, or not usable.
+        """
+        self._check(wanted)
+        place = self.place(wanted.model)
+        reason = wanted.reason or "POST /jobs"
+        if wanted.study_uid and wanted.series_uid:
+            slide = SlideReference(wanted.study_uid, wanted.series_uid, reason)
+            return Submitted(job=self.submit_slide(slide, place, wanted.priority, wanted.callback))
+        search: Mapping[str, Any] = {
+            "study_uid": wanted.study_uid,
+            "accession_number": wanted.accession_number,
+            "priority": wanted.priority,
+            "callback": wanted.callback,
+            "reason": reason,
+        }
+        return Submitted(search=self._queue.search(search, place))
+
+    def submit_slide(
+        self, slide: SlideReference, place: Workplace, priority: Priority, callback: str = ""
+    ) -> Job:
+        return self._queue.submit(slide, place, priority, callback, await_arrival=True)
+
+    def rerun(self, job: Job, model: str) -> Job:
+        """The same slide with another model, which is another job."""
+        slide = SlideReference(job.study_uid, job.series_uid, f"rerun of {job.job}")
+        return self._queue.submit(slide, self.place(model), "routine")
+
+    def place(self, model: str) -> Workplace:
+        """Workplace for a model package, read and verified anew every few seconds."""
+        name = model or self._settings.model.name
+
+        @cached(self._places, key=lambda: name)
+        def opened() -> Workplace:
+            settings = self._settings
+            chosen = replace(settings, model=replace(settings.model, name=name))
+            return Workplace.open(chosen, lambda progress: None)
+
+        found: Workplace = opened()
+        return found
+
+    def _check(self, wanted: JobRequest) -> None:
+        by_number = wanted.accession_number is not None
+        if by_number == (wanted.study_uid is not None) or (by_number and wanted.series_uid):
+            raise ConfigurationInvalid(
+                "The body names no slide: give study_uid and series_uid, or study_uid alone for "
+                "all its slides, or accession_number."
+            )
+        if wanted.callback and not self._is_configured(wanted.callback):
+            raise ConfigurationInvalid(
+                "The callback's origin is not configured: add it to serve.callbacks, or leave "
+                "callback out and ask GET /jobs/{job}."
+            )
+
+    def _is_configured(self, url: str) -> bool:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc}" in self._settings.serve.callbacks
