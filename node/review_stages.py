@@ -27,7 +27,7 @@ from node.documents import Before, write_documents
 from node.outputs import KEPT, Artifact, from_bytes
 from node.pictures import draw_differential, draw_overview
 from node.review import Review, resolve
-from node.revisions import keep_next, revisions
+from node.revisions import find_seen, keep_next, revisions
 from node.stages import opened_slide
 from node.summary import summary_of
 from node.views import read_views
@@ -36,40 +36,6 @@ from node.workplace import ReviewPlace
 Json = dict[str, Any]
 
 PICTURES = ("overview", "differential")
-
-
-def find_seen(place: ReviewPlace, identity: str, review: Review) -> tuple[Json, Json | None]:
-    """The revision that a review is about, and what this very review made of it before.
-
-    Raises
-    ------
-    ReviewRefused
-        When there is no such revision, somebody else's decision followed on it, or none can.
-    """
-    known = revisions(place.settings.work_folder, identity)
-    if not known or "identity" not in known[0]:
-        raise ReviewRefused(
-            "There is nothing to review: this work folder has no result of that analysis, or one "
-            "of an older version of the node; analyse the slide again."
-        )
-    if review.revision > len(known):
-        raise ReviewRefused(
-            f"There is no revision {review.revision}: the newest is {known[-1]['revision']}."
-        )
-    seen, later = known[review.revision - 1], known[review.revision :]
-    if later and later[0]["review"]["digest"] == review.digest:
-        return seen, later[0]
-    if later:
-        raise ReviewRefused(
-            f"Revision {review.revision} is no longer the newest: revision "
-            f"{later[-1]['revision']} is there, {later[-1]['standing']}. Look at it, then decide."
-        )
-    if review.signature(seen["standing"]).at <= datetime.fromisoformat(seen["issued"]):
-        raise ReviewRefused(
-            f"The review's time lies before revision {review.revision} was issued: correct the "
-            "clock of this machine."
-        )
-    return seen, None
 
 
 def open_review(place: ReviewPlace, identity: str, review: Review) -> Json:
@@ -82,7 +48,7 @@ def open_review(place: ReviewPlace, identity: str, review: Review) -> Json:
     """
     place.progress("open review", 0.0)
     started = delivery.now_utc()
-    seen, written = find_seen(place, identity, review)
+    seen, written = find_seen(place.settings.work_folder, identity, review)
     report = Artifact(**seen["artifacts"]["SR"])
     with delivery.open_destination(place.settings) as pacs:
         if not pacs.has_instance(report.study_uid, report.series_uid, report.uid):
@@ -180,7 +146,8 @@ def write(place: ReviewPlace, opened: Json, review: Review, corrections: Json | 
     }
     kept = keep_next(place.settings.work_folder, opened["identity"], written)
     if kept["review"]["digest"] != review.digest:
-        find_seen(place, opened["identity"], review)  # says which revision came first
+        # Says which revision came first.
+        find_seen(place.settings.work_folder, opened["identity"], review)
     return kept
 
 

@@ -7,10 +7,13 @@ reviewers who saw the same revision race for the one file of the next.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dicom_io.analysis import FIRST_REVISION
+from models.errors import ReviewRefused
+from node.review import Review
 from node.work_files import write_atomically, write_once
 
 Json = dict[str, Any]
@@ -44,6 +47,40 @@ def keep_next(work_folder: Path, identity: str, written: Json) -> Json:
     write_once(path, _content(written))
     kept: Json = json.loads(path.read_bytes())
     return kept
+
+
+def find_seen(work_folder: Path, identity: str, review: Review) -> tuple[Json, Json | None]:
+    """The revision that a review is about, and what this very review made of it before.
+
+    Raises
+    ------
+    ReviewRefused
+        When there is no such revision, somebody else's decision followed on it, or none can.
+    """
+    known = revisions(work_folder, identity)
+    if not known or "identity" not in known[0]:
+        raise ReviewRefused(
+            "There is nothing to review: this work folder has no result of that analysis, or one "
+            "of an older version of the node; analyse the slide again."
+        )
+    if review.revision > len(known):
+        raise ReviewRefused(
+            f"There is no revision {review.revision}: the newest is {known[-1]['revision']}."
+        )
+    seen, later = known[review.revision - 1], known[review.revision :]
+    if later and later[0]["review"]["digest"] == review.digest:
+        return seen, later[0]
+    if later:
+        raise ReviewRefused(
+            f"Revision {review.revision} is no longer the newest: revision "
+            f"{later[-1]['revision']} is there, {later[-1]['standing']}. Look at it, then decide."
+        )
+    if review.signature(seen["standing"]).at <= datetime.fromisoformat(seen["issued"]):
+        raise ReviewRefused(
+            f"The review's time lies before revision {review.revision} was issued: correct the "
+            "clock of this machine."
+        )
+    return seen, None
 
 
 def _path(work_folder: Path, identity: str, revision: int) -> Path:
