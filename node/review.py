@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -93,6 +93,20 @@ class Corrections:
     deleted: Annotated[tuple[NamedCell, ...], Field(max_length=MOST_CORRECTIONS)] = ()
     added: Annotated[tuple[AddedCell, ...], Field(max_length=MOST_CORRECTIONS)] = ()
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Corrections:
+        """Read corrections.
+
+        Raises
+        ------
+        ReviewInvalid
+            When something is missing, unknown or of the wrong kind.
+        """
+        return _read(_CORRECTIONS, value)
+
+    def as_json(self) -> Json:
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Review:
@@ -161,7 +175,20 @@ class Review:
         )
 
 
-_REVIEW = TypeAdapter(Review)
+_REVIEW: TypeAdapter[Review] = TypeAdapter(Review)
+_CORRECTIONS: TypeAdapter[Corrections] = TypeAdapter(Corrections)
+T = TypeVar("T")
+
+
+def _read(kind: TypeAdapter[T], value: Mapping[str, Any]) -> T:
+    try:
+        return kind.validate_json(json.dumps(dict(value)), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ReviewInvalid(
+            f"The review is not usable at {where}: {first['msg']}. Correct it and send it again."
+        ) from None
 
 
 def review_from(value: Mapping[str, Any]) -> Review:
@@ -177,14 +204,7 @@ def review_from(value: Mapping[str, Any]) -> Review:
     ReviewInvalid
         When something is missing, unknown, of the wrong kind, or contradicts itself.
     """
-    try:
-        review = _REVIEW.validate_json(json.dumps(dict(value)), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ReviewInvalid(
-            f"The review is not usable at {where}: {first['msg']}. Correct it and send it again."
-        ) from None
+    review = _read(_REVIEW, value)
     for wrong, what in _contradictions(review):
         if wrong:
             raise ReviewInvalid(f"The review is not usable: {what}.")

@@ -37,7 +37,7 @@ from node.review import Review, review_from
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.argument("job")
 @click.pass_obj
-def review(settings: Settings, job: str, as_json: bool, **given: Any) -> None:
+def review(settings: Settings, /, job: str, as_json: bool, **given: Any) -> None:
     """Confirm, correct or withdraw the result of a job.
 
     Waits until the next revision is delivered: a verified report that names the one before, the

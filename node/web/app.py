@@ -25,7 +25,7 @@ from dicom_io.errors import (
     ResourceError,
 )
 from dicom_io.pacs_settings import hidden
-from models.errors import MarrowNodeError, ModelError
+from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -34,6 +34,7 @@ from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
 from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
+from node.web.review import review_blueprint
 from node.web.submission import Submissions
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ PROBLEM = "application/problem+json"
 # The first that fits.
 _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (JobNotFound, HTTPStatus.NOT_FOUND),
+    (ReviewInvalid, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ReviewRefused, HTTPStatus.CONFLICT),
     (JobRefused, HTTPStatus.CONFLICT),
     (ConfigurationInvalid, HTTPStatus.BAD_REQUEST),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -93,6 +96,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(openapi_blueprint())
     app.register_blueprint(jobs_blueprint(settings, queue, submissions))
     app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    app.register_blueprint(review_blueprint(settings, queue))
     check_table(app)
 
     @app.before_request
