@@ -24,6 +24,7 @@ ANALYSE = "analyse slide"
 ARRIVE = "await slide"
 FIND = "find slides"
 REVIEW = "review slide"
+CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
 

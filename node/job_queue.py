@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from node.job import (
     ANALYSE,
     ARRIVAL_SUFFIX,
     ARRIVE,
+    CALL_BACK,
     ENDED,
     FIND,
     PRIORITIES,
@@ -43,6 +45,8 @@ from node.progress import ProgressFile
 from node.review import Review
 from node.revisions import find_seen
 from node.workplace import Workplace
+
+log = logging.getLogger(__name__)
 
 QUEUE = "slides"
 ARRIVALS = "arrivals"
@@ -115,6 +119,7 @@ class JobQueue:
         extra = {"reason": slide.reason, "priority": priority, "callback": callback}
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
+        log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return self.get(name)
 
     def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:
@@ -178,6 +183,18 @@ class JobQueue:
             options["delay_seconds"] = delay_s
         with database_errors(self._settings):
             self._open_client().enqueue(options, dict(arguments))
+
+    def call_back(self, try_id: str, url: str, told: Mapping[str, Any]) -> None:
+        """Queue the news of a try's end."""
+        with database_errors(self._settings):
+            self._open_client().enqueue(
+                {
+                    "workflow_name": CALL_BACK,
+                    "queue_name": ARRIVALS,
+                    "workflow_id": f"{try_id}.callback",
+                },
+                {"url": url, "told": dict(told)},
+            )
 
     def get(self, job: str) -> Job:
         """Look a job up, or one of its tries by ``JOB-N``.
