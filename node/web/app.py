@@ -25,7 +25,7 @@ from dicom_io.errors import (
     ResourceError,
 )
 from dicom_io.pacs_settings import hidden
-from models.errors import MarrowNodeError, ModelError
+from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
 from node.audited import audit_trail, login_refused
 from node.config import Settings
 from node.job_queue import JobQueue
@@ -37,6 +37,7 @@ from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
 from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
+from node.web.review import review_blueprint
 from node.web.submission import Submissions
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ PROBLEM = "application/problem+json"
 # The first that fits.
 _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (JobNotFound, HTTPStatus.NOT_FOUND),
+    (ReviewInvalid, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ReviewRefused, HTTPStatus.CONFLICT),
     (JobRefused, HTTPStatus.CONFLICT),
     (ConfigurationInvalid, HTTPStatus.BAD_REQUEST),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -100,6 +103,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
+    app.register_blueprint(review_blueprint(settings, queue))
     check_table(app)
 
     @app.before_request
