@@ -26,7 +26,7 @@ from node.audit import forwarding
 from node.audited import application_audited, audit_folder
 from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
-from node.metrics import share_metrics
+from node.metrics import join_metrics, share_metrics
 from node.web.access import new_key
 from node.web.settings import ROLES, Role
 
@@ -80,6 +80,7 @@ def web(settings: Settings) -> None:
     from node.web.server import run_web  # noqa: PLC0415
 
     check_servable(settings)
+    join_metrics(settings.work_folder / "metrics")
     prepare_database(settings)
     lasting = ExitStack()
 
@@ -102,6 +103,7 @@ def work(settings: Settings) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    join_metrics(settings.work_folder / "metrics")
     with (
         open_worker(settings),
         application_audited(settings, "worker"),
