@@ -28,6 +28,7 @@ from dicom_io.slide import SlideSettings
 from node.ehr import EhrSettings
 from node.fhir_r5 import FhirVersion
 from node.log import LogFormat
+from node.ups_settings import UpsSettings
 from node.web.settings import ServeSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
@@ -148,7 +149,7 @@ class Settings:
         Largest total pixel matrix (columns × rows) that is accepted.
     log_format
         plain lines for people, or json for a collector of logs.
-    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve
+    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve, ups
         Tables of their own.
     """
 
@@ -169,6 +170,7 @@ class Settings:
     output: OutputSettings = field(default_factory=OutputSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
+    ups: UpsSettings = field(default_factory=UpsSettings)
 
 
 def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
