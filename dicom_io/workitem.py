@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UnifiedProcedureStepPush
 
 from dicom_io.dicom_json import (
     FROM_JSON_ERRORS,
@@ -29,6 +28,8 @@ from dicom_io.dicom_json import (
 from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.folder import UID
 
+# Of every workitem, whichever of the UPS SOP classes a system speaks (PS3.4 CC.3.1).
+UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"
 LONGEST_UID = 64
 State = Literal["SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED"]
 SCHEDULED: State = "SCHEDULED"
@@ -196,7 +197,7 @@ def created(given: Json, uid: str, worklist_label: str, at: datetime) -> Created
         | {tag: element for tag, element in given.items() if tag != TRANSACTION}
         | (attributes(WorklistLabel=worklist_label) if unlabelled else {})
         | attributes(
-            SOPClassUID=UnifiedProcedureStepPush,
+            SOPClassUID=UPS_PUSH,
             SOPInstanceUID=uid,
             ScheduledProcedureStepModificationDateTime=moment(at),
         )

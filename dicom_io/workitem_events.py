@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydicom.uid import UnifiedProcedureStepPush
 
 from dicom_io.dicom_json import Json, attributes, key, value, values
-from dicom_io.workitem import workitem_uid
+from dicom_io.workitem import UPS_PUSH, workitem_uid
 
 # PS3.4 table CC.2.4-1
 STATE_REPORT, CANCEL_REQUESTED, PROGRESS_REPORT, SCP_STATUS_CHANGE, ASSIGNED = range(1, 6)
@@ -73,7 +72,7 @@ def _assigned(item: Json) -> Json:
 
 def _event(uid: str, kind: int) -> Json:
     return attributes(
-        AffectedSOPClassUID=UnifiedProcedureStepPush,
+        AffectedSOPClassUID=UPS_PUSH,
         AffectedSOPInstanceUID=uid,
         EventTypeID=kind,
     )
