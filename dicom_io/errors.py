@@ -39,7 +39,8 @@
         ├── DiskFull              62  transient
         ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
         ├── JobCancelled          64  somebody stopped it
-        └── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
+        ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
+        └── CallbackFailed        66  transient
 
 Every foreign exception (requests, dicomweb-client, pydicom, decoders, OS) is mapped to one of
 these where it crosses into the node.
@@ -264,4 +265,10 @@ class JobCancelled(ResourceError):
 class ProviderUnreachable(ResourceError):
     exit_code = 65
     meaning = "service: the keys of the OpenID Connect provider cannot be had"
+    transient = True
+
+
+class CallbackFailed(ResourceError):
+    exit_code = 66
+    meaning = "service: whoever asked to be told of a job's end could not be told"
     transient = True

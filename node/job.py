@@ -21,6 +21,7 @@ from node.progress import Progress
 ANALYSE = "analyse slide"
 ARRIVE = "await slide"
 FIND = "find slides"
+CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
 

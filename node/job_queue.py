@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from node.job import (
     ANALYSE,
     ARRIVAL_SUFFIX,
     ARRIVE,
+    CALL_BACK,
     ENDED,
     FIND,
     PRIORITIES,
@@ -39,6 +41,8 @@ from node.job import (
 from node.pipeline import SlideReference
 from node.progress import ProgressFile
 from node.workplace import Workplace
+
+log = logging.getLogger(__name__)
 
 QUEUE = "slides"
 ARRIVALS = "arrivals"
@@ -105,6 +109,7 @@ class JobQueue:
         extra = {"reason": slide.reason, "priority": priority, "callback": callback}
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
+        log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return self.get(name)
 
     def enqueue(
@@ -127,6 +132,18 @@ class JobQueue:
             options["delay_seconds"] = delay_s
         with database_errors(self._settings):
             self._open_client().enqueue(options, dict(arguments))
+
+    def call_back(self, try_id: str, url: str, told: Mapping[str, Any]) -> None:
+        """Queue the news of a try's end."""
+        with database_errors(self._settings):
+            self._open_client().enqueue(
+                {
+                    "workflow_name": CALL_BACK,
+                    "queue_name": ARRIVALS,
+                    "workflow_id": f"{try_id}.callback",
+                },
+                {"url": url, "told": dict(told)},
+            )
 
     def get(self, job: str) -> Job:
         """Look a job up, or one of its tries by ``JOB-N``.

@@ -19,9 +19,10 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node import __version__
+from node.callback import call_back
 from node.config import Settings
 from node.intake import await_whole, find_slides
-from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, ENDED, FIND, Job, try_of
+from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, CALL_BACK, ENDED, FIND, Job, try_of
 from node.job_queue import (
     APPLICATION,
     ARRIVALS,
@@ -114,6 +115,7 @@ def _register(settings: Settings) -> None:
             place = _workplace(settings, arguments, try_id)
             result = analyse(place, _slide(arguments), _timed_step)
             count_result(result)
+            _call_back(settings, arguments, try_id, "completed")
             return dict(result)
 
     @DBOS.workflow(name=ARRIVE)
@@ -130,27 +132,77 @@ def _register(settings: Settings) -> None:
             place = Workplace.open(_sited(settings, arguments), lambda progress: None)
             with open_job_queue(settings) as queue:
                 jobs = [
-                    queue.submit(slide, place, arguments["priority"], await_arrival=True).job
+                    queue.submit(
+                        slide,
+                        place,
+                        arguments["priority"],
+                        arguments["callback"],
+                        await_arrival=True,
+                    ).job
                     for slide in slides
                 ]
             return {"jobs": jobs}
 
-        return DBOS.run_step(
-            {
-                "name": "find",
-                "retries_allowed": True,
-                "max_attempts": settings.jobs.retries + 1,
-                "interval_seconds": settings.jobs.retry_wait_s,
-                "should_retry": lambda error: (
-                    isinstance(error, MarrowNodeError) and error.transient
-                ),
-            },
-            search,
-        )
+        return _patient_step(settings, "find", search)
+
+    @DBOS.workflow(name=CALL_BACK)
+    def tell(arguments: dict[str, Any]) -> Any:
+        def post() -> dict[str, Any]:
+            call_back(arguments["url"], arguments["told"], settings.serve)
+            return {}
+
+        return _patient_step(settings, "post", post)
 
 
 def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return DBOS.run_step({"name": name}, stage)
+
+
+def _patient_step(
+    settings: Settings, name: str, stage: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """A step that is tried again, while it waits, after failures that may pass."""
+    return DBOS.run_step(
+        {
+            "name": name,
+            "retries_allowed": True,
+            "max_attempts": settings.jobs.retries + 1,
+            "interval_seconds": settings.jobs.retry_wait_s,
+            "should_retry": _may_pass,
+        },
+        stage,
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, MarrowNodeError) and error.transient
+
+
+def _call_back(
+    settings: Settings,
+    arguments: Mapping[str, Any],
+    try_id: str,
+    status: str,
+    error: str | None = None,
+) -> None:
+    """Tell whoever asked for it; nobody is told of a try that another one follows."""
+    url = arguments.get("callback")
+    if not url:
+        return
+    told = {
+        "job": try_of(try_id)[0],
+        "status": status,
+        "study_uid": arguments["study_uid"],
+        "series_uid": arguments["series_uid"],
+        "error": error,
+    }
+
+    def queued() -> dict[str, Any]:
+        with open_job_queue(settings) as queue:
+            queue.call_back(try_id, url, told)
+        return {}
+
+    _step("call back", queued)
 
 
 def _timed_step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -183,24 +235,25 @@ def _try(settings: Settings, arguments: Mapping[str, Any]) -> Iterator[str]:
         except MarrowNodeError as error:
             count_failure(error)
             log.warning("%s", error)
-            if error.transient:
-                _try_later(settings, try_id, arguments, error)
+            if not _tried_later(settings, try_id, arguments, error):
+                _call_back(settings, arguments, try_id, "failed", str(error))
             raise
 
 
-def _try_later(
+def _tried_later(
     settings: Settings, try_id: str, arguments: Mapping[str, Any], error: MarrowNodeError
-) -> None:
-    """Queue the next try; commands have none, because somebody waits for their answer."""
+) -> bool:
+    """Queue the next try where there is one: commands, for whom somebody waits, have none."""
     failures = int(arguments.get("failures", 0)) + 1
-    if not arguments.get("priority") or failures > settings.jobs.retries:
-        return
+    if not error.transient or not arguments.get("priority") or failures > settings.jobs.retries:
+        return False
     job, number = try_of(try_id)
     later = {**arguments, "failures": failures, "tried_before": str(error)}
     delay_s = settings.jobs.retry_wait_s * 2 ** (failures - 1)
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
     _step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
+    return True
 
 
 def _slide(arguments: Mapping[str, Any]) -> SlideReference:

@@ -7,10 +7,11 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -66,13 +67,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_orthanc(folder: Path, node_port: int | None = None) -> Iterator[Orthanc]:
+def running_orthanc(
+    folder: Path, node_port: int | None = None, further: Mapping[str, Any] | None = None
+) -> Iterator[Orthanc]:
     """Start Orthanc with its storage in `folder`; the same folder again is the same archive.
 
     Parameters
     ----------
     node_port
         Turns DIMSE on: where Orthanc finds the AE MARROW_NODE, to report storage commitment.
+    further
+        Configuration beside the usual one.
     """
     port = free_port()
     dicom_port = None if node_port is None else free_port()
@@ -95,6 +100,7 @@ def running_orthanc(folder: Path, node_port: int | None = None) -> Iterator[Orth
                 "OverwriteInstances": True,
                 "Plugins": [str(DICOMWEB_PLUGIN)],
                 "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+                **(further or {}),
             }
         )
     )

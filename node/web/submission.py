@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
-from cachetools import TTLCache, cached
+from cachetools import TTLCache
 from flask import Request
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from dicom_io.errors import ConfigurationInvalid
+from node.callback import check_callback
 from node.config import Settings
 from node.job import Job, Priority
 from node.job_queue import JobQueue
@@ -102,6 +103,7 @@ class Submissions:
     def __init__(self, settings: Settings, queue: JobQueue) -> None:
         self._settings, self._queue = settings, queue
         self._places: TTLCache[str, Workplace] = TTLCache(MODELS_KEPT, PACKAGES_KEPT_S)
+        self._lock = threading.Lock()
 
     def submit(self, wanted: JobRequest) -> Submitted:
         """Queue what is wanted.
@@ -140,16 +142,12 @@ class Submissions:
 
     def place(self, model: str) -> Workplace:
         """Workplace for a model package, read and verified anew every few seconds."""
-        name = model or self._settings.model.name
-
-        @cached(self._places, key=lambda: name)
-        def opened() -> Workplace:
-            settings = self._settings
-            chosen = replace(settings, model=replace(settings.model, name=name))
-            return Workplace.open(chosen, lambda progress: None)
-
-        found: Workplace = opened()
-        return found
+        settings, name = self._settings, model or self._settings.model.name
+        with self._lock:
+            if name not in self._places:
+                chosen = replace(settings, model=replace(settings.model, name=name))
+                self._places[name] = Workplace.open(chosen, lambda progress: None)
+            return self._places[name]
 
     def _check(self, wanted: JobRequest) -> None:
         by_number = wanted.accession_number is not None
@@ -158,12 +156,5 @@ class Submissions:
                 "The body names no slide: give study_uid and series_uid, or study_uid alone for "
                 "all its slides, or accession_number."
             )
-        if wanted.callback and not self._is_configured(wanted.callback):
-            raise ConfigurationInvalid(
-                "The callback's origin is not configured: add it to serve.callbacks, or leave "
-                "callback out and ask GET /jobs/{job}."
-            )
-
-    def _is_configured(self, url: str) -> bool:
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.netloc}" in self._settings.serve.callbacks
+        if wanted.callback:
+            check_callback(wanted.callback, self._settings.serve)
