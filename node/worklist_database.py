@@ -92,7 +92,7 @@ CURSORS = Table(
 
 
 class WorklistDatabase:
-    """The tables above. Made by :func:`open_worklist_database`.
+    """The tables above. Made by :func:`worklist_database`.
 
     Parameters
     ----------
@@ -117,6 +117,9 @@ class WorklistDatabase:
                 connection.execute(text("LOCK TABLE workitems IN SHARE ROW EXCLUSIVE MODE"))
             yield connection
 
+    def close(self) -> None:
+        self._engine.dispose()
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Statements that see what was committed before each of them.
@@ -130,9 +133,8 @@ class WorklistDatabase:
             yield connection.execution_options(**{_READING: True})
 
 
-@contextmanager
-def open_worklist_database(settings: Settings) -> Iterator[WorklistDatabase]:
-    """Open the tables, and make them where they are missing.
+def worklist_database(settings: Settings) -> WorklistDatabase:
+    """The database, with its tables made where they are missing.
 
     Raises
     ------
@@ -142,10 +144,7 @@ def open_worklist_database(settings: Settings) -> Iterator[WorklistDatabase]:
     with database_errors(settings):
         engine = _engine(settings)
         _METADATA.create_all(engine)
-    try:
-        yield WorklistDatabase(settings, engine)
-    finally:
-        engine.dispose()
+        return WorklistDatabase(settings, engine)
 
 
 def _engine(settings: Settings) -> Engine:

@@ -79,7 +79,7 @@ def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
     def create() -> Response:
         named = _bare("AffectedSOPInstanceUID", "workitem")
         uid, modified = workitems.create(_dataset(), named)
-        place = url_for("ups.retrieve", uid=uid, _external=True)
+        place = _address(settings, url_for("ups.retrieve", uid=uid))
         warning = "The Workitem was created with modifications." if modified else ""
         answer = _told(HTTPStatus.CREATED, warning)
         answer.headers.update({"Location": place, "Content-Location": place})
@@ -140,7 +140,7 @@ def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
         workitems.subscribe(uid, aetitle, locked, _filters(uid))
         refused = wished == "true" and not locked
         answer = _told(HTTPStatus.CREATED, "Deletion Lock not granted." if refused else "")
-        place = url_for("ups.listen", aetitle=aetitle, _external=True)
+        place = _address(settings, url_for("ups.upgrade", aetitle=aetitle))
         answer.headers["Content-Location"] = f"ws{place.removeprefix('http')}"
         return answer
 
@@ -153,6 +153,12 @@ def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
     def suspend(uid: str, aetitle: str) -> Response:
         workitems.suspend(uid, aetitle)
         return Response(status=HTTPStatus.OK)
+
+    @ups.get("/ws/subscribers/<aetitle>")
+    @ups.get("/subscribers/<aetitle>")
+    def upgrade(aetitle: str) -> Response:
+        """Answer requests for an event connection that are no WebSocket handshake."""
+        return Response(status=HTTPStatus.UPGRADE_REQUIRED, headers={"Upgrade": "websocket"})
 
     @sockets.route("/subscribers/<aetitle>", bp=ups)
     def listen(socket: Server, aetitle: str) -> None:
@@ -204,6 +210,11 @@ def _send_reports(workitems: Workitems, socket: Server, aetitle: str) -> None:
             first = due[-1][0] + 1
         # Nothing is expected from there; this waits, and notices when the other side goes.
         socket.receive(timeout=LOOK_S)
+
+
+def _address(settings: Settings, path: str) -> str:
+    """As user agents reach it, also where a proxy stands in front."""
+    return (settings.serve.public_url or request.host_url).rstrip("/") + path
 
 
 def _dataset() -> Any:
