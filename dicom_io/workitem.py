@@ -132,7 +132,7 @@ _SENTENCES = {
     Refusal.ENDED: "Workitem {uid} is {state} and changes no more: create another one.",
     Refusal.CLAIMED: "Workitem {uid} is already IN PROGRESS: it has a performer.",
     Refusal.NOT_CLAIMED: "Workitem {uid} is SCHEDULED: claim it (IN PROGRESS) first.",
-    Refusal.NOT_SCHEDULABLE: "Workitem {uid} became SCHEDULED when it was created, and never again.",
+    Refusal.NOT_SCHEDULABLE: "Workitem {uid} was SCHEDULED when it was created, and never again.",
     Refusal.TRANSACTION_MISSING: "The request names no Transaction UID for workitem {uid}: add it.",
     Refusal.TRANSACTION_WRONG: "The Transaction UID is not that of workitem {uid}'s performer.",
 }

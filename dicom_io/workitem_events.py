@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-
 from dicom_io.dicom_json import Json, attributes, key, value, values
 from dicom_io.workitem import UPS_PUSH, workitem_uid
 

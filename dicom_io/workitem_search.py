@@ -1,4 +1,4 @@
-"""Search for workitems: matching of keys (PS3.4 C.2.2.2) and what is returned (PS3.18 §8.3.4, §11.9).
+"""Search for workitems: keys (PS3.4 C.2.2.2), and what is returned (PS3.18 §8.3.4, §11.9).
 
 Keys are keywords or tags in hexadecimal; a dot leads into a sequence:
 ``ScheduledWorkitemCodeSequence.CodeValue=…``.

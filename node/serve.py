@@ -52,6 +52,7 @@ def serve(ctx: click.Context) -> None:
     same = _same_settings(ctx)
     kept = [_Kept("web", [*same, "web"])]
     kept += [_Kept(f"worker {n + 1}", [*same, "work"]) for n in range(settings.serve.workers)]
+    kept.append(_Kept("performer", [*same, "perform"]))
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

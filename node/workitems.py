@@ -420,9 +420,7 @@ class Workitems:
         connection.execute(
             update(WORKITEMS)
             .where(WORKITEMS.c.uid == uid)
-            .values(
-                item=json.dumps(after), state=state_of(after), updated_s=self._clock(), **more
-            )
+            .values(item=json.dumps(after), state=state_of(after), updated_s=self._clock(), **more)
         )
         self._report(connection, uid, update_events(before, after))
 

@@ -36,6 +36,25 @@ INCONSISTENT = "The submitted request is inconsistent with the state of the UPS 
 NOT_CURRENT = "The submitted request is inconsistent with the current state of the Workitem."
 UNCLAIMED = "The target URI did not reference a claimed Workitem."
 MISSING, INCORRECT = "The Transaction UID is missing.", "The Transaction UID is incorrect."
+# Of type 2 at N-CREATE.
+EMPTY = (
+    "ScheduledProcessingParametersSequence",
+    "ScheduledStationNameCodeSequence",
+    "ScheduledStationClassCodeSequence",
+    "ScheduledStationGeographicLocationCodeSequence",
+    "ScheduledWorkitemCodeSequence",
+    "CommentsOnTheScheduledProcedureStep",
+    "InputInformationSequence",
+    "PatientBirthDate",
+    "PatientSex",
+    "AdmissionID",
+    "IssuerOfAdmissionIDSequence",
+    "AdmittingDiagnosesDescription",
+    "AdmittingDiagnosesCodeSequence",
+    "ReferencedRequestSequence",
+    "ProcedureStepProgressInformationSequence",
+    "UnifiedProcedureStepPerformedProcedureSequence",
+)
 
 
 def workitem(**more: Any) -> Json:
@@ -49,27 +68,7 @@ def workitem(**more: Any) -> Json:
         "ProcedureStepState": "SCHEDULED",
         "PatientName": [{"Alphabetic": "Doe^Jane"}],
         "PatientID": "4711",
-        **dict.fromkeys(
-            (
-                "ScheduledProcessingParametersSequence",
-                "ScheduledStationNameCodeSequence",
-                "ScheduledStationClassCodeSequence",
-                "ScheduledStationGeographicLocationCodeSequence",
-                "ScheduledWorkitemCodeSequence",
-                "CommentsOnTheScheduledProcedureStep",
-                "InputInformationSequence",
-                "PatientBirthDate",
-                "PatientSex",
-                "AdmissionID",
-                "IssuerOfAdmissionIDSequence",
-                "AdmittingDiagnosesDescription",
-                "AdmittingDiagnosesCodeSequence",
-                "ReferencedRequestSequence",
-                "ProcedureStepProgressInformationSequence",
-                "UnifiedProcedureStepPerformedProcedureSequence",
-            ),
-            [],
-        ),
+        **{keyword: [] for keyword in EMPTY},
     }
     return attributes(**{**needed, **more})
 
@@ -561,9 +560,7 @@ def test_a_performer_who_listens_is_asked(caller: Caller, workitems: Workitems) 
         ("CANCELED", 202, "The UPS is already in the requested state of CANCELED."),
     ],
 )
-def test_cancellations_that_cannot_be(
-    caller: Caller, state: str, status: int, words: str
-) -> None:
+def test_cancellations_that_cannot_be(caller: Caller, state: str, status: int, words: str) -> None:
     uid = caller.in_state(state)
     answer = caller.ask("POST", f"/{uid}/cancelrequest", {})
     assert (answer.status_code, warning(answer)) == (status, words)
@@ -686,9 +683,7 @@ def test_a_subscription_of_the_worklist(caller: Caller, workitems: Workitems) ->
     assert len(events(workitems)) == 3
 
 
-def test_a_subscription_of_the_worklist_with_a_lock(
-    caller: Caller, workitems: Workitems
-) -> None:
+def test_a_subscription_of_the_worklist_with_a_lock(caller: Caller, workitems: Workitems) -> None:
     first = caller.create()
     answer = caller.ask("POST", f"/{WORKLIST}/subscribers/AE?deletionlock=true")
     assert (answer.status_code, warning(answer)) == (201, "")
@@ -710,9 +705,7 @@ def test_a_subscription_of_the_worklist_with_a_lock(
 )
 def test_a_filtered_subscription(caller: Caller, workitems: Workitems, query: str) -> None:
     urgent = caller.create(ScheduledProcedureStepPriority="HIGH")
-    answer = caller.ask(
-        "POST", f"/{FILTERED_WORKLIST}/subscribers/AE?deletionlock=true&{query}"
-    )
+    answer = caller.ask("POST", f"/{FILTERED_WORKLIST}/subscribers/AE?deletionlock=true&{query}")
     assert answer.status_code == 201
     caller.create()
     later = caller.create(ScheduledProcedureStepPriority="HIGH")
@@ -742,9 +735,7 @@ def test_a_lock_is_not_for_readers(client: FlaskClient, caller: Caller) -> None:
         ("POST", f"/{FILTERED_WORKLIST}/subscribers/AE/suspend", 404),
     ],
 )
-def test_subscriptions_that_cannot_be(
-    caller: Caller, method: str, path: str, status: int
-) -> None:
+def test_subscriptions_that_cannot_be(caller: Caller, method: str, path: str, status: int) -> None:
     caller.create()
     assert caller.ask(method, path).status_code == status
 

@@ -40,6 +40,7 @@ SHARE_OF_LISTENERS = 0.25
 _INCONSISTENT = "The submitted request is inconsistent with the state of the UPS Instance."
 _UNCLAIMED = "The target URI did not reference a claimed Workitem."
 _NOT_CURRENT = "The submitted request is inconsistent with the current state of the Workitem."
+_LITERAL = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
 # Why a worklist refuses → status and warning, PS3.18 §11.4 to §11.12.
 _ANSWERS: dict[Refusal, tuple[HTTPStatus, str]] = {
     Refusal.DUPLICATE: (HTTPStatus.CONFLICT, ""),
@@ -72,9 +73,21 @@ _ANSWERS_TO_UPDATE: dict[Refusal, tuple[HTTPStatus, str]] = {
 def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
     """Routes ``/dicom-web/workitems`` and the WebSocket ``/dicom-web/subscribers``."""
     ups = Blueprint("ups", __name__, url_prefix=PREFIX)
-    sockets = Sock()
-    listeners = threading.Semaphore(max(1, int(settings.serve.threads * SHARE_OF_LISTENERS)))
+    _add_workitems(ups, settings, workitems)
+    _add_subscriptions(ups, settings, workitems)
+    _add_events(ups, settings, workitems)
+    workitems.tell_restart()
+    return ups
 
+
+def refusal_answer(error: WorkitemRefused) -> tuple[HTTPStatus, dict[str, str]]:
+    """Status and headers of a refused request."""
+    answers = _ANSWERS | (_ANSWERS_TO_UPDATE if request.endpoint == "ups.update" else {})
+    status, warning = answers[error.why]
+    return status, {"Warning": _warning(warning)} if warning else {}
+
+
+def _add_workitems(ups: Blueprint, settings: Settings, workitems: Workitems) -> None:
     @ups.post("/workitems")
     def create() -> Response:
         named = _bare("AffectedSOPInstanceUID", "workitem")
@@ -130,6 +143,8 @@ def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
         already = "The UPS is already in the requested state of CANCELED."
         return _told(HTTPStatus.ACCEPTED, "" if open_still else already)
 
+
+def _add_subscriptions(ups: Blueprint, settings: Settings, workitems: Workitems) -> None:
     @ups.post("/workitems/<uid>/subscribers/<aetitle>")
     def subscribe(uid: str, aetitle: str) -> Response:
         wished = request.args.get("deletionlock", "false")
@@ -154,33 +169,25 @@ def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
         workitems.suspend(uid, aetitle)
         return Response(status=HTTPStatus.OK)
 
+
+def _add_events(ups: Blueprint, settings: Settings, workitems: Workitems) -> None:
+    sockets = Sock()
+    listeners = threading.Semaphore(max(1, int(settings.serve.threads * SHARE_OF_LISTENERS)))
+
     @ups.get("/ws/subscribers/<aetitle>")
     @ups.get("/subscribers/<aetitle>")
     def upgrade(aetitle: str) -> Response:
         """Answer requests for an event connection that are no WebSocket handshake."""
         return Response(status=HTTPStatus.UPGRADE_REQUIRED, headers={"Upgrade": "websocket"})
 
-    @sockets.route("/subscribers/<aetitle>", bp=ups)
-    def listen(socket: Server, aetitle: str) -> None:
-        _serve(listeners, workitems, socket, aetitle)
+    # The second as PS3.18 had it until 2018.
+    for endpoint, place in (("listen", ""), ("listen_as_before", "/ws")):
 
-    # As PS3.18 had it until 2018.
-    @sockets.route("/ws/subscribers/<aetitle>", bp=ups)
-    def listen_as_before(socket: Server, aetitle: str) -> None:
-        _serve(listeners, workitems, socket, aetitle)
-
-    workitems.tell_restart()
-    return ups
-
-
-_LITERAL = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-
-
-def refusal_answer(error: WorkitemRefused) -> tuple[HTTPStatus, dict[str, str]]:
-    """Status and headers of a refused request."""
-    answers = _ANSWERS | (_ANSWERS_TO_UPDATE if request.endpoint == "ups.update" else {})
-    status, warning = answers[error.why]
-    return status, {"Warning": _warning(warning)} if warning else {}
+        @sockets.route(  # type: ignore[untyped-decorator]
+            f"{place}/subscribers/<aetitle>", bp=ups, endpoint=endpoint
+        )
+        def listen(socket: Server, aetitle: str) -> None:
+            _serve(listeners, workitems, socket, aetitle)
 
 
 def _serve(
