@@ -1,4 +1,4 @@
-"""``marrow-node perform``: the process that performs workitems, kept by ``marrow-node serve``."""
+"""``marrow-node perform``: performs workitems, which ``marrow-node serve`` does too."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def perform(settings: Settings) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    perform_until(settings, stopped)
+
+
+def perform_until(settings: Settings, stopped: threading.Event) -> None:
+    """Perform workitems until `stopped` is set."""
     prepare_database(settings)
     with closing(worklist_database(settings)) as database, open_job_queue(settings) as queue:
         loops = [lambda: _perform_own(settings, database, queue, stopped)]
