@@ -67,6 +67,8 @@ DEMONSTRATION_MODEL = CodedConcept(
 ORIGIN_UNKNOWN = CodedConcept(
     "origin-unknown", LOCAL_SCHEME, "The slide does not say where on the glass its pixels lie"
 )
+WITHDRAWN = CodedConcept("withdrawn", LOCAL_SCHEME, "Result withdrawn by a person")
+REVIEW_REASON = CodedConcept("review-reason", LOCAL_SCHEME, "Reason given by the reviewer")
 NORMAL_RANGE_LOW = CodedConcept("385524004", "SCT", "Normal Range Lower Limit")
 NORMAL_RANGE_HIGH = CodedConcept("371933006", "SCT", "Normal Range Upper Limit")
 ABNORMALLY_LOW = CodedConcept("371880002", "SCT", "Abnormally Low")

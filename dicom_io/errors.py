@@ -34,13 +34,16 @@
     │   ├── EhrRefused            53
     │   ├── EhrAnswerInvalid      54
     │   └── EhrReadBackDiffers    55
-    └── ResourceError             60
-        ├── SlideTooLarge         61
-        ├── DiskFull              62  transient
-        ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
-        ├── JobCancelled          64  somebody stopped it
-        ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
-        └── CallbackFailed        66  transient
+    ├── ResourceError             60
+    │   ├── SlideTooLarge         61
+    │   ├── DiskFull              62  transient
+    │   ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
+    │   ├── JobCancelled          64  somebody stopped it
+    │   ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
+    │   ├── CallbackFailed        66  transient
+    │   └── AuditUnreachable      67  transient
+    └── ReviewRefused             70  not the newest revision, withdrawn, nothing to change
+        └── ReviewInvalid         71  malformed, or it does not fit the cells
 
 Every foreign exception (requests, dicomweb-client, pydicom, decoders, OS) is mapped to one of
 these where it crosses into the node.
@@ -271,4 +274,10 @@ class ProviderUnreachable(ResourceError):
 class CallbackFailed(ResourceError):
     exit_code = 66
     meaning = "service: whoever asked to be told of a job's end could not be told"
+    transient = True
+
+
+class AuditUnreachable(ResourceError):
+    exit_code = 67
+    meaning = "service: the audit repository cannot be reached; records wait"
     transient = True

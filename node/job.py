@@ -1,5 +1,7 @@
 """A job: one slide with one model, one configuration and one destination, and its tries.
 
+A person's review of a result is a job too, told from others by what was decided.
+
 The identifier is a digest of all that tells one job from another, so that the same slide sent twice
 is the same job. Each try is a workflow of DBOS named ``JOB-N``; while the slide is still coming in,
 ``JOB-N.arrival`` waits for it. A failed job may be tried again; a completed one is not.
@@ -7,6 +9,7 @@ is the same job. Each try is a workflow of DBOS named ``JOB-N``; while the slide
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +24,7 @@ from node.progress import Progress
 ANALYSE = "analyse slide"
 ARRIVE = "await slide"
 FIND = "find slides"
+REVIEW = "review slide"
 CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
@@ -120,7 +124,7 @@ def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:
     error, exit_code = _failure(status, state)
     if exit_code == JobCancelled.exit_code:
         state, error = "cancelled", _CANCELLED
-    if status.name == ARRIVE and state in ("running", "completed"):
+    if status.name == ARRIVE and state in ("queued", "running", "completed"):
         state, exit_code = "waiting", None
     return Job(
         job=job,
@@ -138,6 +142,28 @@ def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:
         result=status.output if state == "completed" else None,
         error=error or arguments.get("tried_before"),
         exit_code=exit_code,
+    )
+
+
+def submitted_job(job: str, tries: int, arguments: Mapping[str, Any], await_arrival: bool) -> Job:
+    """A job as it is at the moment of its submission."""
+    now_ms = time.time_ns() // 1_000_000
+    return Job(
+        job=job,
+        tries=tries,
+        status="waiting" if await_arrival else "queued",
+        study_uid=arguments["study_uid"],
+        series_uid=arguments["series_uid"],
+        model=arguments["model"],
+        reason=arguments["reason"],
+        priority=arguments["priority"] or "",
+        arrival="",
+        created_ms=now_ms,
+        updated_ms=now_ms,
+        progress=None,
+        result=None,
+        error=None,
+        exit_code=None,
     )
 
 

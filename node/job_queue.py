@@ -20,6 +20,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, W
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull, JobNotFound, JobRefused
+from models.errors import ReviewRefused
 from node.config import Settings
 from node.job import (
     ACTIVE,
@@ -30,22 +31,30 @@ from node.job import (
     ENDED,
     FIND,
     PRIORITIES,
+    REVIEW,
     Job,
     JobStatus,
     Priority,
     arguments_of,
     found_of,
     job_of,
+    submitted_job,
     try_of,
 )
 from node.pipeline import SlideReference
 from node.progress import ProgressFile
+from node.review import Review
+from node.revisions import find_seen
 from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
 QUEUE = "slides"
 ARRIVALS = "arrivals"
+# Of its own: a person who signs does not wait for an analysis to end.
+REVIEWS = "reviews"
+_QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
+_JOBS = list(_QUEUES)
 APPLICATION = "marrow-node"
 _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
     "waiting": ACTIVE,
@@ -56,7 +65,9 @@ _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
     "cancelled": ("CANCELLED",),
 }
 CONNECTIONS = 16
-_PAGE = 200
+_FIRST_PAGE, _PAGE = 60, 500
+# What a review takes over from the job that it is about.
+_PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 
 
 class JobQueue:
@@ -110,6 +121,46 @@ class JobQueue:
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
+        return submitted_job(name, number, arguments | extra, await_arrival)
+
+    def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:
+        """Queue a review of a job's result, or join the job of the same review.
+
+        Parameters
+        ----------
+        job
+            Of an analysis or of an earlier review; the revision goes where that one went.
+        review
+        priority
+            None goes before all others.
+
+        Raises
+        ------
+        JobNotFound
+        ReviewRefused
+            The job has no result, or the revision cannot be reviewed.
+        """
+        workflow, seen = self._newest(job), self.get(job)
+        if workflow is None or seen.result is None or "identity" not in seen.result:
+            raise ReviewRefused(
+                f"Job {job} has no result that could be reviewed: analyse the slide, and wait "
+                "until it is completed."
+            )
+        told = arguments_of(workflow)
+        arguments = {name: told[name] for name in _PLACE} | {"identity": seen.result["identity"]}
+        content = json.dumps([arguments, review.digest], sort_keys=True)
+        name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        newest = self._newest(name)
+        if newest is not None and newest.status in (*ACTIVE, "SUCCESS"):
+            return self._job(newest)
+        find_seen(self._settings.work_folder, seen.result["identity"], review)
+        extra = {
+            "review": review.as_json(),
+            "reason": f"review of {seen.job}: {review.decision}",
+            "priority": priority,
+        }
+        number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
+        self.enqueue(f"{name}-{number}", arguments | extra)
         return self.get(name)
 
     def enqueue(
@@ -121,9 +172,10 @@ class JobQueue:
     ) -> None:
         """Queue one try of a job; the same identifier twice is one try."""
         priority: Priority | None = arguments.get("priority")
+        workflow = ARRIVE if await_arrival else REVIEW if "review" in arguments else ANALYSE
         options: EnqueueOptions = {
-            "workflow_name": ARRIVE if await_arrival else ANALYSE,
-            "queue_name": ARRIVALS if await_arrival else QUEUE,
+            "workflow_name": workflow,
+            "queue_name": _QUEUES[workflow],
             "workflow_id": try_id + (ARRIVAL_SUFFIX if await_arrival else ""),
         }
         if priority:
@@ -251,7 +303,7 @@ class JobQueue:
         """How many jobs are in each state that has not ended."""
         counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
         for workflow in self._workflows(
-            status=[*ACTIVE], name=[ANALYSE, ARRIVE], load_input=False, load_output=False
+            status=[*ACTIVE], name=_JOBS, load_input=False, load_output=False
         ):
             counted[job_of(workflow, None).status] += 1
         return counted
@@ -260,7 +312,7 @@ class JobQueue:
         """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
         oldest = self._workflows(
             status=[*ACTIVE],
-            name=[ANALYSE, ARRIVE],
+            name=_JOBS,
             limit=1,
             load_input=False,
             load_output=False,
@@ -273,26 +325,26 @@ class JobQueue:
         # are compared after it is known. Jobs at work are the few newest of their names.
         states = list(_DATABASE_STATES[status]) if status in ("queued", "running") else None
         seen: set[str] = set()
-        offset = 0
+        offset, size = 0, _FIRST_PAGE
         while True:
             page = self._workflows(
-                name=[ANALYSE, ARRIVE], status=states, sort_desc=True, limit=_PAGE, offset=offset
+                name=_JOBS, status=states, sort_desc=True, limit=size, offset=offset
             )
             for workflow in page:
                 job, _ = try_of(workflow.workflow_id)
                 if job not in seen:
                     seen.add(job)
                     yield workflow
-            if len(page) < _PAGE:
+            if len(page) < size:
                 return
-            offset += _PAGE
+            offset, size = offset + size, _PAGE
 
     def _newest(self, job: str) -> WorkflowStatus | None:
         """The newest workflow of a job or of one of its tries; an analysis before its arrival."""
         prefix = job if "-" in job else f"{job}-"
         found = [
             workflow
-            for workflow in self._workflows(workflow_id_prefix=prefix, name=[ANALYSE, ARRIVE])
+            for workflow in self._workflows(workflow_id_prefix=prefix, name=_JOBS)
             if job in (try_of(workflow.workflow_id)[0], workflow.workflow_id)
         ]
         return max(found, key=_age, default=None)
@@ -398,4 +450,4 @@ def _sqlite_file(settings: Settings) -> Path:
 
 
 def _age(workflow: WorkflowStatus) -> tuple[int, bool]:
-    return try_of(workflow.workflow_id)[1], workflow.name == ANALYSE
+    return try_of(workflow.workflow_id)[1], workflow.name != ARRIVE

@@ -14,13 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
 import click
+from flask import Flask
 
 from dicom_io.errors import ConfigurationInvalid
+from node.audit import forwarding
+from node.audited import application_audited, audit_folder
 from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
 from node.metrics import share_metrics
@@ -86,8 +90,16 @@ def web(settings: Settings) -> None:
 
     check_servable(settings)
     prepare_database(settings)
-    with open_job_queue(settings) as queue:
-        run_web(settings, lambda: create_app(settings, queue))
+    lasting = ExitStack()
+
+    def make_app() -> Flask:
+        # In the process that answers: neither connections nor threads outlive a fork.
+        queue = lasting.enter_context(open_job_queue(settings))
+        lasting.enter_context(forwarding(settings.audit, audit_folder(settings)))
+        return create_app(settings, queue)
+
+    with application_audited(settings, "web"):
+        run_web(settings.serve, make_app)
 
 
 @click.command()
@@ -99,7 +111,11 @@ def work(settings: Settings) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with open_worker(settings):
+    with (
+        open_worker(settings),
+        application_audited(settings, "worker"),
+        forwarding(settings.audit, audit_folder(settings)),
+    ):
         stopped.wait()
 
 

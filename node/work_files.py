@@ -109,6 +109,30 @@ class WorkFiles:
 
 def write_atomically(target: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
+    part = _written_beside(target, content)
+    try:
+        os.replace(part, target)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_once(target: Path, content: bytes) -> bool:
+    """Write a file that nobody has written yet; False, and nothing done, where it is there.
+
+    Of several processes that try at the same time one succeeds.
+    """
+    part = _written_beside(target, content)
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _written_beside(target: Path, content: bytes) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
     try:
@@ -116,7 +140,7 @@ def write_atomically(target: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, target)
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise
+    return Path(name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from dicom_io.analysis import Analysis, ModelIdentity
+from dicom_io.analysis import Analysis, Decision, ModelIdentity, Signature, Standing
 from dicom_io.demonstration import compose_demonstration_slide
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
@@ -65,4 +66,23 @@ def some_analysis(slide: Slide, cells: int = 600, demonstration: bool = True) ->
         revision=1,
         started=datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC),
         finished=datetime(2026, 11, 20, 12, 1, 2, 345000, tzinfo=UTC),
+    )
+
+
+def signed(
+    analysis: Analysis,
+    decision: Decision = "confirmed",
+    standing: Standing = "final",
+    revision: int = 2,
+    name: str = "Lee^Anna^^Dr.",
+    reason: str = "",
+) -> Analysis:
+    """The next revision of `analysis`, a day and more after it."""
+    at = datetime(2026, 11, 21, 9, revision, tzinfo=UTC)
+    signature = Signature(name, "Haematology", at, decision, standing, reason)
+    return replace(
+        analysis,
+        revision=revision,
+        signature=signature,
+        finished=at if decision == "corrected" else analysis.finished,
     )

@@ -108,7 +108,8 @@ def test_a_signed_assertion_opens_the_ehr(
     smart: SmartServer, keys: dict[str, Path], slide: Slide, algorithm: str
 ) -> None:
     """SMART Backend Services end to end; the token endpoint is the one that the EHR names."""
-    analysis = replace(some_analysis(slide), revision=700 + ["RS384", "ES384"].index(algorithm))
+    number = 700 + ["RS384", "ES384"].index(algorithm)
+    analysis = replace(some_analysis(slide), configuration_digest=f"{number:064x}")
     before = smart.issued
     ehr = open_ehr(smart.fhir, with_key(keys[algorithm]))
     statuses = {each.status for each in ehr.deliver(build_bundle(analysis, {}, {}))}

@@ -26,15 +26,19 @@ from dicom_io.errors import (
     WorkitemRefused,
 )
 from dicom_io.pacs_settings import hidden
-from models.errors import MarrowNodeError, ModelError
+from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
+from node.audited import audit_trail, login_refused
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
+from node.result_store import ResultStore
 from node.web.access import Access, check_table
+from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
 from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
+from node.web.review import review_blueprint
 from node.web.submission import Submissions
 from node.web.ups import refusal_answer, ups_blueprint
 from node.workitems import Workitems
@@ -47,6 +51,8 @@ PING_S = 25
 # The first that fits.
 _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (JobNotFound, HTTPStatus.NOT_FOUND),
+    (ReviewInvalid, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ReviewRefused, HTTPStatus.CONFLICT),
     (JobRefused, HTTPStatus.CONFLICT),
     (ConfigurationInvalid, HTTPStatus.BAD_REQUEST),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -94,12 +100,17 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
         SOCK_SERVER_OPTIONS={"ping_interval": PING_S},
     )
     forms = CSRFProtect(app)
-    access = Access(settings.serve)
+    trail = audit_trail(settings)
+    access = Access(settings.serve, lambda address: login_refused(trail, address))
     submissions = Submissions(settings, queue)
-    app.register_blueprint(health_blueprint(settings, queue))
-    app.register_blueprint(openapi_blueprint())
-    app.register_blueprint(jobs_blueprint(settings, queue, submissions))
+    app.register_blueprint(health_blueprint(settings, queue, trail))
+    app.register_blueprint(openapi_blueprint(settings))
+    app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
     app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    results = ResultStore(settings.work_folder)
+    serve = settings.serve
+    app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
+    app.register_blueprint(review_blueprint(settings, queue))
     workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
     app.register_blueprint(ups_blueprint(settings, workitems))
     check_table(app)
@@ -162,7 +173,7 @@ def _document(status: int, title: str, detail: str, headers: object = None) -> R
     answer = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail})
     answer.status_code = status
     answer.content_type = PROBLEM
-    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Warning"):
+    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range", "Warning"):
         if headers is not None and name in headers:  # type: ignore[operator]
             answer.headers[name] = headers[name]  # type: ignore[index]
     return answer
