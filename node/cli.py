@@ -28,7 +28,7 @@ from node.probe import probe
 from node.progress import Progress
 from node.receive import receive
 from node.review_command import review
-from node.serve import key, serve, web, work
+from node.serve import key, purge, serve, web, work
 from node.stages import write_results_to
 
 
@@ -229,6 +229,7 @@ def config(settings: Settings, as_json: bool) -> None:
 
 
 for _command in (
-    train, evaluate, compare, field, probe, receive, check, review, serve, web, work, perform, key,
+    train, evaluate, compare, field, probe, receive, check, review,
+    serve, web, work, perform, key, purge,
 ):  # fmt: skip
     main.add_command(_command)

@@ -119,12 +119,16 @@ class JobSettings:
         Tries after the first one of a job that failed for a reason that may pass.
     retry_wait_s
         Seconds before the second try; doubled for each further one.
+    keep_days
+        Days after which workers forget jobs, and the work files of results that nobody reviewed;
+        0 keeps all.
     """
 
     look_s: float = 2.0
     quiet_s: float = 60.0
     retries: int = 7
     retry_wait_s: float = 60.0
+    keep_days: float = 90.0
 
 
 @dataclass(frozen=True, slots=True)
