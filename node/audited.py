@@ -61,6 +61,15 @@ def job_submitted(trail: AuditTrail, user: str, address: str, study_uid: str, jo
     )
 
 
+def review_signed(
+    trail: AuditTrail, user: str, address: str, study_uid: str, decision: str
+) -> None:
+    """Record that somebody decided on a result."""
+    who = {"id": user, "requestor": True, "address": address}
+    what = f"review: {decision}"
+    trail.record(AuditRecord("110111", "U", audited_now(), [who], study_uid=study_uid, what=what))
+
+
 def result_read(trail: AuditTrail, user: str, address: str, study_uid: str, what: str) -> None:
     """Record that somebody read a result."""
     who = {"id": user, "requestor": True, "address": address}
