@@ -314,6 +314,41 @@ WEB_SERVICES: tuple[tuple[str, str, str, str], ...] = (
         "results, once; never again without asking",
     ),
 )
+# What the node serves of its own results (PS3.18 section 10): transaction, resources, media types.
+SERVED: tuple[tuple[str, str, str], ...] = (
+    (
+        "QIDO-RS search",
+        "/studies; /studies/{study}/series; /studies/{study}/instances; "
+        "/studies/{study}/series/{series}/instances; /series; /instances",
+        "application/dicom+json",
+    ),
+    (
+        "WADO-RS instance",
+        "study, series, instance",
+        'multipart/related; type="application/dicom"; of one instance also application/dicom',
+    ),
+    ("WADO-RS metadata", "…/metadata of study, series, instance", "application/dicom+json"),
+    (
+        "WADO-RS bulk data",
+        "…/bulkdata of study, series, instance; as BulkDataURI tells",
+        'multipart/related; type="application/octet-stream"; of one value also '
+        "application/octet-stream, in ranges",
+    ),
+)
+# HTTP statuses that the node itself answers as an origin server of DICOMweb.
+SERVED_STATUSES: tuple[tuple[int, str], ...] = (
+    (200, "success; also of a search without results"),
+    (206, "part of one instance or value, as Range asks"),
+    (304, "the client has it already (ETag)"),
+    (400, "a search by what cannot be matched, or malformed"),
+    (401, "credentials are missing or not known"),
+    (403, "the role `read` is missing"),
+    (404, "no such study, series, instance or bulk data among the results"),
+    (405, "any method but GET and HEAD: nothing can be stored or deleted"),
+    (406, "another media type or transfer syntax than those above"),
+    (416, "the range lies outside"),
+    (429, "too many requests in a second"),
+)
 # Attributes of a slide that decide how it is read: keyword, needed or not, what without it.
 READ_ATTRIBUTES: tuple[tuple[str, str, str], ...] = (
     ("TotalPixelMatrixColumns", "needed", "code 23"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from conformance.capabilities import (
     PRODUCT,
     READ_ATTRIBUTES,
     SECURITY,
+    SERVED,
+    SERVED_STATUSES,
     SETTINGS,
     WEB_SERVICES,
     WRITTEN,
@@ -44,6 +47,7 @@ from conformance.capabilities import (
 from conformance.standard_tables import modules_of
 from dicom_io.codes import LOCAL_SCHEME, LOCAL_SYSTEM_URI
 from dicom_io.provenance import MANUFACTURER, SOFTWARE_VERSION
+from dicom_io.search import ATTRIBUTES
 
 HERE = Path(__file__).parent
 STATEMENT = HERE / "statement.md"
@@ -90,14 +94,16 @@ def _anchor(title: str) -> str:
 
 
 def _overview() -> list[str]:
+    served = {name for name, *_ in SERVED}
     written = ", ".join(f"{UID(uid).name} ({what})" for uid, what in WRITTEN)
     return [
         f"{PRODUCT} analyses bone marrow smears. It reads VL Whole Slide Microscopy images over "
         "DICOMweb, from a folder,",
         f"or as they are sent to it by C-STORE, and writes {written}. A FHIR R4 report goes to an "
         "EHR. It is user agent of",
-        "DICOMweb services, SCU of storage, storage commitment and query over DIMSE, and SCP of "
-        "storage.",
+        "DICOMweb services, origin server of DICOMweb for its own results, SCU of storage, storage "
+        "commitment and query over DIMSE,",
+        "and SCP of storage.",
         "",
         *_table(
             ("SOP class", "UID", "SCU", "SCP"),
@@ -109,11 +115,11 @@ def _overview() -> list[str]:
         "",
         *_table(
             ("DICOMweb service", "user agent", "origin server"),
-            ((name, "yes", "no") for name, *_ in WEB_SERVICES),
+            ((name, "yes", "yes" if name in served else "no") for name, *_ in WEB_SERVICES),
         ),
         "",
-        "It supports no media storage profile, no print, no UPS, and is no origin server of "
-        "DICOMweb.",
+        "As an origin server it gives its own results, to read. It supports no media storage "
+        "profile, no print and no UPS.",
     ]
 
 
@@ -185,6 +191,32 @@ def _services() -> list[str]:
         "Redirects and bulk data are followed to configured hosts only, and credentials go to the "
         "archive's own alone.",
         "",
+        "### DICOMweb services of the node itself",
+        "",
+        "`marrow-node serve` gives its own results below `/dicom-web`, as they were written: "
+        "Explicit VR Little Endian, to read only.",
+        "No frames and no renderings are given. Coordinates, their index lists and other values of "
+        "VR OF, OD, OL and OV always have a",
+        "BulkDataURI, absolute; OB, OW and UN from 1 025 bytes on.",
+        "",
+        *_table(("service", "resources", "media types"), SERVED),
+        "",
+        "A search matches, at its level and those above, and returns:",
+        "",
+        *_table(
+            ("level", "attributes"),
+            ((level, ", ".join(keywords)) for level, keywords in ATTRIBUTES.items()),
+        ),
+        "",
+        "ModalitiesInStudy is matched too, and the counts of related series and instances are "
+        "returned; any other key is answered 400.",
+        "Single values, wild cards, lists of UIDs and ranges of dates and times match as PS3.4 "
+        "C.2.2.2 has it; a name without regard to",
+        "case, as a whole or by one of its component groups. `limit`, `offset` and `includefield` "
+        "are known; fuzzy, empty-value and",
+        "multiple-value matching are not, which a Warning says. Results come in the order of their "
+        "UIDs.",
+        "",
         "### Media",
         "",
         "A folder of DICOM files (PS3.10) can stand for an archive; no application profile of "
@@ -237,6 +269,12 @@ def _network() -> list[str]:
         "### DICOMweb: HTTP status",
         "",
         *_statuses(web_statuses()),
+        "",
+        "### DICOMweb of the node itself: HTTP status",
+        "",
+        *_statuses(
+            Status(str(code), HTTPStatus(code).phrase, told) for code, told in SERVED_STATUSES
+        ),
         "",
         "### STOW-RS: Failure Reason (0008,1197)",
         "",

@@ -22,6 +22,7 @@ from node.exit_codes import exit_code_table
 from node.job_queue import open_job_queue
 from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
+from node.perform import perform
 from node.pipeline import SlideReference
 from node.probe import probe
 from node.progress import Progress
@@ -228,6 +229,6 @@ def config(settings: Settings, as_json: bool) -> None:
 
 
 for _command in (
-    train, evaluate, compare, field, probe, receive, check, review, serve, web, work, key,
+    train, evaluate, compare, field, probe, receive, check, review, serve, web, work, perform, key,
 ):  # fmt: skip
     main.add_command(_command)

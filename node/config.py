@@ -25,9 +25,11 @@ from dicom_io.frames import ReadSettings
 from dicom_io.pacs import PacsSettings
 from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
+from node.audit import AuditSettings
 from node.ehr import EhrSettings
 from node.fhir_r5 import FhirVersion
 from node.log import LogFormat
+from node.ups_settings import UpsSettings
 from node.web.settings import ServeSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
@@ -148,7 +150,7 @@ class Settings:
         Largest total pixel matrix (columns × rows) that is accepted.
     log_format
         plain lines for people, or json for a collector of logs.
-    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve
+    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve, audit, ups
         Tables of their own.
     """
 
@@ -169,6 +171,8 @@ class Settings:
     output: OutputSettings = field(default_factory=OutputSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    ups: UpsSettings = field(default_factory=UpsSettings)
 
 
 def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:

@@ -9,6 +9,7 @@ is the same job. Each try is a workflow of DBOS named ``JOB-N``; while the slide
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -123,7 +124,7 @@ def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:
     error, exit_code = _failure(status, state)
     if exit_code == JobCancelled.exit_code:
         state, error = "cancelled", _CANCELLED
-    if status.name == ARRIVE and state in ("running", "completed"):
+    if status.name == ARRIVE and state in ("queued", "running", "completed"):
         state, exit_code = "waiting", None
     return Job(
         job=job,
@@ -141,6 +142,28 @@ def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:
         result=status.output if state == "completed" else None,
         error=error or arguments.get("tried_before"),
         exit_code=exit_code,
+    )
+
+
+def submitted_job(job: str, tries: int, arguments: Mapping[str, Any], await_arrival: bool) -> Job:
+    """A job as it is at the moment of its submission."""
+    now_ms = time.time_ns() // 1_000_000
+    return Job(
+        job=job,
+        tries=tries,
+        status="waiting" if await_arrival else "queued",
+        study_uid=arguments["study_uid"],
+        series_uid=arguments["series_uid"],
+        model=arguments["model"],
+        reason=arguments["reason"],
+        priority=arguments["priority"] or "",
+        arrival="",
+        created_ms=now_ms,
+        updated_ms=now_ms,
+        progress=None,
+        result=None,
+        error=None,
+        exit_code=None,
     )
 
 

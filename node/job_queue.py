@@ -38,6 +38,7 @@ from node.job import (
     arguments_of,
     found_of,
     job_of,
+    submitted_job,
     try_of,
 )
 from node.pipeline import SlideReference
@@ -64,7 +65,7 @@ _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
     "cancelled": ("CANCELLED",),
 }
 CONNECTIONS = 16
-_PAGE = 200
+_FIRST_PAGE, _PAGE = 60, 500
 # What a review takes over from the job that it is about.
 _PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 
@@ -120,7 +121,7 @@ class JobQueue:
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
-        return self.get(name)
+        return submitted_job(name, number, arguments | extra, await_arrival)
 
     def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:
         """Queue a review of a job's result, or join the job of the same review.
@@ -324,19 +325,19 @@ class JobQueue:
         # are compared after it is known. Jobs at work are the few newest of their names.
         states = list(_DATABASE_STATES[status]) if status in ("queued", "running") else None
         seen: set[str] = set()
-        offset = 0
+        offset, size = 0, _FIRST_PAGE
         while True:
             page = self._workflows(
-                name=_JOBS, status=states, sort_desc=True, limit=_PAGE, offset=offset
+                name=_JOBS, status=states, sort_desc=True, limit=size, offset=offset
             )
             for workflow in page:
                 job, _ = try_of(workflow.workflow_id)
                 if job not in seen:
                     seen.add(job)
                     yield workflow
-            if len(page) < _PAGE:
+            if len(page) < size:
                 return
-            offset += _PAGE
+            offset, size = offset + size, _PAGE
 
     def _newest(self, job: str) -> WorkflowStatus | None:
         """The newest workflow of a job or of one of its tries; an analysis before its arrival."""

@@ -19,6 +19,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node import __version__
+from node.audited import slide_analysed
 from node.callback import call_back
 from node.config import Settings
 from node.intake import await_whole, find_slides
@@ -129,6 +130,7 @@ def _register(settings: Settings) -> None:
             place = _workplace(settings, arguments, try_id)
             result = analyse(place, _slide(arguments), _timed_step)
             count_result(result)
+            _step("audit", lambda: _audited(settings, arguments, result))
             _call_back(settings, arguments, try_id, "completed")
             return dict(result)
 
@@ -178,6 +180,13 @@ def _register(settings: Settings) -> None:
 
 def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return DBOS.run_step({"name": name}, stage)
+
+
+def _audited(
+    settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    slide_analysed(_sited(settings, arguments), result)
+    return {}
 
 
 def _patient_step(

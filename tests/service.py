@@ -15,6 +15,7 @@ from typing import Any
 import requests
 
 from node.web.access import digest_of
+from node.web.jobs import LISTED_S
 from node.web.settings import ROLES
 from tests.servers import free_port
 from tests.smears import Smear
@@ -90,6 +91,12 @@ class Service:
         answer = self.ask("GET", path)
         assert answer.ok, answer.text
         return answer.json()
+
+    def listed(self, query: str = "") -> list[dict[str, Any]]:
+        """The list of jobs, once it can be no older than now."""
+        time.sleep(2 * LISTED_S)
+        jobs: list[dict[str, Any]] = self.get(f"/jobs{query}")["jobs"]
+        return jobs
 
     def submit(self, **body: Any) -> dict[str, Any]:
         answer = self.ask("POST", "/jobs", "submit", json=body)

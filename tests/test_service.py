@@ -17,10 +17,14 @@ from pathlib import Path
 import psutil
 import pytest
 from pydicom import dcmread
+from werkzeug.routing import Rule
 
-from node.web.access import ENDPOINTS
+from node.config import load_settings
+from node.job_queue import open_job_queue
+from node.web.access import ENDPOINTS, digest_of
+from node.web.app import create_app
 from node.web.settings import ROLES
-from tests.service import Service, running_service
+from tests.service import Service, key_of, running_service
 from tests.smears import small_smear
 
 UNKNOWN = {"study_uid": "1.2.3", "series_uid": "1.2.3.4"}
@@ -64,6 +68,13 @@ def service(tmp_path_factory: pytest.TempPathFactory, told: _Told) -> Iterator[S
         yield running
 
 
+def rules_of(service: Service) -> list[Rule]:
+    """Every route of the application."""
+    settings = load_settings(service.config)
+    with open_job_queue(settings) as queue:
+        return list(create_app(settings, queue).url_map.iter_rules())
+
+
 @pytest.fixture(scope="module")
 def job(service: Service, told: _Told) -> str:
     """A job that was completed, and told of."""
@@ -91,8 +102,7 @@ def test_the_same_slide_is_one_job(service: Service, job: str) -> None:
         said = list(pool.map(lambda _: service.submit_slide(), range(100)))
     assert set(said) == {job}
     assert service.get(f"/jobs/{job}")["tries"] == 1
-    listed = [each["job"] for each in service.get("/jobs")["jobs"]]
-    assert listed.count(job) == 1
+    assert [each["job"] for each in service.listed()].count(job) == 1
 
 
 def test_files_are_what_was_delivered(service: Service, job: str) -> None:
@@ -137,7 +147,7 @@ def test_what_does_not_come_fails_and_can_be_tried_again(service: Service) -> No
     assert failed["status"] == "failed"
     assert failed["exit_code"] == 21
     assert "1.2.3.4" in failed["error"]
-    assert job in [each["job"] for each in service.get("/jobs?status=failed")["jobs"]]
+    assert job in [each["job"] for each in service.listed("?status=failed")]
     assert service.ask("POST", f"/jobs/{job}/retry", "operate").status_code == 202
     assert service.ended(job)["tries"] == 2
 
@@ -180,11 +190,11 @@ def test_another_model_is_another_job(service: Service, job: str) -> None:
     ],
 )
 def test_bad_bodies_are_named(service: Service, body: object, named: str) -> None:
-    before = len(service.get("/jobs")["jobs"])
+    before = len(service.listed())
     answer = service.ask("POST", "/jobs", "submit", json=body)
     assert answer.status_code == 400
     assert named in answer.json()["detail"]
-    assert len(service.get("/jobs")["jobs"]) == before
+    assert len(service.listed()) == before
 
 
 def test_bad_requests_are_refused(service: Service) -> None:
@@ -203,16 +213,8 @@ def test_bad_requests_are_refused(service: Service) -> None:
 
 def test_every_route_needs_its_role(service: Service, job: str) -> None:
     """A matrix: no key, a wrong one, and each role against each endpoint."""
-    from node.config import load_settings
-    from node.job_queue import open_job_queue
-    from node.web.app import create_app
-
-    settings = load_settings(service.config)
-    with open_job_queue(settings) as queue:
-        app = create_app(settings, queue)
-        rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint != "jobs.events"]
     seen: Counter[str] = Counter()
-    for rule in rules:
+    for rule in rules_of(service):
         path = rule.rule
         for name in rule.arguments:
             path = path.replace(f"<{name}>", "none").replace(f"<path:{name}>", "none")
@@ -323,7 +325,32 @@ def test_a_key_is_shown_once_with_its_lines() -> None:
         check=True,
     )
     key = done.stdout.splitlines()[0].rpartition(" ")[2]
-    from node.web.access import digest_of
-
     assert f'sha256 = "{digest_of(key)}"' in done.stdout
     assert "[serve.keys.orthanc]" in done.stdout
+
+
+def test_the_served_description_is_true(service: Service, job: str) -> None:
+    """Schemathesis: no 5xx, no undocumented answer, credentials enforced on every operation."""
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("st")),
+            "run",
+            f"{service.url}/openapi.json",
+            *("--header", f"Authorization: Bearer {key_of('admin')}"),
+            *("--max-examples", "8", "--seed", "2021", "--checks", "all"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=service.smear.folder,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "passed" in done.stdout
+
+
+def test_every_route_is_described(service: Service) -> None:
+    described = service.get("/openapi.json")["paths"].keys()
+    for rule in rules_of(service):
+        if rule.endpoint.partition(".")[0] in ("jobs", "health", "openapi"):
+            assert rule.rule.replace("<", "{").replace(">", "}") in described, rule.endpoint

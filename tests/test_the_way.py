@@ -18,6 +18,7 @@ from dicom_io.annotation import decode_annotation
 from dicom_io.report import decode_report
 from tests.fhir_fixture import FhirServer
 from tests.mllp_server import mllp_server
+from tests.result_folders import results_app
 from tests.servers import Orthanc
 from tests.smears import Smear, small_smear
 
@@ -78,6 +79,14 @@ def test_folders_in_folders_out_and_twice_is_once(smear: Smear, tmp_path: Path) 
     assert [second[kind] for kind in ("ann", "seg", "sr", "report")] == [
         first[kind] for kind in ("ann", "seg", "sr", "report")
     ]
+    # What was written is what the node's own DICOMweb service gives.
+    client = results_app(smear.work).test_client()
+    assert len(client.get("/dicom-web/instances").json) == 3
+    for kind, name in (("ann", "annotations"), ("seg", "regions"), ("sr", "report")):
+        ((study, series, uid),) = first[kind]
+        path = f"/dicom-web/studies/{study}/series/{series}/instances/{uid}"
+        answer = client.get(path, headers={"Accept": "application/dicom"})
+        assert answer.data == (tmp_path / "out" / f"{name}.dcm").read_bytes()
 
 
 def test_every_output_and_hl7(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask import Flask, g, request
-from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, TooManyRequests, Unauthorized
 
@@ -30,6 +31,11 @@ ENDPOINTS: dict[str, Role | None] = {
     "health.ready": None,
     "health.metrics": "read",
     "openapi.document": "read",
+    "dicomweb.search": "read",
+    "dicomweb.retrieve": "read",
+    "dicomweb.metadata": "read",
+    "dicomweb.bulk_data": "read",
+    "dicomweb.bulk_value": "read",
     "jobs.submit": "submit",
     "jobs.list_jobs": "read",
     "jobs.show": "read",
@@ -46,6 +52,18 @@ ENDPOINTS: dict[str, Role | None] = {
     "pages.worklist": "read",
     "pages.slide": "read",
     "pages.act": "operate",
+    "ups.create": "submit",
+    "ups.search": "read",
+    "ups.retrieve": "read",
+    "ups.update": "operate",
+    "ups.change_state": "operate",
+    "ups.request_cancel": "operate",
+    "ups.subscribe": "read",
+    "ups.unsubscribe": "read",
+    "ups.suspend": "read",
+    "ups.upgrade": "read",
+    "ups.listen": "read",
+    "ups.listen_as_before": "read",
     "static": "read",
 }
 
@@ -97,14 +115,17 @@ class Access:
     Parameters
     ----------
     settings
+    refused
+        Told the address from which credentials came that are not known.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, refused: Callable[[str], None]) -> None:
         self._names = {key.sha256: name for name, key in settings.keys.items()}
-        self._settings = settings
+        self._settings, self._refused = settings, refused
         self._tokens = TokenReader(settings.oidc)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._limit = RateLimitItemPerSecond(settings.requests_per_s)
+        # One counter for each caller in each second: libraries for this start a thread a request.
+        self._asked: Counter[tuple[str, int]] = Counter()
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         """Find out who asks, and whether they may.
@@ -119,14 +140,18 @@ class Access:
         """
         if request.endpoint in ENDPOINTS and ENDPOINTS[request.endpoint] is None:
             return
+        if _is_preflight():
+            return
         user = self._user()
         if user is None:
+            if request.authorization is not None:
+                self._refused(request.remote_addr or "")
             raise Unauthorized(
                 "Credentials are missing or not known: send a key or a token "
                 "(Authorization: Bearer …).",
                 www_authenticate=WWWAuthenticate("basic", {"realm": REALM}),
             )
-        if not self._limiter.hit(self._limit, user.name):
+        if self._asks_too_often(user):
             raise TooManyRequests(
                 f"More than {self._settings.requests_per_s} requests in a second: ask less often.",
                 retry_after=1,
@@ -137,6 +162,14 @@ class Access:
         role = ENDPOINTS[request.endpoint]
         if role is not None and not user.may(role):
             raise Forbidden(f"{user.name} lacks the role {role}: ask the node's administrator.")
+
+    def _asks_too_often(self, user: User) -> bool:
+        second = int(time.monotonic())
+        with self._lock:
+            if all(asked_in != second for _, asked_in in self._asked):
+                self._asked.clear()
+            self._asked[user.name, second] += 1
+            return self._asked[user.name, second] > self._settings.requests_per_s
 
     def _user(self) -> User | None:
         sent = request.authorization
@@ -160,6 +193,18 @@ class Access:
             return None
         known = self._settings.keys[name]
         return User(name, frozenset(known.roles), known.person, known.organization, ambient)
+
+
+def _is_preflight() -> bool:
+    """A browser's question whether a viewer of another origin may read results.
+
+    It never carries credentials (Fetch standard, section 3.2.2), and its answer holds no data.
+    """
+    return (
+        request.method == "OPTIONS"
+        and request.blueprint == "dicomweb"
+        and "Access-Control-Request-Method" in request.headers
+    )
 
 
 def check_table(app: Flask) -> None:

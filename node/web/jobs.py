@@ -9,20 +9,26 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+from cachetools import TTLCache
 from flask import Blueprint, Response, jsonify, request, url_for
 from werkzeug.exceptions import BadRequest, NotFound, ServiceUnavailable
 
 from models.package import installed_packages
+from node.audit import AuditTrail
+from node.audited import job_submitted, result_read
 from node.config import Settings
-from node.job import ENDED, STATUSES, Job
+from node.job import ENDED, STATUSES, Job, JobStatus
 from node.job_queue import JobQueue
 from node.stages import FILE_NAMES
+from node.web.access import request_user
 from node.web.submission import JobRequest, RerunRequest, Submissions, body_of
 from node.work_files import WorkFiles
 
 PAGE = 50
 LONGEST_PAGE = 500
 WATCH_S = 0.5
+LISTED_S = 0.25
+PAGES_KEPT = 64
 # Each watcher holds a thread; the others have to stay free for rules that submit.
 SHARE_OF_WATCHERS = 0.5
 MEDIA_TYPES = {
@@ -34,15 +40,21 @@ MEDIA_TYPES = {
 }
 
 
-def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions) -> Blueprint:
+def jobs_blueprint(
+    settings: Settings, queue: JobQueue, submissions: Submissions, trail: AuditTrail
+) -> Blueprint:
     """Routes under ``/jobs``, ``/searches`` and ``/models``."""
     jobs = Blueprint("jobs", __name__)
+    listing = Listing(queue)
     watchers = threading.Semaphore(max(1, int(settings.serve.threads * SHARE_OF_WATCHERS)))
     work = WorkFiles(settings.work_folder / "files")
 
     @jobs.post("/jobs")
     def submit() -> tuple[Response, int, dict[str, str]]:
-        submitted = submissions.submit(body_of(request, JobRequest))
+        wanted: JobRequest = body_of(request, JobRequest)
+        submitted = submissions.submit(wanted)
+        what = submitted.job.job if submitted.job is not None else submitted.search
+        job_submitted(trail, *_who(), wanted.study_uid or "", what)
         if submitted.job is None:
             place = url_for("jobs.search", search=submitted.search)
             content: dict[str, Any] = {"search": submitted.search, "links": {"self": place}}
@@ -57,8 +69,7 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
         status = request.args.get("status")
         if status is not None and status not in STATUSES:
             raise BadRequest(f"status is one of {', '.join(STATUSES)}.")
-        found = queue.list(limit, offset, status)
-        return jsonify({"jobs": [summary(job) for job in found], "offset": offset})
+        return Response(listing.page(limit, offset, status), content_type="application/json")
 
     @jobs.get("/jobs/<job>")
     def show(job: str) -> Response:
@@ -75,11 +86,13 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
 
     @jobs.get("/jobs/<job>/files/<name>")
     def file(job: str, name: str) -> Response:
-        result = queue.get(job).result
+        seen = queue.get(job)
+        result = seen.result
         kinds = [kind for kind, known in FILE_NAMES.items() if known == name]
         if result is None or not kinds or kinds[0] not in result["files"]:
             raise NotFound("The job has no such file.")
         digest = result["files"][kinds[0]].rpartition("/")[2]
+        result_read(trail, *_who(), seen.study_uid, f"{name} of job {seen.job}")
         answer = Response(work.get(digest), content_type=MEDIA_TYPES[name[name.rindex(".") :]])
         answer.set_etag(digest)
         answer.make_conditional(request)
@@ -125,6 +138,28 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
     return jobs
 
 
+class Listing:
+    """Pages of the list of jobs as JSON, at most :data:`LISTED_S` old.
+
+    Many displays ask for the same page again and again: it is read once for all of them.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._pages: TTLCache[tuple[int, int, str | None], str] = TTLCache(PAGES_KEPT, LISTED_S)
+        self._lock = threading.Lock()
+
+    def page(self, limit: int, offset: int, status: JobStatus | None) -> str:
+        with self._lock:  # whoever comes meanwhile waits for the same page
+            wanted = (limit, offset, status)
+            if wanted not in self._pages:
+                found = self._queue.list(limit, offset, status)
+                self._pages[wanted] = json.dumps(
+                    {"jobs": [summary(job) for job in found], "offset": offset}
+                )
+            return self._pages[wanted]
+
+
 def summary(job: Job) -> dict[str, Any]:
     """A job as lists show it."""
     progress = job.progress
@@ -161,6 +196,11 @@ def whole(job: Job) -> dict[str, Any]:
         kind: url_for("jobs.file", job=job.job, name=FILE_NAMES[kind]) for kind in result["files"]
     }
     return summary(job) | {"result": result}
+
+
+def _who() -> tuple[str, str]:
+    """Name and address of whoever asks, for the audit trail."""
+    return request_user().name, request.remote_addr or ""
 
 
 def _page() -> tuple[int, int]:

@@ -5,15 +5,19 @@ DICOMweb and UPS-RS routes are described by PS3.18 and stand in the conformance 
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 from flask import Blueprint, Response, jsonify
 from pydantic import TypeAdapter
 
 from dicom_io.analysis import Decision, Standing
+from models.package import installed_packages
 from node import __version__
+from node.config import Settings
 from node.job import PRIORITIES, STATUSES
 from node.stages import FILE_NAMES
+from node.web.jobs import MEDIA_TYPES
 from node.web.review import ReviewRequest
 from node.web.settings import Role
 from node.web.submission import JobRequest, RerunRequest
@@ -21,6 +25,7 @@ from node.web.submission import JobRequest, RerunRequest
 Json = dict[str, Any]
 
 _TEXT: Json = {"type": "string"}
+_MEDIA_TYPES = sorted(set(MEDIA_TYPES.values()))
 _MAYBE_TEXT: Json = {"type": ["string", "null"]}
 _JOB_ID: Json = {
     "name": "job",
@@ -30,19 +35,20 @@ _JOB_ID: Json = {
 }
 
 
-def openapi_blueprint() -> Blueprint:
+def openapi_blueprint(settings: Settings) -> Blueprint:
     """Route ``/openapi.json``."""
     openapi = Blueprint("openapi", __name__)
 
     @openapi.get("/openapi.json")
     def document() -> Response:
-        return jsonify(openapi_document())
+        return jsonify(openapi_document(settings))
 
     return openapi
 
 
-def openapi_document() -> Json:
-    """The whole document."""
+def openapi_document(settings: Settings) -> Json:
+    """The whole document; it knows the models that are installed and the callbacks allowed."""
+    models = [each.manifest.name for each in installed_packages(settings.model.folders)]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -69,8 +75,8 @@ def openapi_document() -> Json:
             "schemas": {
                 "Problem": _problem(),
                 "Job": _job(),
-                "JobRequest": _plain(TypeAdapter(JobRequest).json_schema()),
-                "RerunRequest": _plain(TypeAdapter(RerunRequest).json_schema()),
+                "JobRequest": _job_request(models, settings.serve.callbacks),
+                "RerunRequest": _rerun_request(models),
                 **_with_its_parts("ReviewRequest", TypeAdapter(ReviewRequest)),
             },
         },
@@ -112,7 +118,7 @@ def _paths() -> Json:
         },
         "/jobs": {
             "get": _operation(
-                "Jobs, newest first",
+                "Jobs, newest first; at most a quarter of a second old",
                 "read",
                 {"200": _json(listed)},
                 parameters=[
@@ -143,7 +149,7 @@ def _paths() -> Json:
             "get": _operation(
                 "Server-sent events: the job's state at each change, until it has ended",
                 "read",
-                {"200": _content("text/event-stream")},
+                {"200": _content("text/event-stream", schema=_object(event=_TEXT, data=_TEXT))},
                 parameters=[_JOB_ID],
                 problems=("404", "503"),
             )
@@ -152,7 +158,7 @@ def _paths() -> Json:
             "get": _operation(
                 "A document or picture of a completed job",
                 "read",
-                {"200": _content("application/octet-stream"), "304": {"description": "As before"}},
+                {"200": _content(*_MEDIA_TYPES), "304": {"description": "As before"}},
                 parameters=[_JOB_ID, _file_name()],
                 problems=("404",),
             )
@@ -269,8 +275,8 @@ def _json(schema: Json, description: str = "Done") -> Json:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _content(media_type: str) -> Json:
-    return {"description": "Done", "content": {media_type: {"schema": _TEXT}}}
+def _content(*media_types: str, schema: Json = _TEXT) -> Json:
+    return {"description": "Done", "content": {each: {"schema": schema} for each in media_types}}
 
 
 def _object(**properties: Json) -> Json:
@@ -304,6 +310,35 @@ def _job() -> Json:
     )
 
 
+def _job_request(models: list[str], callbacks: tuple[str, ...]) -> Json:
+    """Fields as they are checked, and what has to be given together."""
+    schema = TypeAdapter(JobRequest).json_schema()
+    fields = schema["properties"]
+    fields["model"]["enum"] = ["", *models]
+    origins = "|".join(re.escape(origin) for origin in callbacks)
+    fields["callback"]["pattern"] = f"^(({origins})(/.*)?)?$" if callbacks else "^$"
+    slide = {
+        "required": ["study_uid"],
+        "properties": {"study_uid": _TEXT} | _none("accession_number"),
+    }
+    number = {
+        "required": ["accession_number"],
+        "properties": {"accession_number": _TEXT} | _none("study_uid") | _none("series_uid"),
+    }
+    schema["oneOf"] = [slide, number]
+    return _undescribed(schema)
+
+
+def _none(name: str) -> Json:
+    return {name: {"type": "null"}}
+
+
+def _rerun_request(models: list[str]) -> Json:
+    schema = TypeAdapter(RerunRequest).json_schema()
+    schema["properties"]["model"]["enum"] = models
+    return _undescribed(schema)
+
+
 def _revision() -> Json:
     return _object(
         revision={"type": "integer", "minimum": 1},
@@ -322,9 +357,10 @@ def _with_its_parts(name: str, kind: TypeAdapter[Any]) -> Json:
     """Schemas of a body and of what it is made of, side by side."""
     schema = kind.json_schema(ref_template="#/components/schemas/{model}")
     parts = schema.pop("$defs", {})
-    return {name: _plain(schema)} | {part: _plain(each) for part, each in parts.items()}
+    return {name: _undescribed(schema)} | {part: _undescribed(each) for part, each in parts.items()}
 
 
-def _plain(schema: Json) -> Json:
+def _undescribed(schema: Json) -> Json:
+    """Without the docstring, which speaks to readers of the code."""
     schema.pop("description", None)
     return schema

@@ -10,23 +10,24 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from dicom_io.errors import ConfigurationInvalid
-from node.config import Settings
 from node.web.settings import ServeSettings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # A request that a thread has begun is finished before the process ends.
 GRACE_S = 20
+# Of a connection on which nothing is asked; clients that ask every few seconds keep theirs.
+KEPT_S = 75
 # Longer than any answer takes; server-sent events do not count, their thread is not the worker's.
 SILENCE_S = 120
 _TLS = ("certificate", "certificate_key", "ca_bundle")
 
 
-def run_web(settings: Settings, make_app: Callable[[], Flask]) -> None:
+def run_web(serve: ServeSettings, make_app: Callable[[], Flask]) -> None:
     """Serve until SIGTERM.
 
     Parameters
     ----------
-    settings
+    serve
     make_app
         Called in the process that answers.
 
@@ -35,8 +36,8 @@ def run_web(settings: Settings, make_app: Callable[[], Flask]) -> None:
     ConfigurationInvalid
         TLS is asked for by halves, or a file is not there.
     """
-    check_tls(settings.serve)
-    _Server(_options(settings.serve), make_app).run()
+    check_tls(serve)
+    _Server(_options(serve), make_app).run()
 
 
 def check_tls(serve: ServeSettings) -> None:
@@ -67,6 +68,7 @@ def _options(serve: ServeSettings) -> dict[str, Any]:
         "threads": serve.threads,
         "worker_class": "gthread",
         "worker_tmp_dir": "/dev/shm",  # noqa: S108 - its heartbeat must not wait for a disk
+        "keepalive": KEPT_S,
         "graceful_timeout": GRACE_S,
         "timeout": SILENCE_S,
         "control_socket_disable": True,

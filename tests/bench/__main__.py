@@ -31,6 +31,7 @@ from tests.bench.annotating import annotate
 from tests.bench.growth import PARTS, open_and_read
 from tests.bench.opening import open_large_slides
 from tests.bench.reading import LIMITS, READERS, Reader
+from tests.bench.serving import serve_under_load
 from tests.bench.stored_slides import FramePool, StoredSlide
 from tests.servers import MISSING_ORTHANC, Orthanc, orthanc_missing, running_orthanc
 from tests.tiny_package import tiny_package
@@ -40,7 +41,7 @@ LARGE_FRAMES = 4_096
 ONE_BY_ONE_FRAMES = 400  # a rate: all of them take minutes
 ONE_FRAME_SAMPLE = 100  # of the large instance, for readers that ask for one frame at a time
 GROWTH_SIDES = (32, 64, 128)
-PARTS_MEASURED = ("reading", "large", "whole", "growth", "opening", "annotating")
+PARTS_MEASURED = ("reading", "large", "whole", "growth", "opening", "annotating", "serving")
 SHIPPED = Path(__file__).parents[2] / "models" / "packages"
 
 console = Console(stderr=True)
@@ -99,6 +100,8 @@ def main(rounds: int, out: Path, only: tuple[str, ...]) -> None:
             result["opening"] = _opening()
         if "annotating" in wanted:
             result["annotating"] = _annotating()
+        if "serving" in wanted:
+            result["serving"] = serve_under_load()
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if "reading" in result:
         _draw(result["reading"], out / "bench.png")
