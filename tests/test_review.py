@@ -656,6 +656,14 @@ def test_a_result_that_this_folder_does_not_have(node: Node) -> None:
         node.review({"identity": "0" * 64}, 1, "confirmed")
 
 
+def test_work_files_that_are_gone_are_told(node: Node) -> None:
+    first = node.analyse()
+    digest = node.revisions(first)[0]["analysis"]["cells"]
+    (node.settings.work_folder / "files" / digest[:2] / digest).unlink()
+    with pytest.raises(ReviewRefused, match="work files of revision 1 are gone"):
+        node.review(first, 1, "confirmed")
+
+
 def test_a_clock_that_stands_before_the_result_is_told(node: Node) -> None:
     first = node.analyse()
     with pytest.raises(ReviewRefused, match="correct the clock"):

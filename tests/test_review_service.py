@@ -13,6 +13,7 @@ from models.errors import ReviewInvalid
 from node.web.access import digest_of
 from node.web.openapi import openapi_document
 from node.web.review import corrections_of
+from tests.servers import free_port
 from tests.service import Service, key_of, running_service
 from tests.smears import small_smear
 
@@ -30,7 +31,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "person": "Lee^Anna^^Dr.",
         "organization": "Hospital",
     }
-    tables = {"serve.keys.nobody": nobody, "serve.keys.anna": reader}
+    # Nobody takes the audit records, so that they can be looked at where they wait.
+    tables = {
+        "serve.keys.nobody": nobody,
+        "serve.keys.anna": reader,
+        "audit": {"fhir_url": f"http://127.0.0.1:{free_port()}/fhir"},
+    }
     with running_service(smear, tables) as running:
         yield running
 
@@ -145,6 +151,10 @@ def test_confirmed_by_request_then_by_form_corrected_and_withdrawn(
     assert listed[1]["objects"]["ann"] != listed[2]["objects"]["ann"]
     assert listed[3]["objects"].keys() == {"sr"}
     assert known(service, withdrawn) == listed
+    audited = " ".join(path.read_text() for path in (service.smear.work / "audit").rglob("*.json"))
+    for number, decision in ((2, "confirmed"), (3, "corrected"), (4, "withdrawn")):
+        assert re.search(rf"revision {number} of DiagnosticReport \S+, {decision}", audited)
+    assert "Lee^Anna^^Dr." in audited
     for shown_job in (job, confirmed, corrected, withdrawn):
         assert page(service, shown_job).status_code == 200
 

@@ -110,7 +110,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
-    app.register_blueprint(review_blueprint(settings, queue))
+    app.register_blueprint(review_blueprint(settings, queue, trail))
     workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
     app.register_blueprint(ups_blueprint(settings, workitems))
     check_table(app)
