@@ -409,6 +409,22 @@ FHIR_RESOURCES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
+# What a result is, and how SR (VerificationFlag), DiagnosticReport, Observation, OBR-25 and OBX-11
+# say so.
+STANDINGS: tuple[tuple[str, str, str, str, str, str], ...] = (
+    ("unreviewed", "UNVERIFIED", "partial", "preliminary", "P", "P"),
+    ("final", "VERIFIED", "final", "final", "F", "F"),
+    ("corrected", "VERIFIED", "corrected", "corrected", "C", "C"),
+    ("withdrawn", "VERIFIED", "entered-in-error", "entered-in-error", "C", "D"),
+)
+# What a person decides → how the revision's ANN came about, and what it writes anew.
+DECISIONS: tuple[tuple[str, str, str], ...] = (
+    ("confirmed", "the ANN that was confirmed is referred to, unchanged", "SR, PDF"),
+    ("corrected", "a new one, SEMIAUTOMATIC", "ANN, SR, PDF, SC"),
+    ("withdrawn", "none", "SR without numbers, PDF"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """One thing that an IHE profile asks of an actor.

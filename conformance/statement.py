@@ -22,6 +22,7 @@ from pydicom.uid import UID
 
 from conformance.capabilities import (
     CHARACTER_SETS,
+    DECISIONS,
     FHIR_RESOURCES,
     IHE,
     PDU_BYTES,
@@ -31,6 +32,7 @@ from conformance.capabilities import (
     SERVED,
     SERVED_STATUSES,
     SETTINGS,
+    STANDINGS,
     WEB_SERVICES,
     WRITTEN,
     SopClass,
@@ -324,9 +326,21 @@ def _objects() -> list[str]:
         ]
     lines += [
         "",
-        "SR templates: TID 1500 with 1001, 1002, 1004, 1204, 1501, 1600, 300, 4019. The report is "
-        "UNVERIFIED and PRELIMINARY:",
-        "a result of an algorithm that nobody has reviewed.",
+        "SR templates: TID 1500 with 1001, 1002, 1003, 1004, 1204, 1501, 1600, 300, 4019.",
+        "",
+        "### Revisions",
+        "",
+        "The first revision is a result of an algorithm that nobody has reviewed. A person's "
+        "review makes the next one, with",
+        "UIDs of its own: its SR names who verified it, for which organisation and when "
+        "(Verifying Observer Sequence), and the",
+        "SR before it (Predecessor Documents Sequence). Objects of earlier revisions stay in the "
+        "archive as they are. FHIR",
+        "resources stay the same ones and are updated; a Provenance names the person as verifier.",
+        "",
+        *_table(("result", "SR", "DiagnosticReport", "Observation", "OBR-25", "OBX-11"), STANDINGS),
+        "",
+        *_table(("decision", "ANN", "written anew"), DECISIONS),
     ]
     return lines
 

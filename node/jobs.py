@@ -19,7 +19,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node import __version__
-from node.audited import slide_analysed
+from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
 from node.intake import await_whole, find_slides
@@ -51,7 +51,7 @@ from node.log import telling_of
 from node.metrics import count_failure, count_result, stage_timed
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress
-from node.review import review_from
+from node.review import Review, review_from
 from node.review_way import review_result
 from node.work_lock import dead_workers, take_worker
 from node.workplace import ReviewPlace, Workplace
@@ -140,7 +140,9 @@ def _register(settings: Settings) -> None:
             report = progress_file(settings, try_id).report
             place = ReviewPlace.open(_sited(settings, arguments), report)
             review = review_from(arguments["review"])
-            return dict(review_result(place, arguments["identity"], review, _timed_step))
+            result = review_result(place, arguments["identity"], review, _timed_step)
+            _step("audit", lambda: _reviewed(place.settings, review, result))
+            return dict(result)
 
     @DBOS.workflow(name=ARRIVE)
     def await_slide(arguments: dict[str, Any]) -> Any:
@@ -186,6 +188,11 @@ def _audited(
     settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any]:
     slide_analysed(_sited(settings, arguments), result)
+    return {}
+
+
+def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> dict[str, Any]:
+    result_reviewed(settings, review, result)
     return {}
 
 
