@@ -28,6 +28,8 @@ from conformance.capabilities import (
     READ_ATTRIBUTES,
     SECURITY,
     SETTINGS,
+    UPS_SERVICES,
+    UPS_STATUSES,
     WEB_SERVICES,
     WRITTEN,
     SopClass,
@@ -112,8 +114,8 @@ def _overview() -> list[str]:
             ((name, "yes", "no") for name, *_ in WEB_SERVICES),
         ),
         "",
-        "It supports no media storage profile, no print, no UPS, and is no origin server of "
-        "DICOMweb.",
+        "It is user agent and origin server of UPS-RS. It supports no media storage profile, no "
+        "print, and no UPS over DIMSE.",
     ]
 
 
@@ -185,6 +187,27 @@ def _services() -> list[str]:
         "Redirects and bulk data are followed to configured hosts only, and credentials go to the "
         "archive's own alone.",
         "",
+        "### Worklist service (UPS-RS)",
+        "",
+        *_table(("transaction", "resource", "origin server", "user agent"), UPS_SERVICES),
+        "",
+        "As origin server (`marrow-node serve`) the node keeps one worklist. Media type is "
+        "application/dicom+json; XML, which",
+        "PS3.18 table 11.1.3-1 requires too, is answered 406 or 415. A Transaction UID of an "
+        "update is taken from the address",
+        "or from the dataset. Attributes of type 1 at N-CREATE are demanded, those of type 2 are "
+        "filled in empty with a warning.",
+        "A subscription is never refused; a Deletion Lock is not granted to those who may only "
+        "read, and none is removed by the",
+        "node. Fuzzy matching is not done. An ended workitem is deleted after `ups.keep_days` "
+        "unless it is locked.",
+        "",
+        "A workitem whose Scheduled Workitem Code is one of `ups.codes` and whose input names "
+        "series of slides is performed, in",
+        "this list and in that of `ups.manager_url`: claimed, followed, and ended with its job. "
+        "An event that nobody fetches is",
+        "kept for a day.",
+        "",
         "### Media",
         "",
         "A folder of DICOM files (PS3.10) can stand for an archive; no application profile of "
@@ -237,6 +260,13 @@ def _network() -> list[str]:
         "### DICOMweb: HTTP status",
         "",
         *_statuses(web_statuses()),
+        "",
+        "### UPS-RS as origin server: when a request is refused",
+        "",
+        *_table(
+            ("status", "Warning (299)", "PS3.4 status, or why"),
+            ((each.code, each.meaning, each.behaviour) for each in UPS_STATUSES),
+        ),
         "",
         "### STOW-RS: Failure Reason (0008,1197)",
         "",

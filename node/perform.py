@@ -64,12 +64,19 @@ def _perform_own(
     workitems = Workitems(database, settings.ups.worklist_label)
     performer = _performer(settings, OwnWorklist(workitems), database, queue)
     looks, purges = Attempts(), Attempts()
+    seen: tuple[float, int] | None = None
+    looked_s = purged_s = -float("inf")
 
     def look() -> None:
+        nonlocal seen, looked_s
         performer.cancel(workitems.cancel_requests())
+        version, now_s = workitems.version(), time.monotonic()
+        if version == seen and now_s - looked_s < settings.ups.poll_s:
+            performer.follow()
+            return
         performer.look()
+        seen, looked_s = version, now_s
 
-    purged_s = -float("inf")
     while not stopped.wait(OWN_LOOK_S):
         looks.make(look)
         if time.monotonic() - purged_s > PURGE_S:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
 from dicom_io.dicom_json import attributes
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.slide_facts import SlideFacts, slide_facts
+from node.cli import main
 from node.config import Settings, load_settings
 from node.drop_folder import DropFolder
 from node.job_queue import JobQueue, open_job_queue, prepare_database
@@ -124,17 +124,16 @@ def test_a_rule_with_a_mistake_is_named(tmp_path: Path) -> None:
         load_settings(path, {})
 
 
-def test_a_dry_run_tells_of_each_rule(tmp_path: Path) -> None:
-    smear = small_smear(tmp_path)
+def test_a_dry_run_tells_of_each_rule(smear: Smear) -> None:
     path = smear.settings(pacs_url=smear.pacs_url)
     rules = '[[rules]]\nname = "ct"\nmodality = "CT"\n[[rules]]\nname = "demo"\n'
     path.write_text(f'{path.read_text()}{rules}accession_numbers = ["DEMO-*"]\n')
-    command = [sys.executable, "-m", "node", "--config", str(path), "rules", "test"]
+    command = ["--config", str(path), "rules", "test"]
     for uids in ([smear.slide.study_uid, smear.slide.series_uid], [smear.slide.study_uid]):
-        ended = subprocess.run([*command, *uids], capture_output=True, text=True, check=True)
-        assert "no    ct: the modality is not CT" in ended.stdout
-        assert "fits  demo: everything fits" in ended.stdout
-    told = subprocess.run([*command, "--json", *uids], capture_output=True, text=True, check=True)
+        ended = CliRunner().invoke(main, [*command, *uids])
+        assert "no    ct: the modality is not CT" in ended.output
+        assert "fits  demo: everything fits" in ended.output
+    told = CliRunner().invoke(main, [*command, "--json", *uids])
     (decision,) = json.loads(told.stdout)
     assert (decision["analyse"], decision["rule"]["name"]) == (True, "demo")
     assert not (smear.work / "jobs.sqlite").exists(), "a dry run queues nothing"
@@ -196,7 +195,13 @@ def test_clocks_that_jump_lose_nothing(
     settings: Settings, database: WorklistDatabase, queue: JobQueue
 ) -> None:
     """Where the search begins: never later than a week before today or before the last look."""
-    days = [date(2026, 3, 1), date(2026, 3, 20), date(2099, 1, 1), date(2026, 3, 21), date(2000, 1, 1)]
+    days = [
+        date(2026, 3, 1),
+        date(2026, 3, 20),
+        date(2099, 1, 1),
+        date(2026, 3, 21),
+        date(2000, 1, 1),
+    ]
     begun = []
     for day in days:
         search = Search(settings, database, queue, lambda day=day: day)  # type: ignore[misc]
