@@ -30,6 +30,7 @@ from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
 from node.metrics import join_metrics, share_metrics
 from node.perform import perform_until
+from node.poll import poll_until, polls
 from node.retention import DAY_S
 from node.retention import purge as purge_old
 from node.web.access import new_key
@@ -65,10 +66,12 @@ def serve(ctx: click.Context) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     # In this process: one of its own would need another 230 MB for the same libraries.
-    performing = threading.Thread(
-        target=_keep_running, args=("performer", partial(perform_until, settings, stopped), stopped)
-    )
-    performing.start()
+    loops = [("performer", partial(perform_until, settings, stopped))]
+    if polls(settings):
+        loops.append(("poller", partial(poll_until, settings, stopped)))
+    threads = [threading.Thread(target=_keep_running, args=(*loop, stopped)) for loop in loops]
+    for thread in threads:
+        thread.start()
     address = settings.serve.public_url or _address(settings)
     click.echo(f"marrow-node: serving at {address}", err=True)
     try:
@@ -79,7 +82,8 @@ def serve(ctx: click.Context) -> None:
         stopped.set()
         for process in kept:
             process.end()
-        performing.join(END_S)
+        for thread in threads:
+            thread.join(END_S)
     click.echo("marrow-node: service stopped", err=True)
 
 

@@ -18,7 +18,7 @@ from dicom_io.analysis import Decision
 from models.cell_types import CELL_TYPES
 from models.errors import ReviewInvalid
 from node.audit import AuditTrail
-from node.audited import review_signed
+from node.audited import job_submitted
 from node.config import Settings
 from node.delivery import now_utc
 from node.job import Job
@@ -65,11 +65,10 @@ def review_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
         known = revisions(settings.work_folder, job.result["identity"])
         return [_revision(written) for written in known]
 
-    def signed(job: str, wanted: ReviewRequest) -> Job:
-        """Queue the review, and record who decided."""
+    def queued_of(job: str, wanted: ReviewRequest) -> Job:
         queued = queue.review(job, _signed(wanted), "urgent")
-        user, address = request_user().name, request.remote_addr or ""
-        review_signed(trail, user, address, queued.study_uid, wanted.decision)
+        who, address = request_user().name, request.remote_addr or ""
+        job_submitted(trail, who, address, queued.study_uid, queued.job)
         return queued
 
     @review.app_context_processor
@@ -79,7 +78,7 @@ def review_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
     @review.post("/jobs/<job>/review")
     def submit(job: str) -> tuple[Response, int, dict[str, str]]:
         wanted: ReviewRequest = body_of(request, ReviewRequest)
-        queued = signed(job, wanted)
+        queued = queued_of(job, wanted)
         place = url_for("jobs.show", job=queued.job)
         return jsonify(summary(queued)), HTTPStatus.ACCEPTED, {"Location": place}
 
@@ -98,7 +97,7 @@ def review_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
             annotation_uid=form.get("annotation_uid", "").strip()[:64],
             corrections=corrections_of(lines) if lines else None,
         )
-        queued = signed(job, wanted)
+        queued = queued_of(job, wanted)
         return redirect(url_for("pages.slide", job=queued.job), HTTPStatus.SEE_OTHER)
 
     return review
