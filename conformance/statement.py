@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,19 @@ from pydicom.uid import UID
 
 from conformance.capabilities import (
     CHARACTER_SETS,
+    DECISIONS,
     FHIR_RESOURCES,
     IHE,
     PDU_BYTES,
     PRODUCT,
     READ_ATTRIBUTES,
     SECURITY,
+    SERVED,
+    SERVED_STATUSES,
     SETTINGS,
+    STANDINGS,
+    UPS_SERVICES,
+    UPS_STATUSES,
     WEB_SERVICES,
     WRITTEN,
     SopClass,
@@ -44,6 +51,7 @@ from conformance.capabilities import (
 from conformance.standard_tables import modules_of
 from dicom_io.codes import LOCAL_SCHEME, LOCAL_SYSTEM_URI
 from dicom_io.provenance import MANUFACTURER, SOFTWARE_VERSION
+from dicom_io.search import ATTRIBUTES
 
 HERE = Path(__file__).parent
 STATEMENT = HERE / "statement.md"
@@ -90,14 +98,16 @@ def _anchor(title: str) -> str:
 
 
 def _overview() -> list[str]:
+    served = {name for name, *_ in SERVED}
     written = ", ".join(f"{UID(uid).name} ({what})" for uid, what in WRITTEN)
     return [
         f"{PRODUCT} analyses bone marrow smears. It reads VL Whole Slide Microscopy images over "
         "DICOMweb, from a folder,",
         f"or as they are sent to it by C-STORE, and writes {written}. A FHIR R4 report goes to an "
         "EHR. It is user agent of",
-        "DICOMweb services, SCU of storage, storage commitment and query over DIMSE, and SCP of "
-        "storage.",
+        "DICOMweb services, origin server of DICOMweb for its own results, SCU of storage, storage "
+        "commitment and query over DIMSE,",
+        "and SCP of storage.",
         "",
         *_table(
             ("SOP class", "UID", "SCU", "SCP"),
@@ -109,11 +119,11 @@ def _overview() -> list[str]:
         "",
         *_table(
             ("DICOMweb service", "user agent", "origin server"),
-            ((name, "yes", "no") for name, *_ in WEB_SERVICES),
+            ((name, "yes", "yes" if name in served else "no") for name, *_ in WEB_SERVICES),
         ),
         "",
-        "It supports no media storage profile, no print, no UPS, and is no origin server of "
-        "DICOMweb.",
+        "As an origin server it gives its own results, to read; it is user agent and origin server "
+        "of UPS-RS. It supports no media storage profile, no print, and no UPS over DIMSE.",
     ]
 
 
@@ -185,6 +195,53 @@ def _services() -> list[str]:
         "Redirects and bulk data are followed to configured hosts only, and credentials go to the "
         "archive's own alone.",
         "",
+        "### DICOMweb services of the node itself",
+        "",
+        "`marrow-node serve` gives its own results below `/dicom-web`, as they were written: "
+        "Explicit VR Little Endian, to read only.",
+        "No frames and no renderings are given. Coordinates, their index lists and other values of "
+        "VR OF, OD, OL and OV always have a",
+        "BulkDataURI, absolute; OB, OW and UN from 1 025 bytes on.",
+        "",
+        *_table(("service", "resources", "media types"), SERVED),
+        "",
+        "A search matches, at its level and those above, and returns:",
+        "",
+        *_table(
+            ("level", "attributes"),
+            ((level, ", ".join(keywords)) for level, keywords in ATTRIBUTES.items()),
+        ),
+        "",
+        "ModalitiesInStudy is matched too, and the counts of related series and instances are "
+        "returned; any other key is answered 400.",
+        "Single values, wild cards, lists of UIDs and ranges of dates and times match as PS3.4 "
+        "C.2.2.2 has it; a name without regard to",
+        "case, as a whole or by one of its component groups. `limit`, `offset` and `includefield` "
+        "are known; fuzzy, empty-value and",
+        "multiple-value matching are not, which a Warning says. Results come in the order of their "
+        "UIDs.",
+        "",
+        "### Worklist service (UPS-RS)",
+        "",
+        *_table(("transaction", "resource", "origin server", "user agent"), UPS_SERVICES),
+        "",
+        "As origin server (`marrow-node serve`) the node keeps one worklist. Media type is "
+        "application/dicom+json; XML, which",
+        "PS3.18 table 11.1.3-1 requires too, is answered 406 or 415. A Transaction UID of an "
+        "update is taken from the address",
+        "or from the dataset. Attributes of type 1 at N-CREATE are demanded, those of type 2 are "
+        "filled in empty with a warning.",
+        "A subscription is never refused; a Deletion Lock is not granted to those who may only "
+        "read, and none is removed by the",
+        "node. Fuzzy matching is not done. An ended workitem is deleted after `ups.keep_days` "
+        "unless it is locked.",
+        "",
+        "A workitem whose Scheduled Workitem Code is one of `ups.codes` and whose input names "
+        "series of slides is performed, in",
+        "this list and in that of `ups.manager_url`: claimed, followed, and ended with its job. "
+        "An event that nobody fetches is",
+        "kept for a day.",
+        "",
         "### Media",
         "",
         "A folder of DICOM files (PS3.10) can stand for an archive; no application profile of "
@@ -238,6 +295,19 @@ def _network() -> list[str]:
         "",
         *_statuses(web_statuses()),
         "",
+        "### DICOMweb of the node itself: HTTP status",
+        "",
+        *_statuses(
+            Status(str(code), HTTPStatus(code).phrase, told) for code, told in SERVED_STATUSES
+        ),
+        "",
+        "### UPS-RS as origin server: when a request is refused",
+        "",
+        *_table(
+            ("status", "Warning (299)", "PS3.4 status, or why"),
+            ((each.code, each.meaning, each.behaviour) for each in UPS_STATUSES),
+        ),
+        "",
         "### STOW-RS: Failure Reason (0008,1197)",
         "",
         *_statuses(store_reasons()),
@@ -286,9 +356,21 @@ def _objects() -> list[str]:
         ]
     lines += [
         "",
-        "SR templates: TID 1500 with 1001, 1002, 1004, 1204, 1501, 1600, 300, 4019. The report is "
-        "UNVERIFIED and PRELIMINARY:",
-        "a result of an algorithm that nobody has reviewed.",
+        "SR templates: TID 1500 with 1001, 1002, 1003, 1004, 1204, 1501, 1600, 300, 4019.",
+        "",
+        "### Revisions",
+        "",
+        "The first revision is a result of an algorithm that nobody has reviewed. A person's "
+        "review makes the next one, with",
+        "UIDs of its own: its SR names who verified it, for which organisation and when "
+        "(Verifying Observer Sequence), and the",
+        "SR before it (Predecessor Documents Sequence). Objects of earlier revisions stay in the "
+        "archive as they are. FHIR",
+        "resources stay the same ones and are updated; a Provenance names the person as verifier.",
+        "",
+        *_table(("result", "SR", "DiagnosticReport", "Observation", "OBR-25", "OBX-11"), STANDINGS),
+        "",
+        *_table(("decision", "ANN", "written anew"), DECISIONS),
     ]
     return lines
 

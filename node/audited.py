@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -16,9 +16,11 @@ from pydicom import dcmread
 from node.audit import AuditTrail, audited_now
 from node.audit_messages import AuditRecord
 from node.config import Settings
+from node.review import Review
 from node.stages import FILE_NAMES
 from node.work_files import WorkFiles
 
+_NODE: dict[str, Any] = {"id": "marrow-node", "requestor": True}
 _SOURCE, _DESTINATION, _APPLICATION = "110153", "110152", "110150"
 
 
@@ -70,14 +72,7 @@ def result_read(trail: AuditTrail, user: str, address: str, study_uid: str, what
 def slide_analysed(settings: Settings, result: Mapping[str, Any]) -> None:
     """Record that a slide was read from the archive, and what was stored there and in the EHR."""
     trail = audit_trail(settings)
-    report, classes = _stored(settings, result)
-    node = {"id": "marrow-node", "requestor": True}
-    pacs = _host(settings.results_url or settings.pacs_url)
-    about = partial(
-        AuditRecord,
-        study_uid=str(report.StudyInstanceUID),
-        patient_id=str(report.PatientID or ""),
-    )
+    about, classes = _about(settings, result)
     trail.record(
         about(
             "110104",
@@ -85,17 +80,59 @@ def slide_analysed(settings: Settings, result: Mapping[str, Any]) -> None:
             audited_now(),
             [
                 {"id": _host(settings.pacs_url), "role": _SOURCE, "requestor": False},
-                node | {"role": _DESTINATION},
+                _NODE | {"role": _DESTINATION},
             ],
         )
     )
+    _delivered(settings, result, about, classes)
+
+
+def result_reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> None:
+    """Record that a person decided on a result, and what was stored there and in the EHR."""
+    about, classes = _about(settings, result)
+    audit_trail(settings).record(
+        about(
+            "110111",
+            "U",
+            audited_now(),
+            [{"id": review.name, "requestor": True}],
+            what=f"revision {result['revision']} of DiagnosticReport {result['report']}, "
+            f"{review.decision}",
+        )
+    )
+    _delivered(settings, result, about, classes)
+
+
+def _about(
+    settings: Settings, result: Mapping[str, Any]
+) -> tuple[Callable[..., AuditRecord], dict[str, int]]:
+    """Records about a result's study and patient, and how many objects it has of each class."""
+    report, classes = _stored(settings, result)
+    return (
+        partial(
+            AuditRecord,
+            study_uid=str(report.StudyInstanceUID),
+            patient_id=str(report.PatientID or ""),
+        ),
+        classes,
+    )
+
+
+def _delivered(
+    settings: Settings,
+    result: Mapping[str, Any],
+    about: Callable[..., AuditRecord],
+    classes: dict[str, int],
+) -> None:
+    trail = audit_trail(settings)
+    pacs = _host(settings.results_url or settings.pacs_url)
     trail.record(
         about(
             "110104",
             "C",
             audited_now(),
             [
-                node | {"role": _SOURCE},
+                _NODE | {"role": _SOURCE},
                 {"id": pacs, "role": _DESTINATION, "requestor": False},
             ],
             sop_classes=classes,
@@ -107,7 +144,7 @@ def slide_analysed(settings: Settings, result: Mapping[str, Any]) -> None:
             "C",
             audited_now(),
             [
-                node | {"role": _SOURCE},
+                _NODE | {"role": _SOURCE},
                 {"id": _host(settings.ehr_url), "role": _DESTINATION, "requestor": False},
             ],
             what=f"DiagnosticReport {result['report']}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node import __version__
-from node.audited import slide_analysed
+from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
 from node.intake import await_whole, find_slides
@@ -51,8 +51,9 @@ from node.log import telling_of
 from node.metrics import count_failure, count_result, stage_timed
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress
-from node.review import review_from
+from node.review import Review, review_from
 from node.review_way import review_result
+from node.rules import submit_by_rules
 from node.work_lock import dead_workers, take_worker
 from node.workplace import ReviewPlace, Workplace
 
@@ -140,7 +141,9 @@ def _register(settings: Settings) -> None:
             report = progress_file(settings, try_id).report
             place = ReviewPlace.open(_sited(settings, arguments), report)
             review = review_from(arguments["review"])
-            return dict(review_result(place, arguments["identity"], review, _timed_step))
+            result = review_result(place, arguments["identity"], review, _timed_step)
+            _step("audit", lambda: _reviewed(place.settings, review, result))
+            return dict(result)
 
     @DBOS.workflow(name=ARRIVE)
     def await_slide(arguments: dict[str, Any]) -> Any:
@@ -153,8 +156,10 @@ def _register(settings: Settings) -> None:
     def find(arguments: dict[str, Any]) -> Any:
         def search() -> dict[str, Any]:
             slides = find_slides(_sited(settings, arguments), arguments)
-            place = Workplace.open(_sited(settings, arguments), lambda progress: None)
             with open_job_queue(settings) as queue:
+                if arguments.get("by_rules"):
+                    return _by_rules(settings, queue, slides, arguments)
+                place = Workplace.open(_sited(settings, arguments), lambda progress: None)
                 jobs = [
                     queue.submit(
                         slide,
@@ -178,6 +183,29 @@ def _register(settings: Settings) -> None:
         return _patient_step(settings, "post", post)
 
 
+def _by_rules(
+    settings: Settings,
+    queue: JobQueue,
+    slides: Sequence[SlideReference],
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Queue those of the slides that the rules want, and tell why."""
+    decided = [
+        (
+            slide.series_uid,
+            *submit_by_rules(settings, queue, slide, arguments["priority"], arguments["callback"]),
+        )
+        for slide in slides
+    ]
+    return {
+        "jobs": [job.job for _, job, _ in decided if job is not None],
+        "decisions": [
+            {"series_uid": series_uid, "analyse": decision.analyse, "why": decision.why}
+            for series_uid, _, decision in decided
+        ],
+    }
+
+
 def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return DBOS.run_step({"name": name}, stage)
 
@@ -186,6 +214,11 @@ def _audited(
     settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any]:
     slide_analysed(_sited(settings, arguments), result)
+    return {}
+
+
+def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> dict[str, Any]:
+    result_reviewed(settings, review, result)
     return {}
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -30,6 +30,7 @@ MOST_CORRECTIONS = 100_000
 MOST_REASON = 1024
 # Most characters of a group of letters of a person name, and of an organisation (PS3.5 6.2).
 MOST_NAME = 64
+MOST_GROUPS = 3
 
 Json = dict[str, Any]
 
@@ -208,7 +209,9 @@ def review_from(value: Mapping[str, Any]) -> Review:
     for wrong, what in _contradictions(review):
         if wrong:
             raise ReviewInvalid(f"The review is not usable: {what}.")
-    return review
+    # A name of one part is a family name, and DICOM's readers want to be told so.
+    plain = "^" not in review.name and "=" not in review.name
+    return replace(review, name=f"{review.name.strip()}^") if plain else review
 
 
 def _contradictions(review: Review) -> Iterator[tuple[bool, str]]:
@@ -217,9 +220,13 @@ def _contradictions(review: Review) -> Iterator[tuple[bool, str]]:
     sources = bool(review.annotation_uid) + (corrections is not None)
     yield not review.name.strip("^= "), "it names nobody who reviewed"
     yield not review.organization.strip(), "it names no organization"
+    groups = review.name.split("=")
     yield (
-        not _is_text(review.name, MOST_NAME),
-        (f"a name is at most {MOST_NAME} characters, without backslash and control characters"),
+        len(groups) > MOST_GROUPS or not all(_is_text(group, MOST_NAME) for group in groups),
+        (
+            f"a name is at most {MOST_NAME} characters in each of three groups of letters, without "
+            "backslash and control characters"
+        ),
     )
     yield (
         not _is_text(review.organization, MOST_NAME),

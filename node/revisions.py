@@ -7,6 +7,7 @@ reviewers who saw the same revision race for the one file of the next.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from dicom_io.analysis import FIRST_REVISION
 from models.errors import ReviewRefused
 from node.review import Review
-from node.work_files import write_atomically, write_once
+from node.work_files import WorkFiles, write_atomically, write_once
 
 Json = dict[str, Any]
 
@@ -75,12 +76,26 @@ def find_seen(work_folder: Path, identity: str, review: Review) -> tuple[Json, J
             f"Revision {review.revision} is no longer the newest: revision "
             f"{later[-1]['revision']} is there, {later[-1]['standing']}. Look at it, then decide."
         )
+    if not all(path.exists() for path in _needed(work_folder, seen)):
+        raise ReviewRefused(
+            f"The work files of revision {review.revision} are gone: analyse the slide again, "
+            "then review that result."
+        )
     if review.signature(seen["standing"]).at <= datetime.fromisoformat(seen["issued"]):
         raise ReviewRefused(
             f"The review's time lies before revision {review.revision} was issued: correct the "
             "clock of this machine."
         )
     return seen, None
+
+
+def _needed(work_folder: Path, written: Json) -> Iterator[Path]:
+    """What the next revision is made from."""
+    work = WorkFiles(work_folder / "files")
+    for artifact in written["artifacts"].values():
+        yield work.path(artifact["sha256"])
+    for record in ("regions", "cells", "differential", "counted"):
+        yield work.path(written["analysis"][record])
 
 
 def _path(work_folder: Path, identity: str, revision: int) -> Path:

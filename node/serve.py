@@ -1,21 +1,23 @@
 """``marrow-node serve``, ``web``, ``work`` and ``key``: the node as a service.
 
-``serve`` keeps one web process and its workers alive. They meet in the job database alone, so that
-each may end at any moment: the next one goes on. ``web`` and ``work`` are the same processes one by
-one, for containers.
+``serve`` keeps one web process and its workers alive, and performs workitems meanwhile. They meet
+in the database alone, so that each may end at any moment: the next one goes on. ``web``, ``work``
+and ``perform`` are the same one by one, for containers.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import cast
 
 import click
@@ -27,6 +29,10 @@ from node.audited import application_audited, audit_folder
 from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
 from node.metrics import join_metrics, share_metrics
+from node.perform import perform_until
+from node.poll import poll_until, polls
+from node.retention import DAY_S
+from node.retention import purge as purge_old
 from node.web.access import new_key
 from node.web.settings import ROLES, Role
 
@@ -59,6 +65,13 @@ def serve(ctx: click.Context) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    # In this process: one of its own would need another 230 MB for the same libraries.
+    loops = [("performer", partial(perform_until, settings, stopped))]
+    if polls(settings):
+        loops.append(("poller", partial(poll_until, settings, stopped)))
+    threads = [threading.Thread(target=_keep_running, args=(*loop, stopped)) for loop in loops]
+    for thread in threads:
+        thread.start()
     address = settings.serve.public_url or _address(settings)
     click.echo(f"marrow-node: serving at {address}", err=True)
     try:
@@ -66,8 +79,11 @@ def serve(ctx: click.Context) -> None:
             for process in kept:
                 process.look()
     finally:
+        stopped.set()
         for process in kept:
             process.end()
+        for thread in threads:
+            thread.join(END_S)
     click.echo("marrow-node: service stopped", err=True)
 
 
@@ -105,11 +121,38 @@ def work(settings: Settings) -> None:
         signal.signal(number, lambda *_: stopped.set())
     join_metrics(settings.work_folder / "metrics")
     with (
-        open_worker(settings),
+        open_worker(settings) as worker,
         application_audited(settings, "worker"),
         forwarding(settings.audit, audit_folder(settings)),
     ):
-        stopped.wait()
+        while not stopped.is_set():
+            if settings.jobs.keep_days:
+                purge_old(settings, worker.jobs, settings.jobs.keep_days)
+            stopped.wait(DAY_S)
+
+
+@click.command()
+@click.option("--days", type=click.FloatRange(min=0), help="Age; the setting jobs.keep_days.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def purge(settings: Settings, days: float | None, dry_run: bool, as_json: bool) -> None:
+    """Forget old jobs, results and work files; reviewed results are kept.
+
+    Workers do it once a day by themselves (jobs.keep_days).
+    """
+    age_days = settings.jobs.keep_days if days is None else days
+    if not age_days and days is None:
+        raise ConfigurationInvalid("jobs.keep_days is 0, which keeps all: say --days.")
+    with open_job_queue(settings) as queue:
+        purged = purge_old(settings, queue, age_days, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(purged)))
+        return
+    click.echo(
+        f"{'would forget' if dry_run else 'forgot'} {purged.results} results, {purged.files} files"
+        f" ({purged.bytes_freed / 1e6:.1f} MB) and {purged.jobs} tries of jobs"
+    )
 
 
 @click.command()
@@ -185,6 +228,19 @@ class _Kept:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _keep_running(name: str, run: Callable[[], None], stopped: threading.Event) -> None:
+    """Run a part of this process, and again after a defect in it."""
+    pause_s = 0.5
+    while not stopped.is_set():
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other parts go on
+            # Its words may quote a patient's data.
+            log.error("The %s ended (%s); it is started again.", name, type(error).__name__)
+            stopped.wait(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
 
 def _same_settings(ctx: click.Context) -> list[str]:

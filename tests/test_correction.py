@@ -254,6 +254,7 @@ BY_CELLS = {"decision": "corrected"}
         ({"name": " ^ "}, "names nobody"),
         ({"name": "Lee\\Anna"}, "without backslash"),
         ({"name": "L" * 65}, "at most 64"),
+        ({"name": "A^B=C^D=E^F=G^H"}, "three groups"),
         ({"organization": ""}, "no organization"),
         ({"at": "2026-11-26T14:00:00"}, "not ISO 8601"),
         ({"at": "yesterday"}, "not ISO 8601"),
@@ -319,3 +320,11 @@ def test_every_pair_of_standing_and_decision(before: Standing, decision: Decisio
     if decision != "withdrawn":  # R4: corrected is said of what was final
         is_corrected = before == "corrected" or (before, decision) == ("final", "corrected")
         assert standing == ("corrected" if is_corrected else "final")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("Dr. Anna Lee", "Dr. Anna Lee^"), ("Lee^Anna", "Lee^Anna"), ("=山田", "=山田")],
+)
+def test_a_name_of_one_part_is_a_family_name(name: str, kept: str) -> None:
+    assert review_from(SIGNED | {"name": name}).name == kept

@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from dicom_io.analysis import Analysis
 from dicom_io.annotation import encode_annotation
 from dicom_io.pacs import PacsSettings, open_pacs
+from dicom_io.search import ATTRIBUTES, LEVELS, Level
 from models.records import Cells
 from node.config import OutputSettings
 from node.outputs import Documents, Renditions, encode_documents, from_bytes, to_bytes
@@ -183,6 +184,17 @@ def test_levels(client: FlaskClient, folder: Folder) -> None:
 )
 def test_matching(client: FlaskClient, level: str, query: dict[str, str], count: int) -> None:
     assert len(found(client, f"/{level}", **query)) == count
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_stated_attribute_can_be_asked_for(client: FlaskClient, level: Level) -> None:
+    """As the conformance statement lists them; each value that is returned is found again."""
+    (*_, one) = found(client, f"/{level}")
+    for above in LEVELS[: LEVELS.index(level) + 1]:
+        for keyword in ATTRIBUTES[above]:
+            value = one.get(keyword)
+            again = found(client, f"/{level}", **{keyword: "" if value is None else str(value)})
+            assert one in again, keyword
 
 
 def test_pages(client: FlaskClient, folder: Folder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,15 +100,31 @@ def at_once(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return answer
 
 
+@pytest.fixture(scope="module")
+def analysed_once(tmp_path_factory: pytest.TempPathFactory) -> Smear:
+    """A smear that the command line has analysed, into folders."""
+    smear = small_smear(tmp_path_factory.mktemp("analysed"))
+    code, _, said = smear.analyse()
+    assert code == 0, said
+    return smear
+
+
 @pytest.fixture
 def smear(tmp_path: Path) -> Smear:
+    """Not analysed."""
     return small_smear(tmp_path)
 
 
 @pytest.fixture
-def node(smear: Smear) -> Node:
-    """With folders for archive and EHR."""
-    settings = load_settings(smear.settings())
+def node(analysed_once: Smear, tmp_path: Path) -> Node:
+    """With folders for archive and EHR; its work folder has the analysis."""
+    copy = tmp_path / "copy"
+    shutil.copytree(analysed_once.folder, copy)
+    paths = tuple(
+        copy / path.relative_to(analysed_once.folder) for path in analysed_once.slide.paths
+    )
+    smear = Smear(replace(analysed_once.slide, paths=paths), copy)
+    settings = load_settings(smear.settings(), {})
     return Node(smear, replace(settings, pacs_url=smear.pacs_url, ehr_url=smear.ehr_url))
 
 
@@ -357,6 +374,9 @@ def test_a_first_review_that_corrects_makes_it_final(
 def test_an_analysis_asked_for_again_does_not_undo_a_review(
     servers: Node, orthanc: Orthanc, fhir_server: FhirServer
 ) -> None:
+    # A PDF tells when it was made: made anew it is another file.
+    output = replace(servers.settings.output, pdf=False)
+    servers = replace(servers, settings=replace(servers.settings, output=output))
     first = servers.analyse()
     servers.review(first, 1, "confirmed")
     corrected = servers.review(first, 2, "corrected", corrections=RETYPE_ONE)
@@ -547,7 +567,7 @@ def is_report(path: Path) -> bool:
 
 @pytest.fixture
 def analysed(smear: Smear) -> tuple[Smear, str]:
-    """By the command line; the job's identifier."""
+    """By the command line, whose reviews go where the analysis went; the job's identifier."""
     code, result, said = smear.analyse()
     assert code == 0, said
     return smear, result["job"]
@@ -634,6 +654,14 @@ def test_what_a_review_needs_of_an_analysis(node: Node) -> None:
 def test_a_result_that_this_folder_does_not_have(node: Node) -> None:
     with pytest.raises(ReviewRefused, match="nothing to review"):
         node.review({"identity": "0" * 64}, 1, "confirmed")
+
+
+def test_work_files_that_are_gone_are_told(node: Node) -> None:
+    first = node.analyse()
+    digest = node.revisions(first)[0]["analysis"]["cells"]
+    (node.settings.work_folder / "files" / digest[:2] / digest).unlink()
+    with pytest.raises(ReviewRefused, match="work files of revision 1 are gone"):
+        node.review(first, 1, "confirmed")
 
 
 def test_a_clock_that_stands_before_the_result_is_told(node: Node) -> None:

@@ -52,6 +52,18 @@ ENDPOINTS: dict[str, Role | None] = {
     "pages.worklist": "read",
     "pages.slide": "read",
     "pages.act": "operate",
+    "ups.create": "submit",
+    "ups.search": "read",
+    "ups.retrieve": "read",
+    "ups.update": "operate",
+    "ups.change_state": "operate",
+    "ups.request_cancel": "operate",
+    "ups.subscribe": "read",
+    "ups.unsubscribe": "read",
+    "ups.suspend": "read",
+    "ups.upgrade": "read",
+    "ups.listen": "read",
+    "ups.listen_as_before": "read",
     "static": "read",
 }
 

@@ -23,15 +23,16 @@ from dicom_io.errors import (
     JobNotFound,
     JobRefused,
     ResourceError,
+    WorkitemRefused,
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
-from node.audited import audit_trail, login_refused
+from node.audited import audit_trail, login_refused, result_read
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
 from node.result_store import ResultStore
-from node.web.access import Access, check_table
+from node.web.access import Access, check_table, request_user
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
@@ -39,10 +40,14 @@ from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
 from node.web.review import review_blueprint
 from node.web.submission import Submissions
+from node.web.ups import refusal_answer, ups_blueprint
+from node.workitems import Workitems
+from node.worklist_database import worklist_database
 
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
+PING_S = 25
 # The first that fits.
 _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (JobNotFound, HTTPStatus.NOT_FOUND),
@@ -91,6 +96,8 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
         # Only requests whose credentials a browser adds by itself need a token: see _before.
         WTF_CSRF_CHECK_DEFAULT=False,
         WTF_CSRF_TIME_LIMIT=None,
+        # An event connection whose other side is gone is noticed.
+        SOCK_SERVER_OPTIONS={"ping_interval": PING_S},
     )
     forms = CSRFProtect(app)
     trail = audit_trail(settings)
@@ -103,7 +110,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
-    app.register_blueprint(review_blueprint(settings, queue))
+    app.register_blueprint(review_blueprint(settings, queue, trail))
+    workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
+    app.register_blueprint(ups_blueprint(settings, workitems))
     check_table(app)
 
     @app.before_request
@@ -120,6 +129,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
             answer.headers.setdefault(name, value)
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
+        study = (request.view_args or {}).get("study")
+        if request.blueprint == "dicomweb" and study and answer.status_code == HTTPStatus.OK:
+            result_read(trail, request_user().name, request.remote_addr or "", study, "DICOMweb")
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer
@@ -139,6 +151,9 @@ def _http_problem(error: HTTPException) -> Response:
 
 
 def _problem(error: MarrowNodeError) -> Response:
+    if isinstance(error, WorkitemRefused):
+        refusal, headers = refusal_answer(error)
+        return _document(refusal, type(error).__name__, str(error), headers)
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s %s: %s", request.method, request.endpoint, error)
@@ -161,7 +176,7 @@ def _document(status: int, title: str, detail: str, headers: object = None) -> R
     answer = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail})
     answer.status_code = status
     answer.content_type = PROBLEM
-    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range"):
+    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range", "Warning"):
         if headers is not None and name in headers:  # type: ignore[operator]
             answer.headers[name] = headers[name]  # type: ignore[index]
     return answer

@@ -17,6 +17,8 @@ from werkzeug.wrappers import Response as AnyResponse
 from dicom_io.analysis import Decision
 from models.cell_types import CELL_TYPES
 from models.errors import ReviewInvalid
+from node.audit import AuditTrail
+from node.audited import job_submitted
 from node.config import Settings
 from node.delivery import now_utc
 from node.job import Job
@@ -52,7 +54,7 @@ class ReviewRequest:
     corrections: Corrections | None = None
 
 
-def review_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
+def review_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> Blueprint:
     """Routes below ``/jobs/JOB`` and ``/slides/JOB``, and what the form on a job's page shows."""
     review = Blueprint("review", __name__)
 
@@ -63,6 +65,12 @@ def review_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
         known = revisions(settings.work_folder, job.result["identity"])
         return [_revision(written) for written in known]
 
+    def queued_of(job: str, wanted: ReviewRequest) -> Job:
+        queued = queue.review(job, _signed(wanted), "urgent")
+        who, address = request_user().name, request.remote_addr or ""
+        job_submitted(trail, who, address, queued.study_uid, queued.job)
+        return queued
+
     @review.app_context_processor
     def _for_templates() -> dict[str, Any]:
         return {"revisions_of": shown, "cell_types": CELL_TYPES}
@@ -70,7 +78,7 @@ def review_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
     @review.post("/jobs/<job>/review")
     def submit(job: str) -> tuple[Response, int, dict[str, str]]:
         wanted: ReviewRequest = body_of(request, ReviewRequest)
-        queued = queue.review(job, _signed(wanted), "urgent")
+        queued = queued_of(job, wanted)
         place = url_for("jobs.show", job=queued.job)
         return jsonify(summary(queued)), HTTPStatus.ACCEPTED, {"Location": place}
 
@@ -89,7 +97,7 @@ def review_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
             annotation_uid=form.get("annotation_uid", "").strip()[:64],
             corrections=corrections_of(lines) if lines else None,
         )
-        queued = queue.review(job, _signed(wanted), "urgent")
+        queued = queued_of(job, wanted)
         return redirect(url_for("pages.slide", job=queued.job), HTTPStatus.SEE_OTHER)
 
     return review
