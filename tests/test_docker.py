@@ -216,7 +216,7 @@ def node_environment(made: Path, name: str = "node-web") -> dict[str, str]:
     return {key: VARIABLE.sub(lambda found: values[found[1]], given[key]) for key in given}
 
 
-@pytest.mark.parametrize("name", ["node-web", "node-worker"])
+@pytest.mark.parametrize("name", ["node-web", "node-worker", "node-performer"])
 def test_the_node_of_compose_could_serve(made: Path, name: str) -> None:
     whole = compose()
     service = whole["services"][name]
