@@ -146,6 +146,62 @@ def test_the_health_check_asks(host: Host) -> None:
     assert check("http://127.0.0.1:9/healthz") == 1
 
 
+def let_in() -> list[str]:
+    """What .dockerignore lets into an image's build."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    return [line[1:] for line in lines if line.startswith("!")]
+
+
+def test_an_image_gets_what_it_is_made_of_and_no_secret() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    tops = {name.split(".")[0] for name in tool["packages"]}
+    papers = {PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml"}
+    assert set(let_in()) == tops | papers | {"docker/install.sh", "docker/healthcheck.py"}
+    assert all((ROOT / name).exists() for name in let_in())
+
+
+def test_install_says_how_it_is_called() -> None:
+    done = subprocess.run(
+        [DOCKER / "install.sh", "one"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "docker/install.sh [--editable] FOLDER EXTRAS" in done.stderr
+    assert "set -eu" not in done.stderr
+
+
+@pytest.mark.slow
+def test_install_on_a_clean_root(tmp_path: Path) -> None:
+    """From what an image gets, with nothing of this environment but where packages come from."""
+    source = tmp_path / "source"
+    for name in let_in():
+        there = ROOT / name
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        if there.is_dir():
+            shutil.copytree(there, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(there, source / name)
+    registry = ("PIP_", "SSL_CERT", "REQUESTS_CA", "HTTPS_PROXY", "https_proxy")
+    clean = {name: value for name, value in os.environ.items() if name.startswith(registry)}
+    clean |= {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    python = Path(sys.base_prefix) / "bin" / "python3"
+    subprocess.run(
+        ["sh", source / "docker" / "install.sh", tmp_path / "node", "cpu,postgres"],
+        env=clean | {"PYTHON": str(python)},
+        cwd="/",
+        check=True,
+    )
+    shutil.rmtree(source)  # nothing points back to it
+    command = tmp_path / "node" / "bin" / "marrow-node"
+    said = subprocess.run(
+        [command, "models", "--json"], env=clean, cwd="/", check=True, capture_output=True
+    )
+    assert {"demo-smear", "wang2022"} <= {each["name"] for each in json.loads(said.stdout)}
+    imported = "import sys, node.serve, node.web.app; sys.exit('torch' in sys.modules)"
+    python = tmp_path / "node" / "bin" / "python"
+    subprocess.run([python, "-c", imported], env=clean, cwd="/", check=True)
+
+
 # --- compose
 
 
