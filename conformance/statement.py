@@ -33,6 +33,8 @@ from conformance.capabilities import (
     SERVED_STATUSES,
     SETTINGS,
     STANDINGS,
+    UPS_SERVICES,
+    UPS_STATUSES,
     WEB_SERVICES,
     WRITTEN,
     SopClass,
@@ -120,8 +122,8 @@ def _overview() -> list[str]:
             ((name, "yes", "yes" if name in served else "no") for name, *_ in WEB_SERVICES),
         ),
         "",
-        "As an origin server it gives its own results, to read. It supports no media storage "
-        "profile, no print and no UPS.",
+        "As an origin server it gives its own results, to read; it is user agent and origin server "
+        "of UPS-RS. It supports no media storage profile, no print, and no UPS over DIMSE.",
     ]
 
 
@@ -219,6 +221,27 @@ def _services() -> list[str]:
         "multiple-value matching are not, which a Warning says. Results come in the order of their "
         "UIDs.",
         "",
+        "### Worklist service (UPS-RS)",
+        "",
+        *_table(("transaction", "resource", "origin server", "user agent"), UPS_SERVICES),
+        "",
+        "As origin server (`marrow-node serve`) the node keeps one worklist. Media type is "
+        "application/dicom+json; XML, which",
+        "PS3.18 table 11.1.3-1 requires too, is answered 406 or 415. A Transaction UID of an "
+        "update is taken from the address",
+        "or from the dataset. Attributes of type 1 at N-CREATE are demanded, those of type 2 are "
+        "filled in empty with a warning.",
+        "A subscription is never refused; a Deletion Lock is not granted to those who may only "
+        "read, and none is removed by the",
+        "node. Fuzzy matching is not done. An ended workitem is deleted after `ups.keep_days` "
+        "unless it is locked.",
+        "",
+        "A workitem whose Scheduled Workitem Code is one of `ups.codes` and whose input names "
+        "series of slides is performed, in",
+        "this list and in that of `ups.manager_url`: claimed, followed, and ended with its job. "
+        "An event that nobody fetches is",
+        "kept for a day.",
+        "",
         "### Media",
         "",
         "A folder of DICOM files (PS3.10) can stand for an archive; no application profile of "
@@ -276,6 +299,13 @@ def _network() -> list[str]:
         "",
         *_statuses(
             Status(str(code), HTTPStatus(code).phrase, told) for code, told in SERVED_STATUSES
+        ),
+        "",
+        "### UPS-RS as origin server: when a request is refused",
+        "",
+        *_table(
+            ("status", "Warning (299)", "PS3.4 status, or why"),
+            ((each.code, each.meaning, each.behaviour) for each in UPS_STATUSES),
         ),
         "",
         "### STOW-RS: Failure Reason (0008,1197)",

@@ -24,11 +24,13 @@ from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
 from node.perform import perform
 from node.pipeline import SlideReference
+from node.poll import poll
 from node.probe import probe
 from node.progress import Progress
 from node.receive import receive
 from node.review_command import review
-from node.serve import key, serve, web, work
+from node.rules import rules
+from node.serve import key, purge, serve, web, work
 from node.stages import write_results_to
 
 
@@ -229,6 +231,7 @@ def config(settings: Settings, as_json: bool) -> None:
 
 
 for _command in (
-    train, evaluate, compare, field, probe, receive, check, review, serve, web, work, perform, key,
+    train, evaluate, compare, field, probe, receive, check, review,
+    serve, web, work, perform, poll, rules, key, purge,
 ):  # fmt: skip
     main.add_command(_command)

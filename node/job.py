@@ -171,8 +171,14 @@ def found_of(status: WorkflowStatus) -> dict[str, Any]:
     """Read a search for slides off its workflow."""
     state = _STATUS[status.status]
     error, _ = _failure(status, state)
-    jobs = status.output["jobs"] if state == "completed" and status.output else []
-    return {"search": status.workflow_id, "status": state, "jobs": jobs, "error": error}
+    found = status.output if state == "completed" and status.output else {}
+    return {
+        "search": status.workflow_id,
+        "status": state,
+        "jobs": found.get("jobs", []),
+        "decisions": found.get("decisions", []),
+        "error": error,
+    }
 
 
 def _failure(status: WorkflowStatus, state: JobStatus) -> tuple[str | None, int | None]:

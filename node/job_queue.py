@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,23 @@ class JobQueue:
         for workflow in self._workflows(workflow_ids=[search], name=FIND):
             return found_of(workflow)
         raise JobNotFound(f"Search {search} is not known here: submit it again.")
+
+    def ended_before(self, unix_s: float) -> Sequence[str]:
+        """Tries, arrivals, searches and calls that ended before a moment."""
+        at = datetime.fromtimestamp(unix_s, UTC).isoformat()
+        ended = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+        return [
+            workflow.workflow_id
+            for workflow in self._workflows(
+                completed_before=at, status=ended, load_input=False, load_output=False
+            )
+        ]
+
+    def forget(self, workflow_ids: Sequence[str]) -> None:
+        """Delete what :meth:`ended_before` named."""
+        if workflow_ids:
+            with database_errors(self._settings):
+                self._open_client().delete_workflows(list(workflow_ids))
 
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs are in each state that has not ended."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +53,7 @@ from node.pipeline import SlideReference, analyse
 from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
+from node.rules import submit_by_rules
 from node.work_lock import dead_workers, take_worker
 from node.workplace import ReviewPlace, Workplace
 
@@ -155,8 +156,10 @@ def _register(settings: Settings) -> None:
     def find(arguments: dict[str, Any]) -> Any:
         def search() -> dict[str, Any]:
             slides = find_slides(_sited(settings, arguments), arguments)
-            place = Workplace.open(_sited(settings, arguments), lambda progress: None)
             with open_job_queue(settings) as queue:
+                if arguments.get("by_rules"):
+                    return _by_rules(settings, queue, slides, arguments)
+                place = Workplace.open(_sited(settings, arguments), lambda progress: None)
                 jobs = [
                     queue.submit(
                         slide,
@@ -178,6 +181,29 @@ def _register(settings: Settings) -> None:
             return {}
 
         return _patient_step(settings, "post", post)
+
+
+def _by_rules(
+    settings: Settings,
+    queue: JobQueue,
+    slides: Sequence[SlideReference],
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Queue those of the slides that the rules want, and tell why."""
+    decided = [
+        (
+            slide.series_uid,
+            *submit_by_rules(settings, queue, slide, arguments["priority"], arguments["callback"]),
+        )
+        for slide in slides
+    ]
+    return {
+        "jobs": [job.job for _, job, _ in decided if job is not None],
+        "decisions": [
+            {"series_uid": series_uid, "analyse": decision.analyse, "why": decision.why}
+            for series_uid, _, decision in decided
+        ],
+    }
 
 
 def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:

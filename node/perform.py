@@ -6,19 +6,20 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 
 import click
 
-from dicom_io.errors import WorkitemRefused
+from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.worklist_manager import WorklistManager
 from models.errors import MarrowNodeError
+from node.attempts import Attempts, run_loops
 from node.claims import Claims
 from node.config import Settings
 from node.job_queue import JobQueue, open_job_queue, prepare_database
 from node.performer import OwnWorklist, Performer
+from node.rule_settings import RuleSettings
+from node.rules import decision_for, settings_by
 from node.workitems import Workitems
 from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
@@ -54,17 +55,7 @@ def perform_until(settings: Settings, stopped: threading.Event) -> None:
         loops = [lambda: _perform_own(settings, database, queue, stopped)]
         if settings.ups.manager_url:
             loops.append(lambda: _perform_managed(settings, database, queue, stopped))
-        _run(loops, stopped)
-
-
-def _run(loops: list[Callable[[], None]], stopped: threading.Event) -> None:
-    """Run loops side by side until all end; a defect in one ends the others."""
-    with ThreadPoolExecutor(len(loops)) as pool:
-        running = [pool.submit(loop) for loop in loops]
-        ended, _ = wait(running, return_when=FIRST_EXCEPTION)
-        stopped.set()
-        for each in ended:
-            each.result()
+        run_loops(loops, stopped)
 
 
 def _perform_own(
@@ -72,13 +63,20 @@ def _perform_own(
 ) -> None:
     workitems = Workitems(database, settings.ups.worklist_label)
     performer = _performer(settings, OwnWorklist(workitems), database, queue)
-    looks, purges = _Attempts(), _Attempts()
+    looks, purges = Attempts(), Attempts()
+    seen: tuple[float, int] | None = None
+    looked_s = purged_s = -float("inf")
 
     def look() -> None:
+        nonlocal seen, looked_s
         performer.cancel(workitems.cancel_requests())
+        version, now_s = workitems.version(), time.monotonic()
+        if version == seen and now_s - looked_s < settings.ups.poll_s:
+            performer.follow()
+            return
         performer.look()
+        seen, looked_s = version, now_s
 
-    purged_s = -float("inf")
     while not stopped.wait(OWN_LOOK_S):
         looks.make(look)
         if time.monotonic() - purged_s > PURGE_S:
@@ -97,7 +95,7 @@ def _perform_managed(
         target=_listen, args=(manager, performer, stopped, due), daemon=True
     )
     listener.start()
-    looks, looked_s = _Attempts(), -float("inf")
+    looks, looked_s = Attempts(), -float("inf")
     while not stopped.is_set():
         if due.is_set() or time.monotonic() - looked_s >= ups.poll_s:
             due.clear()
@@ -142,23 +140,24 @@ def _performer(
     claims = Claims(database, name)
 
     def choose(slides: list[tuple[str, str]]) -> Workplace:
-        return Workplace.open(settings, lambda progress: None)
+        """The workplace by the rule that all slides fit; without rules, the node's own."""
+        chosen = {decided(settings, *slide) for slide in slides}
+        if len(chosen) != 1:
+            raise WorkitemRefused("its slides go by several rules", Refusal.INAPPROPRIATE)
+        return Workplace.open(settings_by(settings, chosen.pop()), lambda progress: None)
 
     return Performer(settings, worklist, claims, queue, choose)
 
 
-class _Attempts:
-    """Looks, and logs what went wrong: once, until something else goes wrong or nothing does."""
+def decided(settings: Settings, study_uid: str, series_uid: str) -> RuleSettings | None:
+    """The rule that a slide goes by, None without rules.
 
-    def __init__(self) -> None:
-        self._told = ""
-
-    def make(self, look: Callable[[], object]) -> None:
-        try:
-            look()
-        except MarrowNodeError as error:
-            if str(error) != self._told:
-                log.warning("%s", error)
-            self._told = str(error)
-        else:
-            self._told = ""
+    Raises
+    ------
+    WorkitemRefused
+        It is not to be analysed.
+    """
+    decision = decision_for(settings, study_uid, series_uid)
+    if not decision.analyse:
+        raise WorkitemRefused(f"series {series_uid}: {decision.why}", Refusal.INAPPROPRIATE)
+    return decision.rule

@@ -132,8 +132,10 @@ class Performer:
         self._settings, self._worklist, self._claims = settings, worklist, claims
         self._queue, self._choose, self._now = queue, choose, now
         self._station = code_item(settings.ups.station[:16], "99MARROW", settings.ups.station)
-        # Of workitems that are not the node's to do: why, for as long as they stay as they are.
-        self._left: dict[tuple[str, str], str] = {}
+        # Workitems that are not the node's to do, for as long as they stay as they are.
+        self._left: set[tuple[str, str]] = set()
+        # What stood against others: it may pass, and is told once.
+        self._hindered: dict[str, str] = {}
         self._told: dict[str, tuple[int, str]] = {}
 
     def look(self) -> None:
@@ -194,22 +196,25 @@ class Performer:
             if uid in known or mark in self._left:
                 continue
             self._consider(uid, mark)
-        self._left = {mark: why for mark, why in self._left.items() if mark in seen}
+        self._left &= seen
 
     def _consider(self, uid: str, mark: tuple[str, str]) -> None:
         try:
             item = self._worklist.retrieve(uid)
             why = self.why_not(item) or ("" if state_of(item) == SCHEDULED else "it has begun")
-            if not why:
-                self._choose(input_series(item, VLWholeSlideMicroscopyImageStorage))
-        except (WorkitemRefused, MarrowNodeError) as error:
+            if why:
+                self._left.add(mark)
+                log.info("Workitem %s is left alone: %s.", uid, why)
+                return
+            self._choose(input_series(item, VLWholeSlideMicroscopyImageStorage))
+        except MarrowNodeError as error:
             if error.transient:
                 raise
-            why = str(error)
-        if why:
-            self._left[mark] = why
-            log.info("Workitem %s is left alone: %s.", uid, why.rstrip("."))
+            if self._hindered.get(uid) != str(error):
+                log.warning("Workitem %s is left alone for now: %s", uid, error)
+            self._hindered[uid] = str(error)
             return
+        self._hindered.pop(uid, None)
         claim = self._claims.begin(uid)
         if self._claimed(claim, before=False):
             self._submit(claim, item)

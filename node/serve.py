@@ -7,6 +7,7 @@ and ``perform`` are the same one by one, for containers.
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import cast
 
@@ -29,6 +30,9 @@ from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
 from node.metrics import join_metrics, share_metrics
 from node.perform import perform_until
+from node.poll import poll_until, polls
+from node.retention import DAY_S
+from node.retention import purge as purge_old
 from node.web.access import new_key
 from node.web.settings import ROLES, Role
 
@@ -62,10 +66,12 @@ def serve(ctx: click.Context) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     # In this process: one of its own would need another 230 MB for the same libraries.
-    performing = threading.Thread(
-        target=_keep_running, args=("performer", partial(perform_until, settings, stopped), stopped)
-    )
-    performing.start()
+    loops = [("performer", partial(perform_until, settings, stopped))]
+    if polls(settings):
+        loops.append(("poller", partial(poll_until, settings, stopped)))
+    threads = [threading.Thread(target=_keep_running, args=(*loop, stopped)) for loop in loops]
+    for thread in threads:
+        thread.start()
     address = settings.serve.public_url or _address(settings)
     click.echo(f"marrow-node: serving at {address}", err=True)
     try:
@@ -76,7 +82,8 @@ def serve(ctx: click.Context) -> None:
         stopped.set()
         for process in kept:
             process.end()
-        performing.join(END_S)
+        for thread in threads:
+            thread.join(END_S)
     click.echo("marrow-node: service stopped", err=True)
 
 
@@ -114,11 +121,38 @@ def work(settings: Settings) -> None:
         signal.signal(number, lambda *_: stopped.set())
     join_metrics(settings.work_folder / "metrics")
     with (
-        open_worker(settings),
+        open_worker(settings) as worker,
         application_audited(settings, "worker"),
         forwarding(settings.audit, audit_folder(settings)),
     ):
-        stopped.wait()
+        while not stopped.is_set():
+            if settings.jobs.keep_days:
+                purge_old(settings, worker.jobs, settings.jobs.keep_days)
+            stopped.wait(DAY_S)
+
+
+@click.command()
+@click.option("--days", type=click.FloatRange(min=0), help="Age; the setting jobs.keep_days.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def purge(settings: Settings, days: float | None, dry_run: bool, as_json: bool) -> None:
+    """Forget old jobs, results and work files; reviewed results are kept.
+
+    Workers do it once a day by themselves (jobs.keep_days).
+    """
+    age_days = settings.jobs.keep_days if days is None else days
+    if not age_days and days is None:
+        raise ConfigurationInvalid("jobs.keep_days is 0, which keeps all: say --days.")
+    with open_job_queue(settings) as queue:
+        purged = purge_old(settings, queue, age_days, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(purged)))
+        return
+    click.echo(
+        f"{'would forget' if dry_run else 'forgot'} {purged.results} results, {purged.files} files"
+        f" ({purged.bytes_freed / 1e6:.1f} MB) and {purged.jobs} tries of jobs"
+    )
 
 
 @click.command()

@@ -57,7 +57,9 @@ class WorkFiles:
         digest = hashlib.sha256(content).hexdigest()
         target = self.path(digest)
         with self._disk_errors():
-            if not target.exists():
+            if target.exists():
+                os.utime(target)  # as new as its youngest use, for the retention of old files
+            else:
                 if shutil.disk_usage(self.folder).free < len(content) + RESERVED_BYTES:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write_atomically(target, content)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydicom.uid import generate_uid
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from dicom_io.dicom_json import Json, attributes, value
 from dicom_io.errors import Refusal, WorkitemRefused
@@ -166,6 +166,13 @@ class Workitems:
         page = found[wanted.offset : wanted.offset + wanted.limit]
         further = max(0, len(found) - wanted.offset - len(page))
         return Found([wanted.answer(item) for item in page], further)
+
+    def version(self) -> tuple[float, int]:
+        """Something that is another one whenever a workitem was added or changed."""
+        query = select(func.max(WORKITEMS.c.updated_s), func.count()).select_from(WORKITEMS)
+        with self._database.reading() as connection:
+            changed_s, items = connection.execute(query).one()
+        return float(changed_s or 0), int(items)
 
     def update(self, uid: str, given: Any, transaction_uid: str = "") -> None:
         """Change attributes (PS3.18 §11.6); whoever performs it proves it by the Transaction UID.

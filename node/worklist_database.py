@@ -1,4 +1,4 @@
-"""Where workitems, subscriptions and claims are kept: SQLite in the work folder, or PostgreSQL.
+"""Workitems, subscriptions, claims, and slides seen: SQLite in the work folder, or PostgreSQL.
 
 A change is one transaction that nobody else's comes between: SQLite takes its only write lock at
 the beginning, PostgreSQL locks the tables that it changes.
@@ -86,8 +86,16 @@ CLAIMS = Table(
 CURSORS = Table(
     "cursors",
     _METADATA,
-    Column("source", String(256), primary_key=True),
+    Column("source", String(512), primary_key=True),
     Column("place", Text, nullable=False),
+)
+SEEN = Table(
+    "seen_series",
+    _METADATA,
+    Column("source", String(512), primary_key=True),
+    Column("study_uid", String(64), primary_key=True),
+    Column("series_uid", String(64), primary_key=True),
+    Column("decision", Text, nullable=False),
 )
 
 

@@ -12,13 +12,16 @@ from flask.testing import FlaskClient
 from sqlalchemy import delete
 from werkzeug.test import TestResponse
 
+from conformance.capabilities import UPS_STATUSES
 from dicom_io.dicom_json import Json, attributes, value, values
+from dicom_io.errors import Refusal
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
 from node.config import Settings
 from node.job_queue import open_job_queue
 from node.web.access import digest_of
 from node.web.app import create_app
 from node.web.settings import KeySettings, ServeSettings
+from node.web.ups import _ANSWERS, _ANSWERS_TO_UPDATE
 from node.workitems import FILTERED_WORKLIST, WORKLIST, Workitems
 from node.worklist_database import (
     REPORTS,
@@ -803,3 +806,13 @@ def test_each_transaction_needs_its_role(client: FlaskClient, caller: Caller) ->
         for role in ("submit", "read", "operate"):
             status = Caller(client, role).ask(method, path).status_code
             assert (status == 403) == (role != needed), (method, path, role, status)
+
+
+def test_refusals_are_as_the_conformance_statement_has_them() -> None:
+    stated = {(each.code, each.meaning) for each in UPS_STATUSES}
+    answered = {
+        (str(status.value), words)
+        for status, words in (*_ANSWERS.values(), *_ANSWERS_TO_UPDATE.values())
+    }
+    assert answered == stated - {("406", ""), ("415", "")}
+    assert set(_ANSWERS) == set(Refusal), "every refusal has its answer"

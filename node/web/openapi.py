@@ -90,6 +90,10 @@ def _paths() -> Json:
         search=_TEXT,
         status={"enum": list(STATUSES)},
         jobs={"type": "array", "items": _TEXT},
+        decisions={
+            "type": "array",
+            "items": _object(series_uid=_TEXT, analyse={"type": "boolean"}, why=_TEXT),
+        },
         error=_MAYBE_TEXT,
     )
     queued = {"anyOf": [job, _object(search=_TEXT, links={"type": "object"})]}
