@@ -143,7 +143,7 @@ def test_a_result_is_confirmed_by_keyboard_alone(
     job = page.url.rpartition("/")[2]
     assert service.ended(job)["result"]["standing"] == "final"
     page.goto(f"{service.url}/slides/{job}")
-    assert "This result is final: confirmed by Lee^Anna^^Dr." in page.inner_text("main")
+    assert "This result is final: confirmed by Dr. Anna Lee" in page.inner_text("main")
     picture(page, "review")
     assert serious_faults(page) == []
 
