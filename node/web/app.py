@@ -111,7 +111,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
     app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
-    app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    app.register_blueprint(pages_blueprint(settings, queue, submissions, trail))
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
