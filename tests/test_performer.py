@@ -24,6 +24,7 @@ from dicom_io.workitem import COMPLETED, IN_PROGRESS, input_series, progress
 from dicom_io.worklist_manager import WorklistManager
 from node.claims import Claims
 from node.config import Settings, load_settings
+from node.job import ENDED
 from node.job_queue import JobQueue, open_job_queue, prepare_database
 from node.performer import OwnWorklist, Performer
 from node.pipeline import SlideReference
@@ -385,7 +386,7 @@ def test_a_job_that_two_workitems_wait_for_is_not_cancelled_by_one(bench: Bench)
     assert bench.manager.steps["1.9.1"].state == "CANCELED"
     assert bench.manager.steps["1.9.2"].state == "IN PROGRESS"
     (job,) = bench.queue.list()
-    assert job.status == "queued"
+    assert job.status not in ENDED
     bench.claims.cancel("1.9.2")
     performer.look()
     performer.look()
