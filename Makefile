@@ -5,29 +5,39 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
-PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := PYTHON=$(PYTHON) docker/install.sh --editable $(VENV)
+# A test process for each core, each with servers of its own; what one of them has left, an idle one takes.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 DATA    ?=
 CONFIG  ?=
 
-.PHONY: install demo test test-slow lint bench bench-gpu conformance fuzz train serve faults clean
+.PHONY: install demo test servers test-slow lint bench bench-gpu conformance fuzz train serve sbom faults clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable ".[$(RUNTIME)]"
+	$(INSTALL) $(RUNTIME)
 	@touch $@
 
-$(VENV)/.developer: $(VENV)/.installed
-	$(PIP) --editable ".[$(RUNTIME),train,dev]"
-	@touch $@
+# All that .installed has, and more: one after the other would be the same work twice.
+$(VENV)/.developer: pyproject.toml
+	$(INSTALL) $(RUNTIME),train,dev
+	@touch $(VENV)/.installed $@
 
 demo: install  ## compose the demonstration slide, analyse it, print the differential beside the truth
 	$(BIN)/marrow-node demo
 
-test: $(VENV)/.developer lint  ## lint, types and tests, with a real PACS and a real FHIR server
+test:  ## lint, types and tests, with a real PACS and a real FHIR server
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.developer servers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# Types are checked beside the tests, and what is wrong with them is said after these.
+	@$(BIN)/mypy >$(VENV)/types.log 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL); tests=$$?; \
+	wait $$types || { cat $(VENV)/types.log; exit 1; }; exit $$tests
+
+servers:
 	./tests/install_servers
-	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.developer  ## tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow
@@ -48,7 +58,7 @@ conformance: $(VENV)/.developer  ## write anew: tables of the standard, conforma
 	$(BIN)/python -m tests.kit.caught
 
 fuzz: $(VENV)/.developer  ## 10 000 mutated inputs, then ten minutes guided by coverage where atheris is to be had
-	$(PIP) --editable ".[$(RUNTIME),train,dev,fuzz]"
+	$(INSTALL) $(RUNTIME),train,dev,fuzz
 	$(BIN)/python -m tests.fuzz --runs 10000 --seconds 600
 
 train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
@@ -56,6 +66,11 @@ train: $(VENV)/.developer  ## train demo-smear from make train DATA=folder
 
 serve: install  ## run the service with make serve CONFIG=node.toml: web, pages and workers
 	$(BIN)/marrow-node $(if $(CONFIG),--config $(CONFIG)) serve
+
+sbom: $(VENV)/.developer  ## list what an image holds: CycloneDX, from a fresh installation beside
+	$(INSTALL) $(RUNTIME),train,dev,sbom
+	PYTHON=$(PYTHON) docker/install.sh build/image $(RUNTIME),postgres
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json build/image
 
 faults:  ## nothing yet: fault injection beyond the test suite comes with the service
 

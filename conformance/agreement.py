@@ -47,11 +47,56 @@ def check_agreement(
     """
     said = decode_report(report)
     resources = [entry["resource"] for entry in fhir.get("entry", [])]
+    # A withdrawn report holds no number; FHIR keeps its own, in error by their status.
+    counted = (
+        []
+        if said.withdrawn
+        else [
+            *_annotation_against_report(annotation, said),
+            *_fhir_against_report(resources, said),
+        ]
+    )
     return [
-        *_annotation_against_report(annotation, said),
-        *_fhir_against_report(resources, said),
+        *counted,
         *_identity(annotation, report, said, resources),
     ]
+
+
+def check_standing(report: Dataset, fhir: Mapping[str, Any]) -> list[Finding]:
+    """Compare how far the documents of one revision say that they have come.
+
+    Parameters
+    ----------
+    report
+        SR of this node.
+    fhir
+        Bundle of the DiagnosticReport and its Observations.
+
+    Returns
+    -------
+    list
+        Findings where an unverified SR stands beside a result that FHIR gives as reviewed, a
+        verified one beside an unreviewed, or where only one of them says it was withdrawn.
+    """
+    said = decode_report(report)
+    resources = [entry["resource"] for entry in fhir.get("entry", [])]
+    return [
+        _error(
+            "agree-status",
+            "FHIR, SR",
+            f"The SR is {said.verification}{', withdrawn' if said.withdrawn else ''}, and the "
+            f"{resource['resourceType']} in FHIR has the status {resource.get('status')}.",
+        )
+        for resource in resources
+        if resource["resourceType"] in {"DiagnosticReport", "Observation"}
+        and _reviewed(str(resource.get("status")))
+        != (said.verification == "VERIFIED", said.withdrawn)
+    ]
+
+
+def _reviewed(status: str) -> tuple[bool, bool]:
+    """Whether a FHIR status means reviewed by a person, and whether withdrawn."""
+    return status not in {"registered", "partial", "preliminary"}, status == "entered-in-error"
 
 
 def _annotation_against_report(

@@ -69,6 +69,10 @@ WRITTEN = (
     (ParametricMapStorage, "probability of regions, where `output.parametric_map` asks for it"),
 )
 _DEFAULT = tuple(str(each) for each in DEFAULT_TRANSFER_SYNTAXES)
+# Warnings of PS3.18 sections 11.6.3.2 and 11.7.3.2.
+_UPS_STATE = "The submitted request is inconsistent with the state of the UPS Instance."
+_UPS_CLAIM = "The target URI did not reference a claimed Workitem."
+_UPS_CURRENT = "The submitted request is inconsistent with the current state of the Workitem."
 # HTTP statuses of a DICOMweb origin server that the node tells apart (PS3.18 section 8.5).
 HTTP_STATUSES = (400, 401, 403, 404, 406, 408, 409, 413, 415, 429, 500, 501, 502, 503)
 
@@ -349,6 +353,52 @@ SERVED_STATUSES: tuple[tuple[int, str], ...] = (
     (416, "the range lies outside"),
     (429, "too many requests in a second"),
 )
+# UPS-RS (PS3.18 section 11): transaction, resource below /dicom-web, as origin server, as user
+# agent.
+UPS_SERVICES: tuple[tuple[str, str, str, str], ...] = (
+    ("Create Workitem", "POST /workitems", "yes", "no"),
+    ("Retrieve Workitem", "GET /workitems/{workitem}", "yes", "yes"),
+    ("Update Workitem", "POST /workitems/{workitem}", "yes", "yes"),
+    ("Change Workitem State", "PUT /workitems/{workitem}/state", "yes", "yes"),
+    ("Request Cancellation", "POST /workitems/{workitem}/cancelrequest", "yes", "no"),
+    ("Search", "GET /workitems", "yes", "by state"),
+    (
+        "Subscribe, Unsubscribe",
+        "POST, DELETE /workitems/{workitem}/subscribers/{aetitle}",
+        "yes: workitem, worklist, filtered worklist",
+        "subscribes to the worklist",
+    ),
+    (
+        "Suspend Global Subscription",
+        "POST /workitems/{worklist}/subscribers/{aetitle}/suspend",
+        "yes",
+        "no",
+    ),
+    (
+        "Open Notification Connection, Send Event Report",
+        "WebSocket /subscribers/{aetitle}; /ws/subscribers/{aetitle} as before 2019",
+        "yes: event types 1 to 5",
+        "yes: types 1 and 2 are acted on",
+    ),
+)
+# What the origin server answers when it refuses; PS3.4 annex CC → status and warning of PS3.18.
+UPS_STATUSES: tuple[Status, ...] = (
+    Status("400", "", "a value, a UID or the dataset is not what the standard has"),
+    Status("400", "", "C309: created in another state than SCHEDULED"),
+    Status("400", "", "C314: suspension of what is no worklist's subscription"),
+    Status("400", "The Transaction UID is missing.", "C301"),
+    Status("400", "The Transaction UID is incorrect.", "C301"),
+    Status("400", _UPS_STATE, "C303: to SCHEDULED"),
+    Status("404", "", "C307: workitem or subscription unknown"),
+    Status("406", "", "another media type than DICOM JSON is asked for"),
+    Status("409", "", "0111: the workitem exists"),
+    Status("409", _UPS_STATE, "C300, C302, C304, C310, C311, C312"),
+    Status("410", "", "C307: the workitem was deleted after its end"),
+    Status("415", "", "the body is not DICOM JSON"),
+    Status("400", _UPS_CLAIM, "an update: C301"),
+    Status("400", _UPS_CURRENT, "an update: C300, or an attribute that it may not set"),
+    Status("409", _UPS_CLAIM, "an update: C310"),
+)
 # Attributes of a slide that decide how it is read: keyword, needed or not, what without it.
 READ_ATTRIBUTES: tuple[tuple[str, str, str], ...] = (
     ("TotalPixelMatrixColumns", "needed", "code 23"),
@@ -409,6 +459,22 @@ FHIR_RESOURCES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
+# What a result is, and how SR (VerificationFlag), DiagnosticReport, Observation, OBR-25 and OBX-11
+# say so.
+STANDINGS: tuple[tuple[str, str, str, str, str, str], ...] = (
+    ("unreviewed", "UNVERIFIED", "partial", "preliminary", "P", "P"),
+    ("final", "VERIFIED", "final", "final", "F", "F"),
+    ("corrected", "VERIFIED", "corrected", "corrected", "C", "C"),
+    ("withdrawn", "VERIFIED", "entered-in-error", "entered-in-error", "C", "D"),
+)
+# What a person decides → how the revision's ANN came about, and what it writes anew.
+DECISIONS: tuple[tuple[str, str, str], ...] = (
+    ("confirmed", "the ANN that was confirmed is referred to, unchanged", "SR, PDF"),
+    ("corrected", "a new one, SEMIAUTOMATIC", "ANN, SR, PDF, SC"),
+    ("withdrawn", "none", "SR without numbers, PDF"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """One thing that an IHE profile asks of an actor.
@@ -460,15 +526,36 @@ IHE: dict[str, tuple[Demand, ...]] = {
         ),
     ),
     "AI Workflow for Imaging (AIW-I), Task Performer": (
-        Demand("Query UPS Workitems [RAD-81]", "not yet", "no UPS-RS"),
-        Demand("Claim UPS Workitem [RAD-82]", "not yet", "no UPS-RS"),
-        Demand("Get UPS Workitem Contents [RAD-83]", "not yet", "no UPS-RS"),
-        Demand("Update UPS Workitem [RAD-84]", "not yet", "no UPS-RS"),
-        Demand("Complete UPS Workitem [RAD-85]", "not yet", "no UPS-RS"),
+        Demand(
+            "Query UPS Workitems [RAD-81]",
+            "partly",
+            "all scheduled ones; other codes and stations are passed over here, not by keys",
+        ),
+        Demand(
+            "Claim UPS Workitem [RAD-82]",
+            "met",
+            "Transaction UID written down first; input ready, station and code its own",
+        ),
+        Demand("Get UPS Workitem Contents [RAD-83]", "met", "before a claim"),
+        Demand(
+            "Update UPS Workitem [RAD-84]",
+            "met",
+            "progress, what was performed and made; Transaction UID in address or dataset",
+        ),
+        Demand(
+            "Complete UPS Workitem [RAD-85]",
+            "met",
+            "COMPLETED with output references, CANCELED with the reason",
+        ),
+        Demand(
+            "Open Event Channel [RAD-109], UPS Notification [RAD-87]",
+            "met",
+            "WebSocket; without one the list is polled, and cancel requests are not heard",
+        ),
         Demand(
             "Inputs are retrieved, outputs stored",
-            "met",
-            "jobs are started by command or by routing (`marrow-node receive`)",
+            "partly",
+            "from the node's own archive by UIDs: retrieval sequences are not read",
         ),
     ),
 }

@@ -15,11 +15,11 @@ from conformance.fhir_rules import part, parts, resources
 from conformance.finding import Fault, Rule
 from conformance.general_rules import is_tiled_full
 from conformance.geometry import Matrix, matrix_of
-from conformance.reading import content, items, numbers, text, whole
+from conformance.reading import content, first, items, numbers, text, whole
 from conformance.report_rules import name_code
 from conformance.result_set import ResultSet, is_slide, kind_of
 from conformance.segmentation_rules import pixel_spacing_mm
-from dicom_io.codes import REGION_AREA
+from dicom_io.codes import REGION_AREA, WITHDRAWN
 from models.records import Float64
 
 Json = Mapping[str, Any]
@@ -100,7 +100,9 @@ def _instant(written: str) -> datetime | None:
 
 
 def _states(results: ResultSet) -> Iterator[Fault]:
-    flags = {text(each, "VerificationFlag") for each in results.of_kind("SR")}
+    reports = list(results.of_kind("SR"))
+    flags = {text(each, "VerificationFlag") for each in reports}
+    withdrawn = len(reports) == 1 and _is_withdrawn(reports[0])
     for bundle in results.bundles:
         for path, report in resources(bundle, "DiagnosticReport"):
             signed = str(report.get("status")) in {"final", "amended", "corrected", "appended"}
@@ -116,6 +118,25 @@ def _states(results: ResultSet) -> Iterator[Fault]:
                     "The SR is verified and the DiagnosticReport not final.",
                     "FHIR, SR",
                 )
+            if withdrawn and signed:
+                yield Fault(
+                    f"{path}status",
+                    "The SR says that the result was withdrawn, the DiagnosticReport does not.",
+                    "FHIR, SR",
+                )
+
+
+def _is_withdrawn(report: Dataset) -> bool:
+    return any(
+        _value_of(item) == (WITHDRAWN.value, WITHDRAWN.scheme_designator)
+        for _, item in items(report)
+    )
+
+
+def _value_of(item: Dataset) -> tuple[str, str]:
+    """(code value, scheme) that a coded content item has as its value."""
+    value = first(item, "ConceptCodeSequence")
+    return text(value, "CodeValue"), text(value, "CodingSchemeDesignator")
 
 
 def _regions(results: ResultSet) -> Iterator[Fault]:

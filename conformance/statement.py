@@ -22,6 +22,7 @@ from pydicom.uid import UID
 
 from conformance.capabilities import (
     CHARACTER_SETS,
+    DECISIONS,
     FHIR_RESOURCES,
     IHE,
     PDU_BYTES,
@@ -31,6 +32,9 @@ from conformance.capabilities import (
     SERVED,
     SERVED_STATUSES,
     SETTINGS,
+    STANDINGS,
+    UPS_SERVICES,
+    UPS_STATUSES,
     WEB_SERVICES,
     WRITTEN,
     SopClass,
@@ -118,8 +122,8 @@ def _overview() -> list[str]:
             ((name, "yes", "yes" if name in served else "no") for name, *_ in WEB_SERVICES),
         ),
         "",
-        "As an origin server it gives its own results, to read. It supports no media storage "
-        "profile, no print and no UPS.",
+        "As an origin server it gives its own results, to read; it is user agent and origin server "
+        "of UPS-RS. It supports no media storage profile, no print, and no UPS over DIMSE.",
     ]
 
 
@@ -217,6 +221,27 @@ def _services() -> list[str]:
         "multiple-value matching are not, which a Warning says. Results come in the order of their "
         "UIDs.",
         "",
+        "### Worklist service (UPS-RS)",
+        "",
+        *_table(("transaction", "resource", "origin server", "user agent"), UPS_SERVICES),
+        "",
+        "As origin server (`marrow-node serve`) the node keeps one worklist. Media type is "
+        "application/dicom+json; XML, which",
+        "PS3.18 table 11.1.3-1 requires too, is answered 406 or 415. A Transaction UID of an "
+        "update is taken from the address",
+        "or from the dataset. Attributes of type 1 at N-CREATE are demanded, those of type 2 are "
+        "filled in empty with a warning.",
+        "A subscription is never refused; a Deletion Lock is not granted to those who may only "
+        "read, and none is removed by the",
+        "node. Fuzzy matching is not done. An ended workitem is deleted after `ups.keep_days` "
+        "unless it is locked.",
+        "",
+        "A workitem whose Scheduled Workitem Code is one of `ups.codes` and whose input names "
+        "series of slides is performed, in",
+        "this list and in that of `ups.manager_url`: claimed, followed, and ended with its job. "
+        "An event that nobody fetches is",
+        "kept for a day.",
+        "",
         "### Media",
         "",
         "A folder of DICOM files (PS3.10) can stand for an archive; no application profile of "
@@ -276,6 +301,13 @@ def _network() -> list[str]:
             Status(str(code), HTTPStatus(code).phrase, told) for code, told in SERVED_STATUSES
         ),
         "",
+        "### UPS-RS as origin server: when a request is refused",
+        "",
+        *_table(
+            ("status", "Warning (299)", "PS3.4 status, or why"),
+            ((each.code, each.meaning, each.behaviour) for each in UPS_STATUSES),
+        ),
+        "",
         "### STOW-RS: Failure Reason (0008,1197)",
         "",
         *_statuses(store_reasons()),
@@ -324,9 +356,21 @@ def _objects() -> list[str]:
         ]
     lines += [
         "",
-        "SR templates: TID 1500 with 1001, 1002, 1004, 1204, 1501, 1600, 300, 4019. The report is "
-        "UNVERIFIED and PRELIMINARY:",
-        "a result of an algorithm that nobody has reviewed.",
+        "SR templates: TID 1500 with 1001, 1002, 1003, 1004, 1204, 1501, 1600, 300, 4019.",
+        "",
+        "### Revisions",
+        "",
+        "The first revision is a result of an algorithm that nobody has reviewed. A person's "
+        "review makes the next one, with",
+        "UIDs of its own: its SR names who verified it, for which organisation and when "
+        "(Verifying Observer Sequence), and the",
+        "SR before it (Predecessor Documents Sequence). Objects of earlier revisions stay in the "
+        "archive as they are. FHIR",
+        "resources stay the same ones and are updated; a Provenance names the person as verifier.",
+        "",
+        *_table(("result", "SR", "DiagnosticReport", "Observation", "OBR-25", "OBX-11"), STANDINGS),
+        "",
+        *_table(("decision", "ANN", "written anew"), DECISIONS),
     ]
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from dicom_io.slide import Slide
 from models.records import Cells, Differential, Regions
@@ -31,6 +32,39 @@ class ModelIdentity:
     demonstration: bool
 
 
+Decision = Literal["confirmed", "corrected", "withdrawn"]
+Standing = Literal["unreviewed", "final", "corrected", "withdrawn"]
+FIRST_REVISION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who reviewed a result, for which organisation, when, and what it is since then.
+
+    Attributes
+    ----------
+    name
+        Person name as DICOM writes it (PS3.5 6.2.1), for example ``"Lee^Anna^^Dr."``.
+    organization
+    at
+        UTC.
+    decision
+        What the person did to the revision before.
+    standing
+        What the result is by that: a result that is corrected before anybody made it final is
+        ``"final"``, one that was final before it was corrected stays ``"corrected"``.
+    reason
+        Why, in the person's words; a withdrawal has one.
+    """
+
+    name: str
+    organization: str
+    at: datetime
+    decision: Decision = "confirmed"
+    standing: Standing = "final"
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Analysis:
     """What was found on a slide, by what, and when.
@@ -52,7 +86,9 @@ class Analysis:
         SHA-256 (hex) of the SHA-256 of every batch of tiles that was searched for cells, in the
         order of reading; empty where that was not kept.
     started, finished
-        UTC; content dates of the documents come from `finished` of the first run.
+        UTC; `finished` is that of the first run, of a corrected revision that of its review.
+    signature
+        Of the review that made this revision; None for the first one, which nobody has reviewed.
     """
 
     slide: Slide
@@ -67,3 +103,18 @@ class Analysis:
     icc: str = "none"
     icc_profile: bytes = field(default=b"", repr=False)
     pixels_sha256: str = ""
+    signature: Signature | None = None
+
+    @property
+    def issued(self) -> datetime:
+        """When this revision was made, UTC: content dates of its documents come from here."""
+        return self.finished if self.signature is None else self.signature.at
+
+    @property
+    def standing(self) -> Standing:
+        return "unreviewed" if self.signature is None else self.signature.standing
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person changed the cells of this revision."""
+        return self.signature is not None and self.signature.decision == "corrected"

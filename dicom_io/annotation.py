@@ -120,7 +120,7 @@ def encode_annotation(
         device_serial_number=SERIAL_NUMBER,
         content_label="CELLS",
         content_description="Nucleated cells by type",
-        content_creator_name=None,
+        content_creator_name=analysis.signature.name if analysis.signature else None,
         series_description=series_description(analysis, "Cells"),
     )
     complete_laterality(document)
@@ -195,7 +195,7 @@ def _group(
         graphic_data=list(
             points.astype(np.float32) if coordinate_type == "2D" else _on_the_slide(points, slide)
         ),
-        algorithm_type=AnnotationGroupGenerationTypeValues.AUTOMATIC,
+        algorithm_type=_generation_type(analysis),
         algorithm_identification=algorithm_identification(analysis),
         measurements=list(_measurements(analysis, part)),
         display_color=CIELabColor.from_rgb(*ImageColor.getrgb(CELL_TYPES[key].colour)[:3]),
@@ -204,6 +204,17 @@ def _group(
         group.AnnotationAppliesToAllOpticalPaths = "NO"
         group.ReferencedOpticalPathIdentifier = slide.optical_path.identifier
     return group
+
+
+def _generation_type(analysis: Analysis) -> AnnotationGroupGenerationTypeValues:
+    """How the annotations came about (PS3.3 C.37.1.2, Annotation Group Generation Type).
+
+    All groups of a corrected revision are semi-automatic: a person went through what the algorithm
+    found, and left or changed each. Confirming changes no annotation: the confirmed revision
+    refers to the instance that was confirmed, which stays what it is, AUTOMATIC.
+    """
+    types = AnnotationGroupGenerationTypeValues
+    return types.SEMIAUTOMATIC if analysis.by_hand else types.AUTOMATIC
 
 
 def _points(box_px: Float64, graphic_type: GraphicType) -> Float64:
@@ -222,16 +233,40 @@ def _on_the_slide(points: Float64, slide: Slide) -> Float64:
 
 
 def _measurements(analysis: Analysis, part: _Part) -> Iterator[Measurements]:
+    """Of each cell; probabilities only of those that the model has something to say about.
+
+    A cell that a person typed has a row of zeros, one that a person added a score of zero.
+    """
     cells = analysis.cells
+    judged = cells.probability[part.rows].any(axis=1)
+    found = cells.score[part.rows] > 0
     box = cells.box_px[part.rows]
     size_um = (box[:, 2:] - box[:, :2]) * np.array(analysis.slide.base.spacing_mm) * UM_PER_MM
     for name, values, unit in (
-        (PROBABILITY, cells.probability[part.rows, part.label], NO_UNITS),
-        (CELL_PROBABILITY, cells.score[part.rows], NO_UNITS),
+        (
+            PROBABILITY,
+            np.where(judged, cells.probability[part.rows, part.label], np.nan),
+            NO_UNITS,
+        ),
+        (CELL_PROBABILITY, np.where(found, cells.score[part.rows], np.nan), NO_UNITS),
         (WIDTH, size_um[:, 0], MICROMETRE),
         (HEIGHT, size_um[:, 1], MICROMETRE),
     ):
-        yield Measurements(name, np.asarray(values, np.float32), unit)
+        if not np.isnan(values).all():
+            yield Measurements(name, np.asarray(values, np.float32), unit)
+
+
+def rows_of_groups(cells: Cells, group_size: int = GROUP_SIZE) -> list[Intp]:
+    """Rows of `cells` in the order of the annotations of each group, group 1 first.
+
+    Parameters
+    ----------
+    cells
+        Those that the ANN was written from.
+    group_size
+        With which it was written.
+    """
+    return [part.rows for part in _parts(cells, group_size)]
 
 
 def decode_annotation(document: Dataset, slide: Slide | None = None) -> Cells:

@@ -67,6 +67,8 @@ DEMONSTRATION_MODEL = CodedConcept(
 ORIGIN_UNKNOWN = CodedConcept(
     "origin-unknown", LOCAL_SCHEME, "The slide does not say where on the glass its pixels lie"
 )
+WITHDRAWN = CodedConcept("withdrawn", LOCAL_SCHEME, "Result withdrawn by a person")
+REVIEW_REASON = CodedConcept("review-reason", LOCAL_SCHEME, "Reason given by the reviewer")
 NORMAL_RANGE_LOW = CodedConcept("385524004", "SCT", "Normal Range Lower Limit")
 NORMAL_RANGE_HIGH = CodedConcept("371933006", "SCT", "Normal Range Upper Limit")
 ABNORMALLY_LOW = CodedConcept("371880002", "SCT", "Abnormally Low")
@@ -75,6 +77,7 @@ NORMAL = CodedConcept("17621005", "SCT", "Normal")
 ANNOTATIONS = CodedConcept("annotations", LOCAL_SCHEME, "Annotations of the counted cells")
 REGIONS = CodedConcept("regions", LOCAL_SCHEME, "Segmentation of the regions of interest")
 REGION_PROBABILITY = CodedConcept("region-prob", LOCAL_SCHEME, "Probability of assessable cells")
+WORKITEM = CodedConcept("marrow-ndc", LOCAL_SCHEME, "Differential count of a bone marrow smear")
 DOCUMENT_TITLE = CodedConcept("48807-2", "LN", "Bone marrow aspiration report")
 LIGHT_MICROSCOPY = CodedConcept("104157003", "SCT", "Light microscopy")
 INTENDED_USE = CodedConcept("intended-use", LOCAL_SCHEME, "Intended use of the algorithm")

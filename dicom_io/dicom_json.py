@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import PacsAnswerInvalid
@@ -28,6 +28,17 @@ def key(keyword: str) -> str:
     if tag is None:
         raise KeyError(keyword)
     return f"{tag:08X}"
+
+
+def attributes(**held: Any) -> Json:
+    """DICOM JSON of attributes by keyword: a value, or a list of values or items; [] is empty."""
+    item: Json = {}
+    for keyword, given in held.items():
+        tag = key(keyword)
+        found = list(given) if isinstance(given, list | tuple) else [given]
+        vr = dictionary_VR(int(tag, 16))
+        item[tag] = {"vr": vr, "Value": found} if found else {"vr": vr}
+    return item
 
 
 def values(item: Json, keyword: str) -> list[Any]:

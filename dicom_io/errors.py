@@ -11,7 +11,8 @@
     │   ├── FrameInvalid          25  truncated, empty, wrongly sized or missing frame
     │   ├── ConfigurationInvalid  26  settings file or command line
     │   ├── JobNotFound           27
-    │   └── JobRefused            28  the job's state does not allow it
+    │   ├── JobRefused            28  the job's state does not allow it
+    │   └── WorkitemRefused       29  missing, or its state or content does not allow it
     ├── PacsError                 30
     │   ├── PacsUnreachable       31  transient
     │   ├── PacsTimeout           32  transient
@@ -33,19 +34,24 @@
     │   ├── EhrRefused            53
     │   ├── EhrAnswerInvalid      54
     │   └── EhrReadBackDiffers    55
-    └── ResourceError             60
-        ├── SlideTooLarge         61
-        ├── DiskFull              62  transient
-        ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
-        ├── JobCancelled          64  somebody stopped it
-        ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
-        └── CallbackFailed        66  transient
+    ├── ResourceError             60
+    │   ├── SlideTooLarge         61
+    │   ├── DiskFull              62  transient
+    │   ├── ResultsDisagree       63  ANN, SR and FHIR do not say the same
+    │   ├── JobCancelled          64  somebody stopped it
+    │   ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
+    │   ├── CallbackFailed        66  transient
+    │   └── AuditUnreachable      67  transient
+    └── ReviewRefused             70  not the newest revision, withdrawn, nothing to change
+        └── ReviewInvalid         71  malformed, or it does not fit the cells
 
 Every foreign exception (requests, dicomweb-client, pydicom, decoders, OS) is mapped to one of
 these where it crosses into the node.
 """
 
 from __future__ import annotations
+
+from enum import Enum
 
 from models.errors import MarrowNodeError
 
@@ -93,6 +99,44 @@ class JobNotFound(InputError):
 class JobRefused(InputError):
     exit_code = 28
     meaning = "job: its state does not allow what was asked"
+
+
+class Refusal(Enum):
+    """Why a worklist refuses, by the statuses of PS3.4 annex CC."""
+
+    DUPLICATE = "0111"
+    INVALID = "0106"
+    ENDED = "C300"
+    TRANSACTION_MISSING = "C301 missing"
+    TRANSACTION_WRONG = "C301 incorrect"
+    CLAIMED = "C302"
+    NOT_SCHEDULABLE = "C303"
+    NOT_FINAL = "C304"
+    UNKNOWN = "C307"
+    CREATED_IN_STATE = "C309"
+    NOT_CLAIMED = "C310"
+    COMPLETED = "C311"
+    PERFORMER_ABSENT = "C312"
+    INAPPROPRIATE = "C314"
+    # PS3.18 tells these apart from those that never were.
+    DELETED = "C307 deleted"
+    NOT_SUBSCRIBED = "C307 subscription"
+
+
+class WorkitemRefused(InputError):
+    """A worklist, ours or another one, refuses what was asked of a workitem.
+
+    Attributes
+    ----------
+    why
+    """
+
+    exit_code = 29
+    meaning = "workitem: it is missing, or its state or content does not allow what was asked"
+
+    def __init__(self, sentence: str, why: Refusal = Refusal.INVALID) -> None:
+        super().__init__(sentence)
+        self.why = why
 
 
 class PacsError(MarrowNodeError):
@@ -230,4 +274,10 @@ class ProviderUnreachable(ResourceError):
 class CallbackFailed(ResourceError):
     exit_code = 66
     meaning = "service: whoever asked to be told of a job's end could not be told"
+    transient = True
+
+
+class AuditUnreachable(ResourceError):
+    exit_code = 67
+    meaning = "service: the audit repository cannot be reached; records wait"
     transient = True

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from pydicom.dataset import Dataset
 
 from dicom_io.bulk_data import read_bulk_data
-from dicom_io.dicom_json import is_dicom_json
+from dicom_io.dicom_json import is_dicom_json, value
 from dicom_io.errors import PacsAnswerInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.folder import FolderClient
 from dicom_io.frame_requests import FrameRequests, InstanceReference
@@ -37,6 +37,8 @@ __all__ = ["InstanceReference", "Pacs", "PacsSettings", "open_pacs", "secret"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+STUDIES_PER_PAGE = 200
 
 
 class _Archive(Protocol):
@@ -216,6 +218,37 @@ class Pacs:
             "the search for studies",
             lambda: client.search_for_studies(search_filters=dict(filters)),
         )
+
+    def search_slide_studies(self, since: str) -> Iterator[str]:
+        """QIDO-RS: UIDs of the studies with slides that are dated on a day (DA) or later.
+
+        Some archives do not page, and some give no more than a page: both are asked page by page.
+        """
+        client, what = self._query.client, "the search for studies with slides"
+        wanted = {"ModalitiesInStudy": "SM", "StudyDate": f"{since}-"}
+        if not isinstance(self._query, Service):  # a folder knows no ranges
+            for study in self.search_studies({}):
+                if str(value(study, "StudyDate") or since) >= since:
+                    yield str(value(study, "StudyInstanceUID"))
+            return
+        told: set[str] = set()
+        while True:
+            offset = len(told)
+            page = self._datasets(
+                self._query,
+                what,
+                lambda: client.search_for_studies(
+                    search_filters=wanted,
+                    limit=STUDIES_PER_PAGE,
+                    offset=offset or None,  # noqa: B023
+                ),
+            )
+            found = [str(value(study, "StudyInstanceUID")) for study in page]
+            fresh = [uid for uid in found if uid not in told]
+            yield from fresh
+            told |= set(fresh)
+            if not fresh or len(page) < STUDIES_PER_PAGE:
+                return
 
     def search_series(self, study_uid: str) -> list[dict[str, Any]]:
         """QIDO-RS: one DICOM JSON object per series of the study; empty if there is none."""

@@ -232,6 +232,18 @@ class Service:
         response.raise_for_status()
         return response
 
+    def send(self, method: str, path: str, items: list[dict[str, Any]]) -> requests.Response:
+        """Send DICOM JSON to a path below the service; raises what requests raises."""
+        response = self._session.request(
+            method,
+            urljoin(f"{self.url}/", path),
+            json=items,
+            headers={"Content-Type": "application/dicom+json"},
+            timeout=self._timeout.clone(),
+        )
+        response.raise_for_status()
+        return response
+
     def reaches(self, uri: str) -> bool:
         """Whether the settings let requests go where a URI leads."""
         try:

@@ -10,7 +10,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from dicom_io.analysis import Analysis
+from dicom_io.analysis import FIRST_REVISION, Analysis
 from dicom_io.codes import ALGORITHM_FAMILY, LOCAL_SCHEME
 from dicom_io.derived_uid import derive_uid
 
@@ -24,6 +24,15 @@ LONG_STRING = 64
 
 def result_uid(analysis: Analysis, *what: str) -> UID:
     """UID of one part of an analysis' results: the same work gives the same objects."""
+    return _derived(analysis, analysis.revision, *what)
+
+
+def lasting_uid(analysis: Analysis, *what: str) -> UID:
+    """UID of what stays one thing through all revisions: a finding, a report in the EHR."""
+    return _derived(analysis, FIRST_REVISION, *what)
+
+
+def _derived(analysis: Analysis, revision: int, *what: str) -> UID:
     slide = analysis.slide
     return derive_uid(
         slide.study_uid,
@@ -31,7 +40,7 @@ def result_uid(analysis: Analysis, *what: str) -> UID:
         *sorted(slide.source_instances),
         analysis.model.digest,
         analysis.configuration_digest,
-        str(analysis.revision),
+        str(revision),
         *what,
     )
 
@@ -64,10 +73,10 @@ def complete_laterality(document: Dataset) -> None:
 def finish(document: Dataset, analysis: Analysis) -> None:
     """Make a document the same whenever it is made, and readable everywhere.
 
-    All times become that of the analysis; text that is plain ASCII needs no character set, which
+    All times become that of the revision; text that is plain ASCII needs no character set, which
     some readers complain of; the node's own coding scheme is named.
     """
-    date, time = analysis.finished.strftime("%Y%m%d"), analysis.finished.strftime("%H%M%S.%f")
+    date, time = analysis.issued.strftime("%Y%m%d"), analysis.issued.strftime("%H%M%S.%f")
     document.InstanceCreationDate = document.ContentDate = document.SeriesDate = date
     document.InstanceCreationTime = document.ContentTime = document.SeriesTime = time
     document.TimezoneOffsetFromUTC = "+0000"

@@ -7,13 +7,16 @@ percentage of the nucleated differential count, and the bounds of its Wilson 95 
 percentage carries its reference range (TID 312) and how it lies to it, unless the count does not
 suffice. A group or ROI per cell is what TID 1420 would infer the numbers from; a slide has 10⁵ of
 them, so the ANN holds them and the report refers to it.
+
+A revision that a person signed is verified, names its observer, and the report before it as
+predecessor. One that was withdrawn says so, and holds no number: a receiver that takes numbers
+without looking at anything else finds none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -31,6 +34,7 @@ from highdicom.sr import (
     NumContentItem,
     ObservationContext,
     ObserverContext,
+    PersonObserverIdentifyingAttributes,
     QualitativeEvaluation,
     RelationshipTypeValues,
     SubjectContext,
@@ -42,7 +46,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 
-from dicom_io.analysis import Analysis
+from dicom_io.analysis import Analysis, Signature
 from dicom_io.codes import (
     ABNORMALLY_HIGH,
     ABNORMALLY_LOW,
@@ -83,12 +87,14 @@ from dicom_io.codes import (
     REGION_AREA,
     REGIONS,
     REPORT_TITLE,
+    REVIEW_REASON,
     SHARE,
     SQUARE_MM,
     SUFFICIENCY,
     SUFFICIENT,
     TILES,
     TILES_COUNTED,
+    WITHDRAWN,
     cell_type_code,
     cell_type_key,
 )
@@ -100,6 +106,7 @@ from dicom_io.provenance import (
     SERIAL_NUMBER,
     SOFTWARE_VERSION,
     finish,
+    lasting_uid,
     result_uid,
     series_description,
 )
@@ -130,6 +137,8 @@ class ReportContent:
     adequate
     verification
         VerificationFlag.
+    withdrawn
+        Whether a person withdrew the result; then no number is there.
     """
 
     study_uid: str
@@ -144,31 +153,13 @@ class ReportContent:
     me_ratio: float | None
     adequate: bool
     verification: str
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Who verified a report, for which organisation, and when.
-
-    Attributes
-    ----------
-    name
-        Person name as DICOM writes it, for example ``"Lee^Anna^^Dr."``.
-    organization
-    at
-        UTC.
-    """
-
-    name: str
-    organization: str
-    at: datetime
+    withdrawn: bool = False
 
 
 def encode_report(
     analysis: Analysis,
     annotation: Dataset | None,
     segmentation: Dataset | None,
-    signature: Signature | None = None,
     predecessors: Sequence[Dataset] = (),
 ) -> Dataset:
     """Write the differential of an analysis as a structured report.
@@ -176,21 +167,20 @@ def encode_report(
     Parameters
     ----------
     analysis
+        Without a signature it is an unreviewed result: unverified and preliminary.
     annotation, segmentation
         The ANN and SEG it refers to; None where the analysis has no cell or no region.
-    signature
-        None for an unreviewed result: unverified and preliminary.
     predecessors
-        Reports that this one replaces.
+        Reports that this one replaces (PS3.3 C.17.2, Predecessor Documents Sequence).
 
     Raises
     ------
     InputError
         When the slide's header lacks an identifier.
     """
-    header = source_header(analysis)
+    header, signature = source_header(analysis), analysis.signature
     content = MeasurementReport(
-        observation_context=_context(header),
+        observation_context=_context(header, analysis),
         procedure_reported=LIGHT_MICROSCOPY,
         imaging_measurements=[_measurement_group(analysis, annotation, segmentation)],
         title=REPORT_TITLE,
@@ -224,12 +214,15 @@ def encode_report(
 
 
 def tracking_uid(analysis: Analysis) -> UID:
-    """Tracking UID of the measurement group."""
-    return result_uid(analysis, "SR", "tracking")
+    """Tracking UID of the measurement group: that of one finding in all its revisions."""
+    return lasting_uid(analysis, "SR", "tracking")
 
 
-def _context(header: Dataset) -> ObservationContext:
-    """The node as device observer (PS3.16 TID 1004), the specimen as subject (TID 1009)."""
+def _context(header: Dataset, analysis: Analysis) -> ObservationContext:
+    """The node as device observer (PS3.16 TID 1004), the specimen as subject (TID 1009).
+
+    Who changed cells observed too (TID 1003); who only verified is named in the header.
+    """
     device = DeviceObserverIdentifyingAttributes(
         uid=derive_uid("device", MODEL_NAME),
         name=MODEL_NAME,
@@ -238,10 +231,22 @@ def _context(header: Dataset) -> ObservationContext:
         serial_number=SERIAL_NUMBER,
     )
     return ObservationContext(
+        observer_person_context=_person(analysis.signature) if analysis.by_hand else None,
         observer_device_context=ObserverContext(
             observer_type=codes.DCM.Device, observer_identifying_attributes=device
         ),
         subject_context=_subject(header),
+    )
+
+
+def _person(signature: Signature | None) -> ObserverContext | None:
+    if signature is None:
+        return None
+    return ObserverContext(
+        observer_type=codes.DCM.Person,
+        observer_identifying_attributes=PersonObserverIdentifyingAttributes(
+            name=signature.name, organization_name=signature.organization
+        ),
     )
 
 
@@ -279,12 +284,18 @@ def _measurement_group(
             ],
         ),
         finding_sites=[FindingSite(BONE_MARROW)],
-        measurements=[*_totals(analysis), *_by_type(analysis), *_counting(analysis)],
+        measurements=_measured(analysis),
         qualitative_evaluations=list(_evaluations(analysis)),
     )
     group[0].ContentSequence.extend(_texts(analysis))
     group[0].ContentSequence.extend(_references(annotation, segmentation))
     return group
+
+
+def _measured(analysis: Analysis) -> list[Measurement]:
+    if analysis.standing == "withdrawn":
+        return []
+    return [*_totals(analysis), *_by_type(analysis), *_counting(analysis)]
 
 
 def _totals(analysis: Analysis) -> Iterator[Measurement]:
@@ -350,6 +361,9 @@ def _counting(analysis: Analysis) -> Iterator[Measurement]:
 
 
 def _evaluations(analysis: Analysis) -> Iterator[QualitativeEvaluation]:
+    if analysis.standing == "withdrawn":
+        yield QualitativeEvaluation(QUALITY_FINDING, WITHDRAWN)
+        return
     differential = analysis.differential
     yield QualitativeEvaluation(SUFFICIENCY, SUFFICIENT if differential.adequate else INSUFFICIENT)
     converged = differential.converged_after is not None
@@ -378,11 +392,14 @@ def _quality_findings(analysis: Analysis) -> tuple[CodedConcept, ...]:
 
 
 def _texts(analysis: Analysis) -> Iterator[TextContentItem]:
+    if analysis.signature is not None and analysis.signature.reason:
+        yield _text(REVIEW_REASON, analysis.signature.reason)
     yield _text(INTENDED_USE, analysis.model.intended_use)
     if analysis.model.demonstration:
         yield _text(INTENDED_USE, "Demonstration model, not for clinical use.")
-    for reason in analysis.differential.reasons:
-        yield _text(INSUFFICIENCY_REASON, reason)
+    if analysis.standing != "withdrawn":  # the reasons hold numbers
+        for reason in analysis.differential.reasons:
+            yield _text(INSUFFICIENCY_REASON, reason)
 
 
 def _text(name: CodedConcept, value: str) -> TextContentItem:
@@ -439,11 +456,12 @@ def decode_report(document: Dataset) -> ReportContent:
     items = list(_items(document))
     numbers = {_concept(item)[0]: item for item in items if item.ValueType == "NUM"}
     evaluations = {_concept(item)[0]: item for item in items if item.ValueType == "CODE"}
+    withdrawn = _says(evaluations.get(QUALITY_FINDING.value), WITHDRAWN)
     texts = [(_concept(item)[0], str(item.TextValue)) for item in items if item.ValueType == "TEXT"]
     counts, percentages = _decoded_types(items)
     slide = _library_image(document, items)
     for code in (CELLS_IN_NDC, CELLS_FOUND):
-        if code.value not in numbers:
+        if code.value not in numbers and not withdrawn:
             raise InputError(
                 f"SR {document.SOPInstanceUID} has no item {code.meaning}: "
                 "it is not a differential count of this node."
@@ -456,13 +474,21 @@ def decode_report(document: Dataset) -> ReportContent:
         model_digest=_parameter(texts, "package_sha256"),
         counts=counts,
         percentages=percentages,
-        total=int(_value(numbers[CELLS_IN_NDC.value])),
-        nucleated=int(_value(numbers[CELLS_FOUND.value])),
-        me_ratio=_value(numbers[ME_RATIO.value]) if ME_RATIO.value in numbers else None,
-        adequate=SUFFICIENCY.value in evaluations
-        and evaluations[SUFFICIENCY.value].ConceptCodeSequence[0].CodeValue == SUFFICIENT.value,
+        total=int(_number(numbers, CELLS_IN_NDC) or 0),
+        nucleated=int(_number(numbers, CELLS_FOUND) or 0),
+        me_ratio=_number(numbers, ME_RATIO),
+        adequate=_says(evaluations.get(SUFFICIENCY.value), SUFFICIENT),
         verification=str(document.VerificationFlag),
+        withdrawn=withdrawn,
     )
+
+
+def _says(item: Dataset | None, code: CodedConcept) -> bool:
+    return item is not None and bool(item.ConceptCodeSequence[0].CodeValue == code.value)
+
+
+def _number(numbers: Mapping[str, Dataset], code: CodedConcept) -> float | None:
+    return _value(numbers[code.value]) if code.value in numbers else None
 
 
 def _decoded_types(

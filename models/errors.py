@@ -54,3 +54,13 @@ class InferenceFailed(ModelError):
 class TrainingInvalid(ModelError):
     exit_code = 45
     meaning = "model: training data or a training configuration cannot be used"
+
+
+class ReviewRefused(MarrowNodeError):
+    exit_code = 70
+    meaning = "review: refused: not the newest revision, withdrawn, or nothing to change"
+
+
+class ReviewInvalid(ReviewRefused):
+    exit_code = 71
+    meaning = "review: malformed, or its corrections do not fit the cells of the slide"

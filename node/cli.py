@@ -22,11 +22,15 @@ from node.exit_codes import exit_code_table
 from node.job_queue import open_job_queue
 from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
+from node.perform import perform
 from node.pipeline import SlideReference
+from node.poll import poll
 from node.probe import probe
 from node.progress import Progress
 from node.receive import receive
-from node.serve import key, serve, web, work
+from node.review_command import review
+from node.rules import rules
+from node.serve import key, purge, serve, web, work
 from node.stages import write_results_to
 
 
@@ -226,5 +230,8 @@ def config(settings: Settings, as_json: bool) -> None:
     OUT.print(table)
 
 
-for _command in (train, evaluate, compare, field, probe, receive, check, serve, web, work, key):
+for _command in (
+    train, evaluate, compare, field, probe, receive, check, review,
+    serve, web, work, perform, poll, rules, key, purge,
+):  # fmt: skip
     main.add_command(_command)

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -25,9 +25,13 @@ from dicom_io.frames import ReadSettings
 from dicom_io.pacs import PacsSettings
 from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
+from node.audit import AuditSettings
 from node.ehr import EhrSettings
 from node.fhir_r5 import FhirVersion
 from node.log import LogFormat
+from node.poll_settings import PollSettings
+from node.rule_settings import RuleSettings
+from node.ups_settings import UpsSettings
 from node.web.settings import ServeSettings
 
 ENVIRONMENT_PREFIX = "MARROW_NODE__"
@@ -117,12 +121,16 @@ class JobSettings:
         Tries after the first one of a job that failed for a reason that may pass.
     retry_wait_s
         Seconds before the second try; doubled for each further one.
+    keep_days
+        Days after which workers forget jobs, and the work files of results that nobody reviewed;
+        0 keeps all.
     """
 
     look_s: float = 2.0
     quiet_s: float = 60.0
     retries: int = 7
     retry_wait_s: float = 60.0
+    keep_days: float = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +156,12 @@ class Settings:
         Largest total pixel matrix (columns × rows) that is accepted.
     log_format
         plain lines for people, or json for a collector of logs.
-    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve
+    pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve, audit, ups,
+    poll
         Tables of their own.
+    rules
+        [[rules]]: which slides are analysed, and how; without any, all are. What they make of a
+        slide, 'marrow-node rules test' tells.
     """
 
     pacs_url: str = ""
@@ -169,6 +181,10 @@ class Settings:
     output: OutputSettings = field(default_factory=OutputSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    ups: UpsSettings = field(default_factory=UpsSettings)
+    poll: PollSettings = field(default_factory=PollSettings)
+    rules: tuple[RuleSettings, ...] = ()
 
 
 def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -261,3 +277,8 @@ def _refuse_unknown(tree: type, values: Mapping[str, Any], source: str, prefix: 
             )
         if is_dataclass(hints[key]) and isinstance(value, Mapping):
             _refuse_unknown(hints[key], value, source, f"{prefix}{key}.")
+        kinds = [kind for kind in get_args(hints[key]) if is_dataclass(kind)]
+        if kinds and isinstance(value, list):
+            for number, each in enumerate(value, start=1):
+                if isinstance(each, Mapping) and isinstance(kinds[0], type):
+                    _refuse_unknown(kinds[0], each, source, f"{prefix}{key}[{number}].")

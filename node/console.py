@@ -19,6 +19,7 @@ from node.job import Job
 from node.jobs import open_worker
 from node.pipeline import SlideReference
 from node.progress import Progress
+from node.review import Review
 from node.workplace import Workplace
 
 OUT = Console()
@@ -30,6 +31,12 @@ def run_job(settings: Settings, slide: SlideReference) -> Job:
     place = Workplace.open(settings, lambda progress: None)
     with open_worker(settings) as worker, _progress_shown() as watch:
         return worker.wait(worker.submit(slide, place), watch)
+
+
+def run_review(settings: Settings, job: str, review: Review) -> Job:
+    """Queue a review of a job's result, show its progress, return the ended job."""
+    with open_worker(settings) as worker, _progress_shown() as watch:
+        return worker.wait(worker.jobs.review(job, review).job, watch)
 
 
 @contextmanager
@@ -85,6 +92,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
 
 def print_result(result: Mapping[str, Any]) -> None:
     """The differential as a table, and where each object lies."""
+    OUT.print(f"revision {result.get('revision', 1)}, {result.get('standing', 'unreviewed')}")
     table = Table("type", "count", "% of NDC", "95 % interval", box=None)
     for key, row in result["differential"].items():
         percent = f"{row['percent']:.1f}" if row["percent"] is not None else "–"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydicom.dataset import Dataset
 
-from conformance.agreement import check_agreement
+from conformance.agreement import check_agreement, check_standing
 from dicom_io.dimse import DimseArchive, open_dimse
 from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
 from dicom_io.pacs import Pacs, open_pacs
@@ -138,7 +138,7 @@ def reconcile(
     PacsReadBackDiffers
         When an object came back with other content.
     ResultsDisagree
-        When counts, percentages or references differ between the documents.
+        When counts, percentages, references or standing differ between the documents.
     """
     if "ANN" in sent:
         _same_cells(sent["ANN"], returned["ANN"])
@@ -148,6 +148,7 @@ def reconcile(
         _same_payload(kind, sent[kind], returned[kind])
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
     findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
+    findings += check_standing(returned["SR"], bundle)
     if findings:
         first = findings[0]
         raise ResultsDisagree(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,26 @@ def report_in(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def would_undo_review(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether an unreviewed report would replace one that a person has decided on."""
-    return ours.get("status") in _UNREVIEWED and theirs.get("status") not in _UNREVIEWED
+    """Whether a report would replace one that a person has decided on, or decided on later.
+
+    Of two reviewed ones the later is the one that was issued later: revisions may arrive in
+    another order than they were made in.
+    """
+    if theirs.get("status") in _UNREVIEWED:
+        return False
+    if ours.get("status") in _UNREVIEWED:
+        return True
+    mine, other = (_moment(str(each.get("issued", ""))) for each in (ours, theirs))
+    return mine is not None and other is not None and mine < other
+
+
+def _moment(written: str) -> datetime | None:
+    """A FHIR instant; None for what is not one."""
+    try:
+        moment = datetime.fromisoformat(written)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def rewritten(resource: Any, addresses: Mapping[str, str]) -> Any:

@@ -1,19 +1,19 @@
 """Analysis → FHIR R4 transaction bundle.
 
-The graph: one DiagnosticReport (LOINC 47286-0, status ``partial``: an unreviewed result of an
-algorithm) whose ``result`` names a panel Observation and its members: one Observation per cell
-type, M:E (11138-5), cells counted (38257-2) and cells found, all ``preliminary``. A cell type's
-Observation is coded first in the node's own code system
-(:data:`dicom_io.codes.LOCAL_SYSTEM_URI`, the cell type's key), then in SNOMED CT, then in LOINC
-where a site asks for it; its value is the percentage of the nucleated differential count, and its
-components are the count and the bounds of the Wilson 95 % interval, each coded in the node's own
-code system (``count``, ``wilson-95-low``, ``wilson-95-high``). Device is the model package;
-Provenance names what was read and written, by UID and by digest. Patient, specimen, order and study
-are referred to by their identifiers and never created; the report contains an ImagingStudy that
-lists the series and instances, for an EHR that has none. Identifiers derive from the analysis, so
-that sending again is harmless. Where HL7's "DICOM SR to FHIR Resource Mapping" speaks, it is
-followed: the panel is the measurement group, carries its tracking UID and finding site, and every
-Observation is part of the study.
+The graph: one DiagnosticReport (LOINC 47286-0) whose ``result`` names a panel Observation and its
+members: one Observation per cell type, M:E (11138-5), cells counted (38257-2) and cells found.
+Unreviewed, the report is ``partial`` and they are ``preliminary``; a review changes the status of
+these same resources (:data:`STATUSES`). A cell type's Observation is coded first in the node's own
+code system (:data:`dicom_io.codes.LOCAL_SYSTEM_URI`, the cell type's key), then in SNOMED CT, then
+in LOINC where a site asks for it; its value is the percentage of the nucleated differential count,
+and its components are the count and the bounds of the Wilson 95 % interval, each coded in the
+node's own code system (``count``, ``wilson-95-low``, ``wilson-95-high``). Device is the model
+package; Provenance names what was read and written, by UID and by digest. Patient, specimen, order
+and study are referred to by their identifiers and never created; the report contains an
+ImagingStudy that lists the series and instances, for an EHR that has none. Identifiers derive from
+the analysis, not from its revision, so that sending again is harmless and a review updates. Where
+HL7's "DICOM SR to FHIR Resource Mapping" speaks, it is followed: the panel is the measurement
+group, carries its tracking UID and finding site, and every Observation is part of the study.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fhir.resources.R4B.bundle import Bundle
 from highdicom.sr import CodedConcept
 from pydantic import ValidationError
 
-from dicom_io.analysis import Analysis
+from dicom_io.analysis import Analysis, Signature, Standing
 from dicom_io.codes import (
     BONE_MARROW,
     CELLS_FOUND,
@@ -40,11 +40,11 @@ from dicom_io.codes import (
     LOCAL_SYSTEM_URI,
 )
 from dicom_io.errors import InputError
-from dicom_io.provenance import MANUFACTURER, result_uid
+from dicom_io.provenance import MANUFACTURER, lasting_uid
 from dicom_io.report import tracking_uid
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
 from node.ehr_records import UID_SYSTEM, Resource
-from node.fhir_header import context_of, report_context_of
+from node.fhir_header import context_of, display_name, report_context_of
 from node.fhir_r5 import FhirVersion, as_r5
 from node.fhir_study import contained_study
 
@@ -59,6 +59,16 @@ _TOO_FEW = ("not-performed", "Not Performed", "insufficient for a differential c
 _NO_ERYTHROID = ("not-applicable", "Not Applicable", "no erythroid cell was counted")
 _PERFORMER = {"type": "Organization", "display": MANUFACTURER}
 _DICOM_IDENTIFIER_TYPE = "http://hl7.org/fhir/uv/dicom-sr/CodeSystem/dicom-identifier-type"
+# Standing → status of the DiagnosticReport and of its Observations. R4's diagnostic-report-status:
+# "corrected" is said of what was "final" before, so a first review that corrects makes it "final";
+# an Observation is corrected with its panel, for each percentage rests on the whole count.
+STATUSES: Mapping[Standing, tuple[str, str]] = {
+    "unreviewed": ("partial", "preliminary"),
+    "final": ("final", "final"),
+    "corrected": ("corrected", "corrected"),
+    "withdrawn": ("entered-in-error", "entered-in-error"),
+}
+_DECIDED = {"confirmed": "Confirmed", "corrected": "Corrected", "withdrawn": "Withdrawn"}
 ME_CODE = ("11138-5", "Myeloid cells/Erythroid cells [# Ratio] in Bone marrow")
 
 
@@ -74,6 +84,7 @@ def build_bundle(
     loinc: bool = False,
     pdf: bytes = b"",
     version: FhirVersion = "R4",
+    sources: Mapping[str, str] | None = None,
 ) -> Resource:
     """Write an analysis as a transaction.
 
@@ -91,6 +102,8 @@ def build_bundle(
         The report as a file, put before the pictures.
     version
         Of FHIR.
+    sources
+        What a reviewer's correction was made from: instance UID → what it is.
 
     Returns
     -------
@@ -116,7 +129,7 @@ def build_bundle(
     if study is not None:
         report |= {"contained": [study]}
         report["imagingStudy"][0]["reference"] = f"#{study['id']}"
-    provenance = _provenance(analysis, report, references)
+    provenance = _provenance(analysis, report, references, sources or {})
     bundle = {
         "resourceType": "Bundle",
         "type": "transaction",
@@ -165,7 +178,7 @@ def _full_url(kind: str, identifier: str) -> str:
 
 
 def _identifier(analysis: Analysis, *what: str) -> dict[str, str]:
-    return {"system": UID_SYSTEM, "value": f"urn:oid:{result_uid(analysis, 'FHIR', *what)}"}
+    return {"system": UID_SYSTEM, "value": f"urn:oid:{lasting_uid(analysis, 'FHIR', *what)}"}
 
 
 def _device(analysis: Analysis) -> Resource:
@@ -194,12 +207,12 @@ def _observation(analysis: Analysis, name: str, code: Resource) -> Resource:
     return {
         "resourceType": "Observation",
         "identifier": [_identifier(analysis, "observation", name)],
-        "status": "preliminary",
+        "status": STATUSES[analysis.standing][1],
         "category": [_concept(f"{TERMINOLOGY}/observation-category", "laboratory", "Laboratory")],
         "code": code,
         **context_of(analysis.slide.header),
         "partOf": [_study_reference(analysis)],
-        "issued": _instant(analysis.finished),
+        "issued": _instant(analysis.issued),
         "performer": [_PERFORMER],
         "method": {"text": f"Automated count by {analysis.model.name} {analysis.model.version}"},
         "device": _device_reference(analysis),
@@ -281,17 +294,29 @@ def _report(
         "resourceType": "DiagnosticReport",
         "identifier": [_identifier(analysis, "report")],
         "text": {"status": "generated", "div": _narrative(analysis, conclusion)},
-        "status": "partial",
+        "status": STATUSES[analysis.standing][0],
         "category": [_concept(f"{TERMINOLOGY}/v2-0074", "LAB", "Laboratory")],
         "code": _loinc(*PANEL_CODE),
         **report_context_of(analysis.slide.header),
-        "issued": _instant(analysis.finished),
+        "issued": _instant(analysis.issued),
         "performer": [_PERFORMER],
+        **_interpreter(analysis),
         "imagingStudy": [_study_reference(analysis)],
         "result": [_reference_to(result) for result in results],
         "conclusion": conclusion,
         **_presented(analysis, pictures, pdf),
     }
+
+
+def _interpreter(analysis: Analysis) -> Resource:
+    """The person responsible for the conclusions, by name: the EHR's Practitioner is not known."""
+    if analysis.signature is None:
+        return {}
+    return {"resultsInterpreter": [_practitioner(analysis.signature)]}
+
+
+def _practitioner(signature: Signature) -> Resource:
+    return {"type": "Practitioner", "display": display_name(signature.name)}
 
 
 def _study_reference(analysis: Analysis) -> Resource:
@@ -307,7 +332,7 @@ def _presented(analysis: Analysis, pictures: Mapping[str, bytes], pdf: bytes) ->
         {
             "contentType": media_type,
             "title": title,
-            "creation": _instant(analysis.finished),
+            "creation": _instant(analysis.issued),
             "data": base64.b64encode(content).decode("ascii"),
             "size": len(content),
             "hash": base64.b64encode(
@@ -321,9 +346,11 @@ def _presented(analysis: Analysis, pictures: Mapping[str, bytes], pdf: bytes) ->
 
 def conclusion_text(analysis: Analysis) -> str:
     """What the report says in words."""
-    sentences = ["Unreviewed result of an algorithm."]
+    sentences = [_review_in_words(analysis)]
     if analysis.model.demonstration:
         sentences.append("Demonstration model, not for clinical use.")
+    if analysis.standing == "withdrawn":
+        return " ".join(sentences)
     differential = analysis.differential
     sentences.append(f"{differential.total} cells counted.")
     if differential.adequate and differential.me_ratio is not None:
@@ -334,11 +361,25 @@ def conclusion_text(analysis: Analysis) -> str:
     return " ".join(sentences)
 
 
+def _review_in_words(analysis: Analysis) -> str:
+    signature = analysis.signature
+    if signature is None:
+        return "Unreviewed result of an algorithm."
+    said = f"{_DECIDED[signature.decision]} by {display_name(signature.name)}"
+    said += f" ({signature.organization})" if signature.organization else ""
+    said += f", {signature.at:%Y-%m-%d %H:%M} UTC"
+    return f"{said}: {signature.reason.rstrip('.')}." if signature.reason else f"{said}."
+
+
 def _provenance(
-    analysis: Analysis, report: Resource, references: Mapping[str, tuple[str, str, str]]
+    analysis: Analysis,
+    report: Resource,
+    references: Mapping[str, tuple[str, str, str]],
+    sources: Mapping[str, str],
 ) -> Resource:
     slide = analysis.slide
     dicom = [("source", "whole slide image", uid) for uid in sorted(slide.source_instances)]
+    dicom += [("source", what, uid) for uid, what in sources.items()]
     dicom += [("derivation", kind, uids[2]) for kind, uids in references.items()]
     digests = [
         (
@@ -360,7 +401,7 @@ def _provenance(
     return {
         "resourceType": "Provenance",
         "target": [_reference_to(report)],
-        "recorded": _instant(analysis.finished),
+        "recorded": _instant(analysis.issued),
         "occurredPeriod": {
             "start": _instant(analysis.started),
             "end": _instant(analysis.finished),
@@ -371,10 +412,22 @@ def _provenance(
                     f"{TERMINOLOGY}/provenance-participant-type", "assembler", "Assembler"
                 ),
                 "who": _device_reference(analysis),
-            }
+            },
+            *_verifier(analysis.signature),
         ],
         "entity": entities,
     }
+
+
+def _verifier(signature: Signature | None) -> list[Resource]:
+    """Who reviewed, for whom."""
+    if signature is None:
+        return []
+    kind = _concept(f"{TERMINOLOGY}/provenance-participant-type", "verifier", "Verifier")
+    agent = {"type": kind, "who": _practitioner(signature)}
+    if signature.organization:
+        agent["onBehalfOf"] = {"type": "Organization", "display": signature.organization}
+    return [agent]
 
 
 def _entity(role: str, what: str, identifier: Resource) -> Resource:
@@ -404,7 +457,15 @@ def _against(
 
 
 def _narrative(analysis: Analysis, conclusion: str) -> str:
-    """The report in words and one table, complete without any other element."""
+    """The report in words and one table, complete without any other element.
+
+    Of a withdrawn one the words alone: nobody should read its numbers.
+    """
+    if analysis.standing == "withdrawn":
+        return (
+            '<div xmlns="http://www.w3.org/1999/xhtml">'
+            f"<p>{escape(PANEL_CODE[1])}</p><p>{escape(conclusion)}</p></div>"
+        )
     differential = analysis.differential
     rows = [_narrative_row(analysis, row) for row in reading_order(differential.classes)]
     rows.append(("Cells in the count", str(differential.total), "", "", ""))

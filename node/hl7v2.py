@@ -2,10 +2,11 @@
 
 Numbers, codes, ranges and flags are those of the FHIR bundle, read from it, so that both say the
 same. One OBR is the panel; each Observation is an OBX, its components follow it under a sub-ID of
-the same number (OBX-4 ``3``, ``3.1``, ``3.2``). An unreviewed result has the status P
-(preliminary, HL7 table 0085); a value that is not given has X and its reason in a note. The PDF is
-the last OBX (data type ED). The message control ID derives from the report, so that a receiver
-recognises a message that comes twice.
+the same number (OBX-4 ``3``, ``3.1``, ``3.2``). An unreviewed result has the status P (preliminary,
+HL7 table 0085), a reviewed one F, one that was corrected after it was final C, and a withdrawn one
+deletes what was sent (D; its OBR has C, for table 0123 knows no D); a value that is not given has X
+and its reason in a note. The PDF is the last OBX (data type ED). The message control ID derives
+from the report and its revision, so that a receiver recognises a message that comes twice.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SCHEMES = {
     "http://unitsofmeasure.org": "UCUM",
     LOCAL_SYSTEM_URI: LOCAL_SCHEME,
 }
-# HL7 tables 0085 and 0123; a report of FHIR status partial is preliminary there.
+# FHIR status → HL7 table 0085 (OBX-11); a report of status partial is preliminary there.
 _STATUS = {
     "registered": "I",
     "partial": "P",
@@ -40,8 +41,11 @@ _STATUS = {
     "final": "F",
     "amended": "C",
     "corrected": "C",
-    "entered-in-error": "W",
+    "entered-in-error": "D",
 }
+_DELETED = ("entered-in-error",)
+# HL7 table 0123 (OBR-25) has no code for deletion, which is a correction to results.
+_REPORT_STATUS = _STATUS | {"entered-in-error": "C"}
 # Representation of a name (table 0465) by the group of letters of a DICOM name.
 _NAME_GROUPS = ("A", "I", "P")
 # In the order in which they have to be replaced.
@@ -68,9 +72,9 @@ def encode_oru(analysis: Analysis, bundle: Mapping[str, Any], pdf: bytes) -> str
     """
     header = source_header(analysis)
     report = report_in(bundle)["resource"]
-    stamp = _stamp(analysis.finished)
+    stamp = _stamp(analysis.issued)
     segments = [
-        _message_header(report, stamp),
+        _message_header(report, analysis.revision, stamp),
         _patient(header),
         _order(header, report, stamp),
         *_notes(report.get("conclusion", "")),
@@ -95,15 +99,16 @@ def _numbered(segments: Sequence[str]) -> Iterator[str]:
             yield segment
 
 
-def control_id(report: Mapping[str, Any]) -> str:
-    """Message control ID: 20 signs (MSH-10 of v2.5.1) that stand for report and status."""
-    told = f"{report['identifier'][0]['value']}|{report['status']}"
+def control_id(report: Mapping[str, Any], revision: int) -> str:
+    """Message control ID: 20 signs (MSH-10 of v2.5.1) for a report, its status and revision."""
+    told = f"{report['identifier'][0]['value']}|{report['status']}|{revision}"
     return base64.b32encode(hashlib.sha256(told.encode()).digest()).decode("ascii")[:20]
 
 
-def _message_header(report: Resource, stamp: str) -> str:
+def _message_header(report: Resource, revision: int, stamp: str) -> str:
     fields: Parts = [
-        MODEL_NAME.upper(), "", "", "", stamp, "", ("ORU", "R01", "ORU_R01"), control_id(report),
+        MODEL_NAME.upper(), "", "", "", stamp, "", ("ORU", "R01", "ORU_R01"),
+        control_id(report, revision),
         "P", "2.5.1", "", "", "AL", "NE", "", "UNICODE UTF-8",
     ]  # fmt: skip
     return f"MSH|^~\\&|{_joined(fields)}"
@@ -138,7 +143,7 @@ def _order(header: Dataset, report: Resource, stamp: str) -> str:
             "1", "", (report["identifier"][0]["value"].removeprefix("urn:oid:"), MODEL_NAME), code,
             "", "", _fhir_stamp(scanned), "", "", "", "", "", "", "",
             "", "", "", text_of(header, "AccessionNumber"), "", "", "", stamp, "", "LAB",
-            _STATUS[report["status"]],
+            _REPORT_STATUS[report["status"]],
         ]
     )  # fmt: skip
 
@@ -167,7 +172,7 @@ def _value(sub_id: str, observed: Resource, status: str, stamp: str) -> str:
         [
             "NM", _coded(observed["code"]), sub_id,
             _number(quantity["value"]) if quantity else "", unit, _range(observed), _flag(observed),
-            "", "", _STATUS[status] if quantity else "X", "", "", stamp,
+            "", "", _STATUS[status] if quantity or status in _DELETED else "X", "", "", stamp,
         ]
     )  # fmt: skip
 

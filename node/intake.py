@@ -58,7 +58,7 @@ def await_whole(
 
 
 def find_slides(settings: Settings, wanted: Mapping[str, Any]) -> list[SlideReference]:
-    """Slides of a study, or of the studies with an accession number.
+    """Slides of a study, one of them where a series is named, or of those with an accession number.
 
     Raises
     ------
@@ -77,7 +77,13 @@ def find_slides(settings: Settings, wanted: Mapping[str, Any]) -> list[SlideRefe
                 if value(study, "AccessionNumber") == wanted["accession_number"]
             ]
         )
-        series = [(study, each) for study in studies for each in pacs.search_series(study)]
+        only = wanted.get("series_uid")
+        series = [
+            (study, each)
+            for study in studies
+            for each in pacs.search_series(study)
+            if only in (None, value(each, "SeriesInstanceUID"))
+        ]
     if not series:
         raise SeriesNotFound("The PACS has no study of that kind: check the request's identifiers.")
     found = [

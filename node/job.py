@@ -1,5 +1,7 @@
 """A job: one slide with one model, one configuration and one destination, and its tries.
 
+A person's review of a result is a job too, told from others by what was decided.
+
 The identifier is a digest of all that tells one job from another, so that the same slide sent twice
 is the same job. Each try is a workflow of DBOS named ``JOB-N``; while the slide is still coming in,
 ``JOB-N.arrival`` waits for it. A failed job may be tried again; a completed one is not.
@@ -22,6 +24,7 @@ from node.progress import Progress
 ANALYSE = "analyse slide"
 ARRIVE = "await slide"
 FIND = "find slides"
+REVIEW = "review slide"
 CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
@@ -168,8 +171,14 @@ def found_of(status: WorkflowStatus) -> dict[str, Any]:
     """Read a search for slides off its workflow."""
     state = _STATUS[status.status]
     error, _ = _failure(status, state)
-    jobs = status.output["jobs"] if state == "completed" and status.output else []
-    return {"search": status.workflow_id, "status": state, "jobs": jobs, "error": error}
+    found = status.output if state == "completed" and status.output else {}
+    return {
+        "search": status.workflow_id,
+        "status": state,
+        "jobs": found.get("jobs", []),
+        "decisions": found.get("decisions", []),
+        "error": error,
+    }
 
 
 def _failure(status: WorkflowStatus, state: JobStatus) -> tuple[str | None, int | None]:

@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, W
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull, JobNotFound, JobRefused
+from models.errors import ReviewRefused
 from node.config import Settings
 from node.job import (
     ACTIVE,
@@ -30,6 +32,7 @@ from node.job import (
     ENDED,
     FIND,
     PRIORITIES,
+    REVIEW,
     Job,
     JobStatus,
     Priority,
@@ -41,12 +44,18 @@ from node.job import (
 )
 from node.pipeline import SlideReference
 from node.progress import ProgressFile
+from node.review import Review
+from node.revisions import find_seen
 from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
 QUEUE = "slides"
 ARRIVALS = "arrivals"
+# Of its own: a person who signs does not wait for an analysis to end.
+REVIEWS = "reviews"
+_QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
+_JOBS = list(_QUEUES)
 APPLICATION = "marrow-node"
 _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
     "waiting": ACTIVE,
@@ -58,6 +67,8 @@ _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
 }
 CONNECTIONS = 16
 _FIRST_PAGE, _PAGE = 60, 500
+# What a review takes over from the job that it is about.
+_PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 
 
 class JobQueue:
@@ -113,6 +124,46 @@ class JobQueue:
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return submitted_job(name, number, arguments | extra, await_arrival)
 
+    def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:
+        """Queue a review of a job's result, or join the job of the same review.
+
+        Parameters
+        ----------
+        job
+            Of an analysis or of an earlier review; the revision goes where that one went.
+        review
+        priority
+            None goes before all others.
+
+        Raises
+        ------
+        JobNotFound
+        ReviewRefused
+            The job has no result, or the revision cannot be reviewed.
+        """
+        workflow, seen = self._newest(job), self.get(job)
+        if workflow is None or seen.result is None or "identity" not in seen.result:
+            raise ReviewRefused(
+                f"Job {job} has no result that could be reviewed: analyse the slide, and wait "
+                "until it is completed."
+            )
+        told = arguments_of(workflow)
+        arguments = {name: told[name] for name in _PLACE} | {"identity": seen.result["identity"]}
+        content = json.dumps([arguments, review.digest], sort_keys=True)
+        name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        newest = self._newest(name)
+        if newest is not None and newest.status in (*ACTIVE, "SUCCESS"):
+            return self._job(newest)
+        find_seen(self._settings.work_folder, seen.result["identity"], review)
+        extra = {
+            "review": review.as_json(),
+            "reason": f"review of {seen.job}: {review.decision}",
+            "priority": priority,
+        }
+        number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
+        self.enqueue(f"{name}-{number}", arguments | extra)
+        return self.get(name)
+
     def enqueue(
         self,
         try_id: str,
@@ -122,9 +173,10 @@ class JobQueue:
     ) -> None:
         """Queue one try of a job; the same identifier twice is one try."""
         priority: Priority | None = arguments.get("priority")
+        workflow = ARRIVE if await_arrival else REVIEW if "review" in arguments else ANALYSE
         options: EnqueueOptions = {
-            "workflow_name": ARRIVE if await_arrival else ANALYSE,
-            "queue_name": ARRIVALS if await_arrival else QUEUE,
+            "workflow_name": workflow,
+            "queue_name": _QUEUES[workflow],
             "workflow_id": try_id + (ARRIVAL_SUFFIX if await_arrival else ""),
         }
         if priority:
@@ -248,11 +300,28 @@ class JobQueue:
             return found_of(workflow)
         raise JobNotFound(f"Search {search} is not known here: submit it again.")
 
+    def ended_before(self, unix_s: float) -> Sequence[str]:
+        """Tries, arrivals, searches and calls that ended before a moment."""
+        at = datetime.fromtimestamp(unix_s, UTC).isoformat()
+        ended = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+        return [
+            workflow.workflow_id
+            for workflow in self._workflows(
+                completed_before=at, status=ended, load_input=False, load_output=False
+            )
+        ]
+
+    def forget(self, workflow_ids: Sequence[str]) -> None:
+        """Delete what :meth:`ended_before` named."""
+        if workflow_ids:
+            with database_errors(self._settings):
+                self._open_client().delete_workflows(list(workflow_ids))
+
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs are in each state that has not ended."""
         counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
         for workflow in self._workflows(
-            status=[*ACTIVE], name=[ANALYSE, ARRIVE], load_input=False, load_output=False
+            status=[*ACTIVE], name=_JOBS, load_input=False, load_output=False
         ):
             counted[job_of(workflow, None).status] += 1
         return counted
@@ -261,7 +330,7 @@ class JobQueue:
         """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
         oldest = self._workflows(
             status=[*ACTIVE],
-            name=[ANALYSE, ARRIVE],
+            name=_JOBS,
             limit=1,
             load_input=False,
             load_output=False,
@@ -277,7 +346,7 @@ class JobQueue:
         offset, size = 0, _FIRST_PAGE
         while True:
             page = self._workflows(
-                name=[ANALYSE, ARRIVE], status=states, sort_desc=True, limit=size, offset=offset
+                name=_JOBS, status=states, sort_desc=True, limit=size, offset=offset
             )
             for workflow in page:
                 job, _ = try_of(workflow.workflow_id)
@@ -293,7 +362,7 @@ class JobQueue:
         prefix = job if "-" in job else f"{job}-"
         found = [
             workflow
-            for workflow in self._workflows(workflow_id_prefix=prefix, name=[ANALYSE, ARRIVE])
+            for workflow in self._workflows(workflow_id_prefix=prefix, name=_JOBS)
             if job in (try_of(workflow.workflow_id)[0], workflow.workflow_id)
         ]
         return max(found, key=_age, default=None)
@@ -399,4 +468,4 @@ def _sqlite_file(settings: Settings) -> Path:
 
 
 def _age(workflow: WorkflowStatus) -> tuple[int, bool]:
-    return try_of(workflow.workflow_id)[1], workflow.name == ANALYSE
+    return try_of(workflow.workflow_id)[1], workflow.name != ARRIVE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +19,26 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node import __version__
+from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
 from node.intake import await_whole, find_slides
-from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, CALL_BACK, ENDED, FIND, Job, try_of
+from node.job import (
+    ANALYSE,
+    ARRIVAL_SUFFIX,
+    ARRIVE,
+    CALL_BACK,
+    ENDED,
+    FIND,
+    REVIEW,
+    Job,
+    try_of,
+)
 from node.job_queue import (
     APPLICATION,
     ARRIVALS,
     QUEUE,
+    REVIEWS,
     JobQueue,
     database_errors,
     database_url,
@@ -39,8 +51,11 @@ from node.log import telling_of
 from node.metrics import count_failure, count_result, stage_timed
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress
+from node.review import Review, review_from
+from node.review_way import review_result
+from node.rules import submit_by_rules
 from node.work_lock import dead_workers, take_worker
-from node.workplace import Workplace
+from node.workplace import ReviewPlace, Workplace
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +116,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.register_queue(
                 ARRIVALS, worker_concurrency=ARRIVALS_AT_A_TIME, polling_interval_sec=POLL_S
             )
+            DBOS.register_queue(REVIEWS, worker_concurrency=1, polling_interval_sec=POLL_S)
             DBOS._recover_pending_workflows(dead_workers(settings.work_folder / "workers", worker))
             with open_job_queue(settings) as jobs:
                 yield Worker(jobs)
@@ -115,7 +131,18 @@ def _register(settings: Settings) -> None:
             place = _workplace(settings, arguments, try_id)
             result = analyse(place, _slide(arguments), _timed_step)
             count_result(result)
+            _step("audit", lambda: _audited(settings, arguments, result))
             _call_back(settings, arguments, try_id, "completed")
+            return dict(result)
+
+    @DBOS.workflow(name=REVIEW)
+    def review_slide(arguments: dict[str, Any]) -> Any:
+        with _try(settings, arguments) as try_id:
+            report = progress_file(settings, try_id).report
+            place = ReviewPlace.open(_sited(settings, arguments), report)
+            review = review_from(arguments["review"])
+            result = review_result(place, arguments["identity"], review, _timed_step)
+            _step("audit", lambda: _reviewed(place.settings, review, result))
             return dict(result)
 
     @DBOS.workflow(name=ARRIVE)
@@ -129,8 +156,10 @@ def _register(settings: Settings) -> None:
     def find(arguments: dict[str, Any]) -> Any:
         def search() -> dict[str, Any]:
             slides = find_slides(_sited(settings, arguments), arguments)
-            place = Workplace.open(_sited(settings, arguments), lambda progress: None)
             with open_job_queue(settings) as queue:
+                if arguments.get("by_rules"):
+                    return _by_rules(settings, queue, slides, arguments)
+                place = Workplace.open(_sited(settings, arguments), lambda progress: None)
                 jobs = [
                     queue.submit(
                         slide,
@@ -154,8 +183,43 @@ def _register(settings: Settings) -> None:
         return _patient_step(settings, "post", post)
 
 
+def _by_rules(
+    settings: Settings,
+    queue: JobQueue,
+    slides: Sequence[SlideReference],
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Queue those of the slides that the rules want, and tell why."""
+    decided = [
+        (
+            slide.series_uid,
+            *submit_by_rules(settings, queue, slide, arguments["priority"], arguments["callback"]),
+        )
+        for slide in slides
+    ]
+    return {
+        "jobs": [job.job for _, job, _ in decided if job is not None],
+        "decisions": [
+            {"series_uid": series_uid, "analyse": decision.analyse, "why": decision.why}
+            for series_uid, _, decision in decided
+        ],
+    }
+
+
 def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return DBOS.run_step({"name": name}, stage)
+
+
+def _audited(
+    settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    slide_analysed(_sited(settings, arguments), result)
+    return {}
+
+
+def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> dict[str, Any]:
+    result_reviewed(settings, review, result)
+    return {}
 
 
 def _patient_step(

@@ -1,15 +1,16 @@
 """What can be counted about the node, for Prometheus.
 
 Several processes count: the web process and its workers share a folder of counter files
-(:func:`share_metrics` before the first of them is made). No label holds anything of a patient or a
-slide.
+(:func:`share_metrics` or :func:`join_metrics` before the first of them is made), on one host or on
+several. No label holds anything of a patient or a slide.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from models.errors import MarrowNodeError
+from node.gpu_use import GpuUse
 
 STAGE_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -30,11 +32,25 @@ def share_metrics(folder: Path) -> None:
     os.environ[SHARED_FOLDER] = str(folder.absolute())
 
 
+def join_metrics(folder: Path) -> None:
+    """Let this process count together with those that share `folder` already, if none was named."""
+    if SHARED_FOLDER not in os.environ:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[SHARED_FOLDER] = str(folder.absolute())
+
+
+def _process() -> str:
+    """Names the counter files of a process: containers number their processes alike."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 @cache
 def _counters() -> Any:
     """Made at first use: the library looks for the shared folder when it is imported."""
-    from prometheus_client import Counter, Histogram  # noqa: PLC0415
+    from prometheus_client import Counter, Histogram, values  # noqa: PLC0415
 
+    if SHARED_FOLDER in os.environ:
+        values.ValueClass = values.MultiProcessValue(_process)  # type: ignore[no-untyped-call]
     return SimpleNamespace(
         slides=Counter(
             "marrow_node_slides_total",
@@ -101,13 +117,14 @@ def count_request(endpoint: str, method: str, status: int, seconds: float) -> No
     _counters().request_s.labels(endpoint).observe(seconds)
 
 
-def exposition(gauges: Mapping[str, tuple[str, float]]) -> bytes:
+def exposition(gauges: Mapping[str, tuple[str, float]], gpus: Sequence[GpuUse] = ()) -> bytes:
     """All metrics in the text format of Prometheus.
 
     Parameters
     ----------
     gauges
         Name → (help, value) of what is looked up only now, such as the queue's length.
+    gpus
     """
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
     from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
@@ -117,6 +134,16 @@ def exposition(gauges: Mapping[str, tuple[str, float]]) -> bytes:
         def collect(self) -> Iterator[GaugeMetricFamily]:
             for name, (meaning, number) in gauges.items():
                 yield GaugeMetricFamily(name, meaning, number)
+            busy = GaugeMetricFamily(
+                "marrow_node_gpu_busy_ratio", "Share of time that a GPU ran.", labels=["gpu"]
+            )
+            memory = GaugeMetricFamily(
+                "marrow_node_gpu_memory_used_bytes", "Memory in use on a GPU.", labels=["gpu"]
+            )
+            for gpu in gpus:
+                busy.add_metric([str(gpu.index)], gpu.busy_ratio)
+                memory.add_metric([str(gpu.index)], gpu.memory_used_bytes)
+            yield from (busy, memory)
 
     registry = CollectorRegistry()
     registry.register(LookedUp())

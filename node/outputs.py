@@ -6,7 +6,7 @@ Adding an output is one encode function and one row here.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
-from dicom_io.analysis import Analysis
+from dicom_io.analysis import Analysis, Decision
 from dicom_io.annotation import encode_annotation
 from dicom_io.parametric_map import encode_parametric_map
 from dicom_io.rendition import encode_capture, encode_pdf
@@ -70,12 +70,16 @@ class Renditions:
 
 @dataclass(frozen=True, slots=True)
 class _Making:
-    """What a document is made from: the analysis, those made before it, how and from what."""
+    """What a document is made from: the analysis, those made before it, how and from what.
+
+    `predecessors` are the reports that this one replaces.
+    """
 
     analysis: Analysis
     made: Documents
     settings: OutputSettings
     renditions: Renditions
+    predecessors: Sequence[Dataset]
 
 
 def _annotation(making: _Making) -> Dataset | None:
@@ -96,7 +100,9 @@ def _segmentation(making: _Making) -> Dataset | None:
 
 
 def _report(making: _Making) -> Dataset | None:
-    return encode_report(making.analysis, making.made.get("ANN"), making.made.get("SEG"))
+    return encode_report(
+        making.analysis, making.made.get("ANN"), making.made.get("SEG"), making.predecessors
+    )
 
 
 def _pdf(making: _Making) -> Dataset | None:
@@ -128,18 +134,40 @@ OUTPUTS: dict[str, Callable[[_Making], Dataset | None]] = {
     "SC differential": partial(_capture, "differential", 2),
     "PM": _parametric_map,
 }
+# What a revision of each decision refers to instead of writing it anew: what it did not change.
+KEPT: Mapping[Decision, tuple[str, ...]] = {
+    "confirmed": ("ANN", "SEG", "SC overview", "SC differential", "PM"),
+    "corrected": ("SEG", "PM"),
+    "withdrawn": (),
+}
+# What a withdrawn result is written as: what shows cells or numbers is left out.
+OF_WITHDRAWN = ("SR", "PDF")
 
 
 def encode_documents(
     analysis: Analysis,
     settings: OutputSettings | None = None,
     renditions: Renditions | None = None,
+    kept: Documents | None = None,
+    predecessors: Sequence[Dataset] = (),
 ) -> dict[str, Dataset]:
-    """Every DICOM document of an analysis that the settings ask for, by its kind."""
+    """Every DICOM document of an analysis that the settings ask for, by its kind.
+
+    Parameters
+    ----------
+    analysis, settings, renditions
+    kept
+        Documents of the revision before that still hold: referred to, and not written anew.
+    predecessors
+        Reports that this revision's replaces.
+    """
     made: dict[str, Dataset] = {}
     settings, renditions = settings or OutputSettings(), renditions or Renditions()
-    for kind, encode in OUTPUTS.items():
-        document = encode(_Making(analysis, made, settings, renditions))
+    kinds = OF_WITHDRAWN if analysis.standing == "withdrawn" else tuple(OUTPUTS)
+    for kind in kinds:
+        document = (kept or {}).get(kind) or OUTPUTS[kind](
+            _Making(analysis, made, settings, renditions, predecessors)
+        )
         if document is not None:
             made[kind] = document
     return made

@@ -16,11 +16,13 @@ from dicom_io.arrival import Arrival, read_arrival
 from dicom_io.commitment import Commitments
 from dicom_io.errors import PacsRefused
 from dicom_io.receiver import Receiver, series_in
+from models.errors import MarrowNodeError
 from node.arrivals import Arrivals, Series
 from node.config import Settings
 from node.job import ENDED, Job
 from node.jobs import Worker, open_worker
 from node.pipeline import SlideReference
+from node.rules import submit_by_rules
 from node.workplace import Workplace
 
 LOG = logging.getLogger(__name__)
@@ -113,7 +115,9 @@ def _analyse_until(
                     series_uid,
                 )
             slide = SlideReference(study_uid, series_uid, "received by C-STORE")
-            job = worker.submit(slide, place)
+            job = _submitted(worker, place, slide)
+            if not job:
+                continue
             running[job] = series
             click.echo(f"marrow-node: series {series_uid} is complete, job {job}", err=True)
         for job in sorted(running):
@@ -122,3 +126,19 @@ def _analyse_until(
                 del running[job]
                 said = f": {ended.error}" if ended.error else ""
                 click.echo(f"marrow-node: job {job} {ended.status}{said}", err=True)
+
+
+def _submitted(worker: Worker, place: Workplace, slide: SlideReference) -> str:
+    """Queue a slide, by the rules where there are any. Returns its job, empty for none."""
+    if not place.settings.rules:
+        return worker.submit(slide, place)
+    try:
+        job, decision = submit_by_rules(place.settings, worker.jobs, slide, again=True)
+    except MarrowNodeError as error:
+        # The next start looks at it again.
+        click.echo(f"marrow-node: series {slide.series_uid}: {error}", err=True)
+        return ""
+    if job is None:
+        click.echo(f"marrow-node: series {slide.series_uid}: {decision.why}", err=True)
+        return ""
+    return job.job

@@ -26,7 +26,7 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Spacer, Table
 
-from dicom_io.analysis import Analysis
+from dicom_io.analysis import Analysis, Standing
 from dicom_io.provenance import MODEL_NAME, SOFTWARE_VERSION
 from dicom_io.segmentation import region_area_mm2
 from dicom_io.source_header import source_header, text_of
@@ -35,9 +35,16 @@ from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, readin
 # Reference fonts that come with matplotlib: Latin, Greek and Cyrillic letters.
 _REGULAR, _BOLD = "DejaVuSans", "DejaVuSans-Bold"
 _UNPRINTABLE = "in a script that this page cannot show: see the patient ID"
+_UNPRINTABLE_SIGNER = "a person whose name this page cannot show: see the structured report"
 _INK, _FAINT, _WARNING = HexColor("#22272e"), HexColor("#d5dbe1"), HexColor("#b3261e")
 _MARGIN = 16 * mm
 _WIDTH = A4[0] - 2 * _MARGIN
+_FOOT: Mapping[Standing, str] = {
+    "unreviewed": "Not signed by a person",
+    "final": "Signed by a person",
+    "corrected": "Signed by a person, corrected",
+    "withdrawn": "WITHDRAWN",
+}
 _TITLE = "Bone marrow smear: nucleated differential count"
 
 Rows = list[tuple[str, ...]]
@@ -78,10 +85,7 @@ def draw_report(analysis: Analysis, conclusion: str, pictures: Mapping[str, byte
             Spacer(0, 3 * mm),
             _pairs(_identification(header, analysis)),
             Spacer(0, 4 * mm),
-            _differential(analysis),
-            Spacer(0, 4 * mm),
-            _pairs(_method(analysis)),
-            *_pictures(pictures),
+            *_body(analysis, pictures),
         ],
         onFirstPage=foot,
         onLaterPages=foot,
@@ -89,8 +93,24 @@ def draw_report(analysis: Analysis, conclusion: str, pictures: Mapping[str, byte
     return stream.getvalue()
 
 
+def _body(analysis: Analysis, pictures: Mapping[str, bytes]) -> list[Flowable]:
+    """The numbers and pictures; a withdrawn result has none."""
+    if analysis.standing == "withdrawn":
+        return []
+    return [
+        _differential(analysis),
+        Spacer(0, 4 * mm),
+        _pairs(_method(analysis)),
+        *_pictures(pictures),
+    ]
+
+
 def _warns(analysis: Analysis) -> bool:
-    return analysis.model.demonstration or not analysis.differential.adequate
+    return (
+        analysis.model.demonstration
+        or not analysis.differential.adequate
+        or analysis.standing == "withdrawn"
+    )
 
 
 def printable_name(name: str) -> str:
@@ -135,7 +155,16 @@ def _identification(header: Dataset, analysis: Analysis) -> Rows:
         ("Study UID", analysis.slide.study_uid),
         ("Slide (series UID)", analysis.slide.series_uid),
         ("Analysed", f"{analysis.finished:%Y-%m-%d %H:%M} UTC"),
+        ("Revision", f"{analysis.revision}, {_signed_by(analysis)}"),
     ]
+
+
+def _signed_by(analysis: Analysis) -> str:
+    signature = analysis.signature
+    if signature is None:
+        return "not signed by a person"
+    name = printable_name(signature.name).replace(_UNPRINTABLE, _UNPRINTABLE_SIGNER)
+    return f"{signature.decision} by {name}, {signature.at:%Y-%m-%d %H:%M} UTC"
 
 
 def _differential(analysis: Analysis) -> Flowable:
@@ -222,7 +251,7 @@ def _draw_foot(canvas: Any, analysis: Analysis, header: Dataset) -> None:
     canvas.setFont(_REGULAR, 7.5)
     canvas.setFillColor(_INK)
     who = f"Patient ID {text_of(header, 'PatientID')}" if text_of(header, "PatientID") else ""
-    status = "Not signed by a person" + (
+    status = _FOOT[analysis.standing] + (
         ", demonstration model, not for clinical use" if analysis.model.demonstration else ""
     )
     canvas.drawString(_MARGIN, 9 * mm, " · ".join(filter(None, (who, status))))

@@ -1,28 +1,38 @@
 """``marrow-node serve``, ``web``, ``work`` and ``key``: the node as a service.
 
-``serve`` keeps one web process and its workers alive. They meet in the job database alone, so that
-each may end at any moment: the next one goes on. ``web`` and ``work`` are the same processes one by
-one, for containers.
+``serve`` keeps one web process and its workers alive, and performs workitems meanwhile. They meet
+in the database alone, so that each may end at any moment: the next one goes on. ``web``, ``work``
+and ``perform`` are the same one by one, for containers.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import cast
 
 import click
+from flask import Flask
 
 from dicom_io.errors import ConfigurationInvalid
+from node.audit import forwarding
+from node.audited import application_audited, audit_folder
 from node.config import Settings
 from node.job_queue import open_job_queue, prepare_database
-from node.metrics import share_metrics
+from node.metrics import join_metrics, share_metrics
+from node.perform import perform_until
+from node.poll import poll_until, polls
+from node.retention import DAY_S
+from node.retention import purge as purge_old
 from node.web.access import new_key
 from node.web.settings import ROLES, Role
 
@@ -55,6 +65,13 @@ def serve(ctx: click.Context) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    # In this process: one of its own would need another 230 MB for the same libraries.
+    loops = [("performer", partial(perform_until, settings, stopped))]
+    if polls(settings):
+        loops.append(("poller", partial(poll_until, settings, stopped)))
+    threads = [threading.Thread(target=_keep_running, args=(*loop, stopped)) for loop in loops]
+    for thread in threads:
+        thread.start()
     address = settings.serve.public_url or _address(settings)
     click.echo(f"marrow-node: serving at {address}", err=True)
     try:
@@ -62,8 +79,13 @@ def serve(ctx: click.Context) -> None:
             for process in kept:
                 process.look()
     finally:
+        stopped.set()
+        for process in kept:
+            process.terminate()
         for process in kept:
             process.end()
+        for thread in threads:
+            thread.join(END_S)
     click.echo("marrow-node: service stopped", err=True)
 
 
@@ -76,9 +98,18 @@ def web(settings: Settings) -> None:
     from node.web.server import run_web  # noqa: PLC0415
 
     check_servable(settings)
+    join_metrics(settings.work_folder / "metrics")
     prepare_database(settings)
-    with open_job_queue(settings) as queue:
-        run_web(settings, lambda: create_app(settings, queue))
+    lasting = ExitStack()
+
+    def make_app() -> Flask:
+        # In the process that answers: neither connections nor threads outlive a fork.
+        queue = lasting.enter_context(open_job_queue(settings))
+        lasting.enter_context(forwarding(settings.audit, audit_folder(settings)))
+        return create_app(settings, queue)
+
+    with application_audited(settings, "web"):
+        run_web(settings.serve, make_app)
 
 
 @click.command()
@@ -90,8 +121,40 @@ def work(settings: Settings) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with open_worker(settings):
-        stopped.wait()
+    join_metrics(settings.work_folder / "metrics")
+    with (
+        open_worker(settings) as worker,
+        application_audited(settings, "worker"),
+        forwarding(settings.audit, audit_folder(settings)),
+    ):
+        while not stopped.is_set():
+            if settings.jobs.keep_days:
+                purge_old(settings, worker.jobs, settings.jobs.keep_days)
+            stopped.wait(DAY_S)
+
+
+@click.command()
+@click.option("--days", type=click.FloatRange(min=0), help="Age; the setting jobs.keep_days.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def purge(settings: Settings, days: float | None, dry_run: bool, as_json: bool) -> None:
+    """Forget old jobs, results and work files; reviewed results are kept.
+
+    Workers do it once a day by themselves (jobs.keep_days).
+    """
+    age_days = settings.jobs.keep_days if days is None else days
+    if not age_days and days is None:
+        raise ConfigurationInvalid("jobs.keep_days is 0, which keeps all: say --days.")
+    with open_job_queue(settings) as queue:
+        purged = purge_old(settings, queue, age_days, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(purged)))
+        return
+    click.echo(
+        f"{'would forget' if dry_run else 'forgot'} {purged.results} results, {purged.files} files"
+        f" ({purged.bytes_freed / 1e6:.1f} MB) and {purged.jobs} tries of jobs"
+    )
 
 
 @click.command()
@@ -158,15 +221,31 @@ class _Kept:
         self.pause_s = 0.0 if steady else min(LONGEST_PAUSE_S, 2 * self.pause_s + 0.5)
         self.process = None
 
+    def terminate(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+
     def end(self) -> None:
         if self.process is None:
             return
-        self.process.terminate()
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _keep_running(name: str, run: Callable[[], None], stopped: threading.Event) -> None:
+    """Run a part of this process, and again after a defect in it."""
+    pause_s = 0.5
+    while not stopped.is_set():
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other parts go on
+            # Its words may quote a patient's data.
+            log.error("The %s ended (%s); it is started again.", name, type(error).__name__)
+            stopped.wait(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
 
 def _same_settings(ctx: click.Context) -> list[str]:

@@ -12,7 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_io.analysis import Analysis, ModelIdentity
+import numpy as np
+
+from dicom_io.analysis import FIRST_REVISION, Analysis, ModelIdentity
 from dicom_io.colour import carried_profile
 from dicom_io.focus import in_focus
 from dicom_io.frame_sample import sampled
@@ -29,34 +31,23 @@ from models.records import Detections, Float64, Regions, Tiles
 from models.stitching import TileGeometry, stitch
 from node import delivery
 from node.config import Settings
+from node.documents import write_documents
 from node.ehr import open_ehr
 from node.ehr_mllp import MllpEhr
-from node.fhir import build_bundle, conclusion_text, report_identifier
-from node.hl7v2 import MEDIA_TYPE as HL7_V2
-from node.hl7v2 import encode_oru
+from node.ehr_records import report_in, would_undo_review
+from node.fhir import report_identifier
 from node.networks import open_sessions
-from node.outputs import (
-    DICOM_MEDIA_TYPE,
-    Artifact,
-    Renditions,
-    encode_documents,
-    from_bytes,
-    to_bytes,
-)
-from node.pictures import draw_differential, draw_overview, for_ehr
-from node.report_pdf import draw_report
+from node.outputs import DICOM_MEDIA_TYPE, Artifact, from_bytes
+from node.pictures import draw_differential, draw_overview
+from node.revisions import keep_first, revisions
 from node.summary import peak_rss_mb, summary_of
 from node.views import read_views
 from node.work_files import WorkFiles, write_atomically
-from node.workplace import Workplace
+from node.workplace import Desk, Workplace
 
 Json = dict[str, Any]
 
-REVISION = 1
 LOCALISER_BATCH_TILES = 4
-PNG = "image/png"
-PDF_MEDIA_TYPE = "application/pdf"
-FHIR_JSON = "application/fhir+json"
 FILE_NAMES = {
     "ANN": "annotations.dcm",
     "SEG": "regions.dcm",
@@ -71,15 +62,13 @@ FILE_NAMES = {
     "report": "report.pdf",
     "HL7": "report.hl7",
 }
-# Of each picture in the PDF, so that the whole file stays below a megabyte of base64.
-PDF_PICTURE_BYTES = 300_000
 
 
 def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
     """Check the slide, and find out whether this very analysis was done before."""
     place.progress("open", 0.0)
     started = delivery.now_utc()
-    with _slide(place, {"study_uid": study_uid, "series_uid": series_uid}) as (_, slide):
+    with opened_slide(place, {"study_uid": study_uid, "series_uid": series_uid}) as (_, slide):
         identity = hashlib.sha256(
             json.dumps(
                 [
@@ -88,7 +77,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
                     sorted(slide.source_instances),
                     place.package.digest,
                     place.configuration_digest,
-                    REVISION,
+                    FIRST_REVISION,
                 ]
             ).encode()
         ).hexdigest()
@@ -105,7 +94,7 @@ def localise(place: Workplace, opened: Json) -> Json:
     """Find where the cells lie, on the lowest useful level."""
     stage = place.package.manifest.localiser
     session = open_sessions(place.settings, place.package, localiser=True)["localiser"]
-    with _slide(place, opened) as (pacs, slide):
+    with opened_slide(place, opened) as (pacs, slide):
         boxes, sample = sampled(
             slide,
             localiser_grid(slide.base.size_px, slide.base.um_per_px, stage),
@@ -142,7 +131,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
     sessions = open_sessions(place.settings, place.package)
     pixels = hashlib.sha256()
     found: list[tuple[Detections, TileGeometry]] = []
-    with _slide(place, opened) as (pacs, unfocused):
+    with opened_slide(place, opened) as (pacs, unfocused):
         slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
         box_px, core_px = detection_grid(
             regions,
@@ -188,6 +177,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
         stitched = stitch(found, core_px[:done], regions, manifest.classes, place.package.digest)
         return {
             "cells": place.work.put_record(stitched),
+            "counted": place.work.put_record(_as_regions(core_px[:done])),
             "tiles": done,
             "tiles_in_regions": len(core_px),
             "bytes_read": pacs.bytes_read,
@@ -198,6 +188,10 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "focal_plane": slide.focal_plane,
             "pixels_sha256": pixels.hexdigest(),
         }
+
+
+def _as_regions(core_px: Float64) -> Regions:
+    return Regions(core_px, np.ones(len(core_px), np.float32), "core of a counted tile")
 
 
 def _is_enough(
@@ -234,7 +228,7 @@ def count(place: Workplace, opened: Json, detected: Json) -> Json:
 def write(place: Workplace, opened: Json, localised: Json, detected: Json, counted: Json) -> Json:
     """Write every document and picture once; later runs of the same analysis reuse them."""
     place.progress("write", 0.0)
-    with _slide(place, opened) as (pacs, slide):
+    with opened_slide(place, opened) as (pacs, slide):
         analysis = replace(
             _analysis(place, slide, opened, localised, detected, counted),
             icc_profile=carried_profile(slide, pacs.bulk_data),
@@ -246,43 +240,14 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         "overview": draw_overview(overview, analysis, field),
         "differential": draw_differential(analysis),
     }
-    pdf = draw_report(
-        analysis,
-        conclusion_text(analysis),
-        {title: for_ehr(png, PDF_PICTURE_BYTES) for title, png in drawn.items()},
-    )
-    documents = encode_documents(analysis, place.settings.output, Renditions(pdf, drawn))
-    artifacts = {
-        kind: Artifact(
-            kind,
-            DICOM_MEDIA_TYPE,
-            place.work.put(to_bytes(document)),
-            document.StudyInstanceUID,
-            document.SeriesInstanceUID,
-            document.SOPInstanceUID,
-        )
-        for kind, document in documents.items()
-    }
-    references = {
-        kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()
-    }
-    bundle = build_bundle(
-        analysis,
-        references,
-        {title: for_ehr(png) for title, png in drawn.items()},
-        place.settings.output.loinc,
-        pdf,
-        place.settings.output.fhir,
-    )
-    artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, place.work.put_json(bundle))
-    for kind, picture in drawn.items():
-        artifacts[kind] = Artifact(kind, PNG, place.work.put(picture))
-    artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, place.work.put(pdf))
-    message = encode_oru(analysis, bundle, pdf).encode()
-    artifacts["HL7"] = Artifact("HL7", HL7_V2, place.work.put(message))
     written: Json = {
-        "artifacts": {kind: asdict(artifact) for kind, artifact in artifacts.items()},
+        "artifacts": write_documents(place.work, analysis, place.settings.output, drawn),
         "report": report_identifier(analysis),
+        "identity": opened["identity"],
+        "revision": analysis.revision,
+        "standing": analysis.standing,
+        "issued": analysis.issued.isoformat(),
+        "analysis": _kept_for_review(place, opened, localised, detected, counted),
         "summary": {
             **summary_of(analysis),
             "optical_path": asdict(analysis.slide.optical_path),
@@ -294,13 +259,33 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         "bytes_needed": localised["bytes_read"] + detected["bytes_regions"],
         "bytes_slide": detected["bytes_slide"],
     }
-    write_atomically(
-        _results_file(place, opened["identity"]), json.dumps(written, sort_keys=True).encode()
-    )
+    keep_first(place.settings.work_folder, opened["identity"], written)
     return written
 
 
-def deliver_to_pacs(place: Workplace, written: Json) -> Json:
+def _kept_for_review(
+    place: Workplace, opened: Json, localised: Json, detected: Json, counted: Json
+) -> Json:
+    """All that a later revision is made from: neither the model nor today's settings have a say."""
+    return {
+        "study_uid": opened["study_uid"],
+        "series_uid": opened["series_uid"],
+        "started": opened["started"],
+        "finished": counted["finished"],
+        "regions": localised["regions"],
+        "cells": detected["cells"],
+        "differential": counted["differential"],
+        "counted": detected["counted"],
+        "tiles": detected["tiles"],
+        "rules": asdict(place.package.manifest.differential),
+        "configuration_digest": place.configuration_digest,
+        "icc": place.settings.read.icc,
+        "pixels_sha256": detected["pixels_sha256"],
+        "output": asdict(place.settings.output),
+    }
+
+
+def deliver_to_pacs(place: Desk, written: Json) -> Json:
     """Store every DICOM document unless it is there."""
     place.progress("deliver to PACS", 0.0)
     with delivery.open_destination(place.settings) as pacs:
@@ -312,12 +297,20 @@ def deliver_to_pacs(place: Workplace, written: Json) -> Json:
         }
 
 
-def deliver_to_ehr(place: Workplace, written: Json) -> Json:
-    """Send the report's resources unless they are there."""
+def deliver_to_ehr(place: Desk, written: Json) -> Json:
+    """Send the report's resources unless they are there.
+
+    A receiver of HL7 v2 cannot be asked whether it has a later revision: it is not sent this one
+    where there is one.
+    """
     place.progress("deliver to EHR", 0.0)
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
     artifacts, at = written["artifacts"], delivery.now_utc()
+    newest = revisions(place.settings.work_folder, written["identity"])[-1]["revision"]
     if isinstance(ehr, MllpEhr):
+        if newest > written["revision"]:
+            status = f"not sent: revision {newest} has replaced it"
+            return {"receipts": [asdict(delivery.Receipt("EHR", "ORU^R01", "", status, at))]}
         delivered = ehr.deliver(place.work.get(artifacts["HL7"]["sha256"]).decode())
         note = delivery.CONTENT_NOT_READABLE
     else:
@@ -333,7 +326,7 @@ def deliver_to_ehr(place: Workplace, written: Json) -> Json:
     }
 
 
-def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, reported: Json) -> Json:
+def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: Json) -> Json:
     """Read everything back, compare, and sum the job up.
 
     Returns
@@ -359,6 +352,9 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
             for kind in ("ANN", "SEG", "SR")
         },
         "report": written["report"],
+        "identity": written["identity"],
+        "revision": written["revision"],
+        "standing": written["standing"],
         **written["summary"],
         "bytes_read": written["bytes_read"],
         "bytes_needed": written["bytes_needed"],
@@ -373,13 +369,18 @@ def reconcile(place: Workplace, opened: Json, written: Json, stored: Json, repor
     }
 
 
-def _reported(place: Workplace, written: Json) -> list[Json]:
-    """The report's resources as the EHR has them; those sent where it cannot be asked."""
+def _reported(place: Desk, written: Json) -> list[Json]:
+    """The report's resources as the EHR has them.
+
+    Those made here where it cannot be asked, or holds what a person decided later.
+    """
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
+    bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
+    made = [entry["resource"] for entry in bundle["entry"]]
     if isinstance(ehr, MllpEhr):
-        bundle = place.work.get_json(written["artifacts"]["FHIR"]["sha256"])
-        return [entry["resource"] for entry in bundle["entry"]]
-    return ehr.read_report(written["report"])
+        return made
+    there = ehr.read_report(written["report"])
+    return made if would_undo_review(report_in(bundle)["resource"], there[0]) else there
 
 
 def write_results_to(
@@ -394,7 +395,8 @@ def write_results_to(
 
 
 @contextmanager
-def _slide(place: Workplace, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
+def opened_slide(place: Desk, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
+    """The archive and the slide, whose metadata is asked for once in a job."""
     settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
     with open_pacs(settings.pacs_url, settings.pacs) as pacs:
         if uids not in place.slides:
@@ -427,7 +429,7 @@ def _analysis(
             demonstration=manifest.demonstration,
         ),
         configuration_digest=place.configuration_digest,
-        revision=REVISION,
+        revision=FIRST_REVISION,
         started=datetime.fromisoformat(opened["started"]),
         finished=datetime.fromisoformat(counted["finished"]),
         icc=place.settings.read.icc,
@@ -435,22 +437,21 @@ def _analysis(
     )
 
 
-def _documents(place: Workplace, written: Json) -> Iterator[tuple[Artifact, Any]]:
+def _documents(place: Desk, written: Json) -> Iterator[tuple[Artifact, Any]]:
     for values in written["artifacts"].values():
         artifact = Artifact(**values)
         if artifact.media_type == DICOM_MEDIA_TYPE:
             yield artifact, from_bytes(place.work.get(artifact.sha256))
 
 
-def _results_file(place: Workplace, identity: str) -> Path:
-    return place.settings.work_folder / "results" / f"{identity}.json"
-
-
 def _written_before(place: Workplace, identity: str) -> Json | None:
-    """The artifacts of this very analysis, if all of them are still in the work files."""
-    path = _results_file(place, identity)
-    if not path.exists():
+    """The newest revision of this very result, if all its artifacts are still in the work files.
+
+    An analysis that is asked for again delivers what a person has made of it since, and never what
+    that person replaced.
+    """
+    known = revisions(place.settings.work_folder, identity)
+    if not known or "identity" not in known[-1]:  # the latter of a version that knew no reviews
         return None
-    written: Json = json.loads(path.read_bytes())
-    stored = (place.work.path(each["sha256"]) for each in written["artifacts"].values())
-    return written if all(each.exists() for each in stored) else None
+    stored = (place.work.path(each["sha256"]) for each in known[-1]["artifacts"].values())
+    return known[-1] if all(each.exists() for each in stored) else None

@@ -57,7 +57,9 @@ class WorkFiles:
         digest = hashlib.sha256(content).hexdigest()
         target = self.path(digest)
         with self._disk_errors():
-            if not target.exists():
+            if target.exists():
+                os.utime(target)  # as new as its youngest use, for the retention of old files
+            else:
                 if shutil.disk_usage(self.folder).free < len(content) + RESERVED_BYTES:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write_atomically(target, content)
@@ -109,6 +111,30 @@ class WorkFiles:
 
 def write_atomically(target: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
+    part = _written_beside(target, content)
+    try:
+        os.replace(part, target)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_once(target: Path, content: bytes) -> bool:
+    """Write a file that nobody has written yet; False, and nothing done, where it is there.
+
+    Of several processes that try at the same time one succeeds.
+    """
+    part = _written_beside(target, content)
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _written_beside(target: Path, content: bytes) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
     try:
@@ -116,7 +142,7 @@ def write_atomically(target: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, target)
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise
+    return Path(name)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from typing import Protocol
 
 from dicom_io.slide import Slide
 from models.package import ModelPackage, find_package
@@ -19,6 +20,9 @@ from node.work_files import WorkFiles
 # Share of the whole job, in percent, that each stage takes: what the progress bar shows.
 _STAGE_PERCENT = {
     "open": (0, 2),
+    "open review": (0, 10),
+    "correct": (10, 60),
+    "write review": (60, 92),
     "localise": (2, 10),
     "detect": (10, 85),
     "count": (85, 86),
@@ -27,6 +31,21 @@ _STAGE_PERCENT = {
     "deliver to EHR": (95, 98),
     "reconcile": (98, 100),
 }
+
+
+class Desk(Protocol):
+    """What stages work with that run no model: a :class:`Workplace` or a :class:`ReviewPlace`."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def work(self) -> WorkFiles: ...
+
+    @property
+    def slides(self) -> dict[tuple[str, str], Slide]: ...
+
+    def progress(self, stage: str, fraction: float, cells: int = 0) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +94,42 @@ class Workplace:
         )
 
     def progress(self, stage: str, fraction: float, cells: int = 0) -> None:
-        low, high = _STAGE_PERCENT[stage]
-        self.report(Progress(stage, low + (high - low) * fraction, cells))
+        self.report(_progress(stage, fraction, cells))
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewPlace:
+    """What the stages of a review work with: no model package, which may be gone by then.
+
+    Attributes
+    ----------
+    settings, work, report, slides
+        As of :class:`Workplace`.
+    """
+
+    settings: Settings
+    work: WorkFiles
+    report: Callable[[Progress], None]
+    slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, settings: Settings, report: Callable[[Progress], None]) -> ReviewPlace:
+        """Open the work files.
+
+        Raises
+        ------
+        DiskFull
+            When the work folder cannot be made.
+        """
+        return cls(settings, WorkFiles(settings.work_folder / "files"), report)
+
+    def progress(self, stage: str, fraction: float, cells: int = 0) -> None:
+        self.report(_progress(stage, fraction, cells))
+
+
+def _progress(stage: str, fraction: float, cells: int) -> Progress:
+    low, high = _STAGE_PERCENT[stage]
+    return Progress(stage, low + (high - low) * fraction, cells)
 
 
 def configuration_digest(settings: Settings) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from dicom_io.analysis import Analysis, ModelIdentity
-from dicom_io.demonstration import compose_demonstration_slide
+from dicom_io.analysis import Analysis, Decision, ModelIdentity, Signature, Standing
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from dicom_io.tile_plan import frame_boxes
@@ -16,6 +16,7 @@ from models.cell_types import ERYTHROID_STAGES, GRANULOCYTIC_STAGES
 from models.differential import count_differential
 from models.manifest import UNCLASSIFIED, DifferentialRules
 from models.records import Cells, Regions
+from tests.small_slides import write_small_slide
 
 CLASSES = (*GRANULOCYTIC_STAGES, *ERYTHROID_STAGES, UNCLASSIFIED)
 _SHARES = np.array([2, 4, 8, 10, 16, 25, 1, 4, 12, 15, 3]) / 100
@@ -29,8 +30,8 @@ RULES = DifferentialRules(
 
 
 def small_slide(folder: Path) -> Slide:
-    """A small demonstration slide, composed into `folder` and opened."""
-    made = compose_demonstration_slide(folder, seed=3, size_px=(2048, 1536), cells=20)
+    """The small demonstration slide, written into `folder` and opened."""
+    made = write_small_slide(folder)
     with open_pacs(folder.as_uri(), PacsSettings()) as pacs:
         return open_slide(pacs, made.study_uid, made.series_uid)
 
@@ -65,4 +66,23 @@ def some_analysis(slide: Slide, cells: int = 600, demonstration: bool = True) ->
         revision=1,
         started=datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC),
         finished=datetime(2026, 11, 20, 12, 1, 2, 345000, tzinfo=UTC),
+    )
+
+
+def signed(
+    analysis: Analysis,
+    decision: Decision = "confirmed",
+    standing: Standing = "final",
+    revision: int = 2,
+    name: str = "Lee^Anna^^Dr.",
+    reason: str = "",
+) -> Analysis:
+    """The next revision of `analysis`, a day and more after it."""
+    at = datetime(2026, 11, 21, 9, revision, tzinfo=UTC)
+    signature = Signature(name, "Haematology", at, decision, standing, reason)
+    return replace(
+        analysis,
+        revision=revision,
+        signature=signature,
+        finished=at if decision == "corrected" else analysis.finished,
     )

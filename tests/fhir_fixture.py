@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ def fhir_server_process() -> Iterator[FhirServer]:
     missing = install(SOURCE, "the FHIR server")
     if missing:
         cannot_run(missing)
-    shutil.copy(SOURCE / "server.mjs", INSTALLED / "server.mjs")
     process = subprocess.Popen(
         [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
     )

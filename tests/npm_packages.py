@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ CACHE = Path(__file__).parent.parent / ".cache"
 def install(source: Path, what: str) -> str:
     """Install what ``package.json`` in `source` names; why that cannot be had, or nothing.
 
+    Scripts beside it are copied too. Test processes share the folder: the first one installs, the
+    others wait for it.
+
     Parameters
     ----------
     source
@@ -24,13 +28,23 @@ def install(source: Path, what: str) -> str:
         Named in the reason: ``the FHIR server``.
     """
     installed = CACHE / source.name
+    installed.mkdir(parents=True, exist_ok=True)
+    with (installed / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for script in source.glob("*.mjs"):
+            here = installed / script.name
+            if not here.exists() or here.read_bytes() != script.read_bytes():
+                shutil.copy(script, here)
+        return _install(source, installed, what)
+
+
+def _install(source: Path, installed: Path, what: str) -> str:
     wanted = (source / "package.json").read_bytes()
     marker = installed / "installed.json"
     if marker.exists() and marker.read_bytes() == wanted:
         return ""
     if shutil.which("npm") is None:
         return f"npm is not installed, so {what} cannot be had: apt-get install npm"
-    installed.mkdir(parents=True, exist_ok=True)
     (installed / "package.json").write_bytes(wanted)
     done = subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"],

@@ -79,7 +79,7 @@ def running_orthanc(
     further
         Configuration beside the usual one.
     """
-    port = free_port()
+    port = (further or {}).get("HttpPort") or free_port()
     dicom_port = None if node_port is None else free_port()
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "orthanc.json"

@@ -20,7 +20,7 @@ from node.web.settings import ROLES
 from tests.servers import free_port
 from tests.smears import Smear
 
-READY_S = 60.0
+READY_S = 180.0
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -74,7 +74,7 @@ class Service:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(40)
+            self.process.wait(120)
             self.process = None
 
     def ask(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
+from dicom_io.demonstration import DemonstrationSlide
+from tests.forked import marrow_node
+from tests.small_slides import write_small_slide
 from tests.tiny_package import tiny_package
 
 
@@ -46,14 +47,15 @@ class Smear:
         )
         return path
 
-    def command(
+    def command(self, *more: str, **addresses: Any) -> list[str]:
+        """``marrow-node analyse``, as a shell starts it."""
+        return [sys.executable, "-m", "node", *self.arguments(*more, **addresses)]
+
+    def arguments(
         self, *more: str, pacs_url: str = "", ehr_url: str = "", uids: tuple[str, str] | None = None
     ) -> list[str]:
         study, series = uids or (self.slide.study_uid, self.slide.series_uid)
         return [
-            sys.executable,
-            "-m",
-            "node",
             "--config",
             str(self.settings()),
             "analyse",
@@ -69,18 +71,12 @@ class Smear:
 
     def analyse(self, *more: str, **addresses: Any) -> tuple[int, Mapping[str, Any], str]:
         """Run ``marrow-node analyse`` in a process of its own: exit code, JSON, standard error."""
-        ended = subprocess.run(
-            self.command(*more, **addresses),
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        ended = marrow_node(*self.arguments(*more, **addresses))
         return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
 
 
 def small_smear(folder: Path) -> Smear:
-    """Compose the slide and write the package."""
+    """Write the slide and the package."""
     tiny_package(folder / "packages" / "tiny")
-    slide = compose_demonstration_slide(folder / "pacs", seed=3, size_px=(2048, 1536), cells=20)
+    slide = write_small_slide(folder / "pacs")
     return Smear(slide, folder)

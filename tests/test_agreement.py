@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from conformance.agreement import Finding, check_agreement
+from conformance.agreement import Finding, check_agreement, check_standing
 from dicom_io.analysis import Analysis
 from dicom_io.codes import CELLS_FOUND, CELLS_IN_NDC, ME_RATIO
 from dicom_io.slide import Slide
 from node.fhir import build_bundle
 from node.outputs import encode_documents
-from tests.analyses import small_slide, some_analysis
+from tests.analyses import signed, small_slide, some_analysis
 
 Documents = tuple[dict[str, Dataset], dict[str, Any]]
 
@@ -191,6 +191,24 @@ def test_one_fault_is_named(
     found = [finding for finding in _check(documents) if finding.rule == rule]
     assert any(named in finding.sentence for finding in found), _check(documents)
     assert all(finding.severity == "error" for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("decision", "standing"),
+    [("confirmed", "final"), ("corrected", "corrected"), ("withdrawn", "withdrawn")],
+)
+def test_standing_is_one_or_named(slide: Slide, decision: Any, standing: Any) -> None:
+    """Each revision agrees with its own report, and with no other's, whose counts are the same."""
+    analysis = some_analysis(slide)
+    reviewed = signed(analysis, decision, standing)
+    (before, partial), (after, decided) = _documents(analysis), _documents(reviewed)
+    for sr, fhir in ((before["SR"], partial), (after["SR"], decided)):
+        assert check_standing(sr, fhir) == []
+    assert check_agreement(after.get("ANN"), after["SR"], decided) == []
+    for sr, fhir in ((before["SR"], decided), (after["SR"], partial)):
+        found = check_standing(sr, fhir)
+        assert {each.rule for each in found} == {"agree-status"}
+        assert len(found) == 1 + len(decided["entry"]) - 3  # the report and each Observation
 
 
 def test_patient_is_not_named_in_a_finding(documents: Documents) -> None:

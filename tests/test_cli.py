@@ -16,18 +16,9 @@ from node.exit_codes import error_classes, exit_code_table
 from tests.conftest import Proxy
 from tests.faulty_proxy import Fault
 from tests.fhir_fixture import FhirServer
+from tests.forked import marrow_node
 from tests.smears import Smear, small_smear
 from tests.tiny_package import tiny_package
-
-
-def marrow_node(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "node", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +40,9 @@ def nothing_delivered(smear: Smear) -> bool:
 
 
 def test_help_teaches_and_lists_every_exit_code() -> None:
-    said = marrow_node("--help").stdout
+    said = subprocess.run(
+        [sys.executable, "-m", "node", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for command in ("analyse", "demo", "jobs", "show", "models", "config"):
         assert f"\n  {command} " in said
     for code, meaning in exit_code_table():
@@ -82,7 +75,7 @@ def test_jobs_and_show_tell_of_a_job(smear: Smear) -> None:
 
 def test_an_unknown_job_is_named(tmp_path: Path) -> None:
     ended = marrow_node("--work", str(tmp_path), "show", "nothing-1")
-    assert ended.returncode == 26
+    assert ended.returncode == 27
     assert "nothing-1" in ended.stderr
 
 
@@ -95,9 +88,7 @@ def test_a_series_that_is_not_there(smear: Smear) -> None:
 
 
 def test_a_model_that_is_not_installed(smear: Smear) -> None:
-    ended = subprocess.run(
-        smear.command("--model", "none"), capture_output=True, text=True, timeout=60, check=False
-    )
+    ended = marrow_node(*smear.arguments("--model", "none"))
     assert ended.returncode == 41
     assert "'none' is not installed" in ended.stderr
 

@@ -55,9 +55,9 @@ def ehr_proxy(fhir_server: FhirServer) -> Iterator[Proxy]:
         yield running
 
 
-def fresh(slide: Slide, revision: int) -> Analysis:
+def fresh(slide: Slide, number: int) -> Analysis:
     """An analysis that no other test delivers."""
-    return replace(some_analysis(slide), revision=revision)
+    return replace(some_analysis(slide), configuration_digest=f"{number:064x}")
 
 
 def of_patient(slide: Slide, patient_id: str, issuer: str) -> Slide:

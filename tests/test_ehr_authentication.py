@@ -26,7 +26,7 @@ from node.ehr_authentication import ehr_scheme
 from node.ehr_records import EhrSettings
 from node.fhir import build_bundle, report_identifier
 from tests.analyses import small_slide, some_analysis
-from tests.fhir_fixture import INSTALLED, NODE, SOURCE, FhirServer
+from tests.fhir_fixture import INSTALLED, NODE, FhirServer
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, token_server
 
 QUICK = EhrSettings(timeout_s=10, retries=1, retry_wait_s=0.01)
@@ -78,7 +78,6 @@ def smart(fhir_server_process: FhirServer, keys: dict[str, Path]) -> Iterator[Sm
     for name, kind in (("RS384", RSAKey), ("ES384", ECKey)):
         key = kind.import_key(keys[name].read_text())
         registered.append({**key.as_dict(private=False), "kid": key.thumbprint(), "alg": name})
-    (INSTALLED / "smart.mjs").write_bytes((SOURCE / "smart.mjs").read_bytes())
     process = subprocess.Popen(
         [str(NODE), "smart.mjs", fhir_server_process.url, json.dumps({"keys": registered})],
         cwd=INSTALLED,
@@ -108,7 +107,8 @@ def test_a_signed_assertion_opens_the_ehr(
     smart: SmartServer, keys: dict[str, Path], slide: Slide, algorithm: str
 ) -> None:
     """SMART Backend Services end to end; the token endpoint is the one that the EHR names."""
-    analysis = replace(some_analysis(slide), revision=700 + ["RS384", "ES384"].index(algorithm))
+    number = 700 + ["RS384", "ES384"].index(algorithm)
+    analysis = replace(some_analysis(slide), configuration_digest=f"{number:064x}")
     before = smart.issued
     ehr = open_ehr(smart.fhir, with_key(keys[algorithm]))
     statuses = {each.status for each in ehr.deliver(build_bundle(analysis, {}, {}))}

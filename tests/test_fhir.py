@@ -33,7 +33,7 @@ from models.cell_types import CELL_TYPES
 from models.differential import count_differential
 from node.fhir import build_bundle, named_information, report_identifier
 from node.fhir_header import context_of, report_context_of
-from tests.analyses import CLASSES, RULES, small_slide, some_analysis
+from tests.analyses import CLASSES, RULES, signed, small_slide, some_analysis
 
 REFERENCES = {"ANN": ("1.2", "1.2.3", "1.2.3.4"), "SR": ("1.2", "1.2.4", "1.2.4.5")}
 LOINC, SNOMED = "http://loinc.org", "http://snomed.info/sct"
@@ -276,9 +276,54 @@ def test_provenance_names_what_was_read_and_written(slide: Slide) -> None:
     assert provenance["agent"][0]["who"]["reference"] == bundle["entry"][0]["fullUrl"]
 
 
-def test_another_revision_is_another_report(slide: Slide) -> None:
+def identifiers(analysis: Analysis) -> set[str]:
+    return {
+        each["identifier"][0]["value"]
+        for kind in ("DiagnosticReport", "Observation", "Device")
+        for each in resources(bundle_of(analysis), kind)
+    }
+
+
+def test_another_revision_is_the_same_report(slide: Slide) -> None:
     analysis = some_analysis(slide)
-    assert report_identifier(analysis) != report_identifier(replace(analysis, revision=2))
+    assert identifiers(analysis) == identifiers(signed(analysis))
+    other = replace(analysis, configuration_digest="ef" * 32)
+    assert report_identifier(analysis) != report_identifier(other)
+
+
+@pytest.mark.parametrize(
+    ("decision", "standing", "status", "said"),
+    [
+        ("confirmed", "final", "final", "Confirmed by Lee, Anna Dr. (Haematology), 2026-11-21"),
+        ("corrected", "final", "final", "Corrected by Lee, Anna Dr."),
+        ("corrected", "corrected", "corrected", "Corrected by Lee, Anna Dr."),
+        ("withdrawn", "withdrawn", "entered-in-error", "UTC: another patient's slide. Demo"),
+    ],
+)
+def test_a_review_is_the_status_and_names_the_verifier(
+    slide: Slide, decision: Any, standing: Any, status: str, said: str
+) -> None:
+    reason = "another patient's slide" if decision == "withdrawn" else ""
+    analysis = signed(some_analysis(slide), decision, standing, reason=reason)
+    bundle = build_bundle(analysis, REFERENCES, {}, sources={"1.2.9": "edited annotations"})
+    Bundle.model_validate(bundle)
+    (report,) = resources(bundle, "DiagnosticReport")
+    assert report["status"] == status
+    assert {each["status"] for each in resources(bundle, "Observation")} == {status}
+    assert report["issued"] == "2026-11-21T09:02:00.000Z"
+    assert report["resultsInterpreter"] == [{"type": "Practitioner", "display": "Lee, Anna Dr."}]
+    assert said in report["conclusion"]
+    assert ("<table>" in report["text"]["div"]) == (decision != "withdrawn")
+    (provenance,) = resources(bundle, "Provenance")
+    assert provenance["recorded"] == report["issued"]
+    machine, person = provenance["agent"]
+    assert machine["type"]["coding"][0]["code"] == "assembler"
+    assert person["type"]["coding"][0]["code"] == "verifier"
+    assert person["who"]["display"] == "Lee, Anna Dr."
+    assert person["onBehalfOf"]["display"] == "Haematology"
+    assert {"urn:oid:1.2.9", "urn:oid:1.2.3.4"} < {
+        each["what"]["identifier"]["value"] for each in provenance["entity"]
+    }
 
 
 def test_what_the_header_does_not_say_is_not_invented(slide: Slide) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, VLMicroscopicImageStorage, gener
 
 from dicom_io.errors import InputError, PixelsUnsupported
 from dicom_io.field_image import read_field_image
+from tests.forked import marrow_node
 from tests.tiny_package import TYPES, blob_side_px, draw_blob, tiny_package
 
 
@@ -51,13 +51,7 @@ def field(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     tiny_package(tmp_path / "packages" / "tiny")
     settings = tmp_path / "node.toml"
     settings.write_text(f"[model]\nfolders = [{json.dumps(str(tmp_path / 'packages'))}]\n")
-    return subprocess.run(
-        [sys.executable, "-m", "node", "--config", str(settings), "field", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return marrow_node("--config", str(settings), "field", *arguments)
 
 
 def test_every_cell_of_a_large_field_is_found_once(tmp_path: Path) -> None:

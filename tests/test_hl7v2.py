@@ -32,7 +32,7 @@ from node.ehr_mllp import MllpEhr
 from node.ehr_records import EhrSettings
 from node.fhir import build_bundle
 from node.hl7v2 import encode_oru
-from tests.analyses import small_slide, some_analysis
+from tests.analyses import signed, small_slide, some_analysis
 from tests.mllp_server import MllpServer, mllp_server
 
 QUICK = EhrSettings(timeout_s=2, retries=1, retry_wait_s=0.01)
@@ -117,6 +117,26 @@ def test_it_is_preliminary_and_names_study_and_report(analysis: Analysis) -> Non
     study, _ = observed(message_of(analysis))["113014"]
     assert str(study[5]) == analysis.slide.study_uid
     assert "Unreviewed result of an algorithm." in str(message.segment("NTE")[3])
+
+
+@pytest.mark.parametrize(
+    ("decision", "standing", "of_report", "of_results"),
+    [
+        ("confirmed", "final", "F", {"F"}),
+        ("corrected", "corrected", "C", {"C"}),
+        ("withdrawn", "withdrawn", "C", {"D"}),
+    ],
+)
+def test_a_review_is_the_result_status(
+    slide: Slide, tmp_path: Path, decision: Any, standing: Any, of_report: str, of_results: set[str]
+) -> None:
+    text = message_of(signed(some_analysis(slide), decision, standing))
+    message = hl7.parse(text)
+    assert str(message.segment("OBR")[25]) == of_report
+    assert {str(segment[11]) for segment in message.segments("OBX")} == of_results
+    assert str(message.segment("OBR")[22]) == "20261121090200+0000"
+    parsed = parse_message(text, validation_level=VALIDATION_LEVEL.STRICT)
+    assert parsed.validate(report_file=str(tmp_path / "report"))
 
 
 @pytest.mark.parametrize("cells", [600, 40, 0])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +14,6 @@ import requests
 from pydicom import dcmread
 
 from dicom_io.annotation import encode_annotation
-from dicom_io.demonstration import compose_demonstration_slide
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.probe import best_frames_per_request
 from dicom_io.probe_frames import FrameCosts
@@ -24,8 +21,10 @@ from dicom_io.probe_http import Http
 from dicom_io.probe_study import PATIENT_ID, make_study
 from tests.analyses import small_slide, some_analysis
 from tests.faulty_proxy import Fault, Proxy
+from tests.forked import marrow_node
 from tests.servers import Orthanc
 from tests.slides import write_slide
+from tests.small_slides import write_small_slide
 
 Probed = tuple[int, Mapping[str, Any], str]
 
@@ -37,16 +36,7 @@ def probe(tmp_path: Path) -> Callable[..., Probed]:
     def run(url: str, *arguments: str, pacs: str = "") -> Probed:
         config = tmp_path / "node.toml"
         config.write_text(f"[pacs]\ntimeout_s = 20.0\n{pacs}\n")
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "node", "--config", str(config)),
-                *("probe", "--json", *arguments, url),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        ended = marrow_node("--config", str(config), "probe", "--json", *arguments, url)
         assert "Traceback" not in ended.stderr, ended.stderr
         return ended.returncode, json.loads(ended.stdout or "{}"), ended.stdout + ended.stderr
 
@@ -63,7 +53,7 @@ def instances(orthanc: Orthanc) -> list[str]:
 
 
 def add_slide(orthanc: Orthanc, folder: Path) -> None:
-    made = compose_demonstration_slide(folder, seed=3, size_px=(2048, 1536), cells=20)
+    made = write_small_slide(folder)
     orthanc.add(*made.paths)
 
 

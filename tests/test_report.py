@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,13 @@ from dicom_io.codes import (
     cell_type_key,
 )
 from dicom_io.errors import InputError
-from dicom_io.report import Signature, decode_report, encode_report
+from dicom_io.report import decode_report, encode_report
 from dicom_io.segmentation import encode_segmentation, region_area_mm2
 from dicom_io.slide import Slide
 from models.cell_types import CELL_TYPES, REFERENCE_SOURCE
 from models.differential import count_differential
 from node.outputs import encode_documents, to_bytes
-from tests.analyses import CLASSES, RULES, small_slide, some_analysis
+from tests.analyses import CLASSES, RULES, signed, small_slide, some_analysis
 from tests.validators import dciodvfy, dsr2html, dsrdump, written
 
 
@@ -248,11 +247,8 @@ def test_a_signed_revision_is_verified_and_names_what_it_replaces(
     analysis: Analysis, tmp_path: Path
 ) -> None:
     first = _report(analysis)
-    at = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
-    signature = Signature("Παπαδόπουλος^Άννα^^Δρ.", "Haematology", at)
-    second = encode_report(
-        replace(analysis, revision=2), encode_annotation(analysis), None, signature, [first]
-    )
+    name = "Παπαδόπουλος^Άννα^^Δρ."
+    second = encode_report(signed(analysis, name=name), encode_annotation(analysis), None, [first])
     path = written(second, tmp_path / "sr.dcm")
     assert dciodvfy(path) == []
     printed, complaints = dsrdump(path)
@@ -261,8 +257,9 @@ def test_a_signed_revision_is_verified_and_names_what_it_replaces(
     document = dcmread(path)
     assert (document.VerificationFlag, document.PreliminaryFlag) == ("VERIFIED", "FINAL")
     (observer,) = document.VerifyingObserverSequence
-    assert str(observer.VerifyingObserverName) == signature.name
-    assert observer.VerificationDateTime == "20261121093000"
+    assert str(observer.VerifyingObserverName) == name
+    assert observer.VerifyingOrganization == "Haematology"
+    assert observer.VerificationDateTime == "20261121090200"
     predecessor = (
         document.PredecessorDocumentsSequence[0]
         .ReferencedSeriesSequence[0]
@@ -270,7 +267,45 @@ def test_a_signed_revision_is_verified_and_names_what_it_replaces(
     )
     assert predecessor.ReferencedSOPInstanceUID == first.SOPInstanceUID
     assert document.SOPInstanceUID != first.SOPInstanceUID
+    assert document.ContentDate == "20261121"
+    (finding,), (same,) = _named(document, "112040"), _named(first, "112040")
+    assert finding.UID == same.UID
     assert decode_report(document).verification == "VERIFIED"
+
+
+def test_who_changed_cells_is_an_observer(analysis: Analysis, tmp_path: Path) -> None:
+    corrected = encode_report(signed(analysis, "corrected"), None, None, [_report(analysis)])
+    assert dciodvfy(written(corrected, tmp_path / "sr.dcm")) == []
+    (person,) = _named(corrected, "121008")  # Person Observer Name
+    assert str(person.PersonName) == "Lee^Anna^^Dr."
+    (organization,) = _named(corrected, "121009")
+    assert organization.TextValue == "Haematology"
+    confirmed = encode_report(signed(analysis), None, None, [_report(analysis)])
+    assert _named(confirmed, "121008") == []
+
+
+@pytest.mark.parametrize("cells", [600, 40])
+def test_a_withdrawn_report_holds_no_number(slide: Slide, tmp_path: Path, cells: int) -> None:
+    analysis = some_analysis(slide, cells)
+    withdrawn = signed(analysis, "withdrawn", "withdrawn", reason="Slide of another patient")
+    document = encode_documents(withdrawn, predecessors=[_report(analysis)])["SR"]
+    path = written(document, tmp_path / "sr.dcm")
+    assert dciodvfy(path) == []
+    printed, complaints = dsrdump(path)
+    assert complaints == ""
+    assert "Result withdrawn by a person" in printed
+    assert "Slide of another patient" in printed
+    units = {
+        item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue
+        for item in _items(document)
+        if item.ValueType == "NUM"
+    }
+    assert not units & {"{cells}", "%", "{ratio}"}  # the image library tells the slide's size
+    assert " of 500" not in printed
+    said = decode_report(dcmread(path))
+    assert (said.withdrawn, said.verification, said.counts) == (True, "VERIFIED", {})
+    assert not said.adequate
+    assert not decode_report(_report(analysis)).withdrawn
 
 
 def test_dcmtk_prints_every_number(analysis: Analysis, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from conformance.agreement import check_agreement
-from dicom_io.analysis import Analysis
+from conformance.agreement import check_agreement, check_standing
+from dicom_io.analysis import Analysis, Decision, Standing
 from dicom_io.annotation import annotated_types, decode_annotation
 from dicom_io.optical_path import OpticalPath
 from dicom_io.pacs import PacsSettings, open_pacs
-from dicom_io.report import Signature, encode_report
 from dicom_io.slide import Slide, open_slide
 from models.cell_types import CELL_TYPES
 from models.differential import count_differential
@@ -34,10 +32,10 @@ from node.config import OutputSettings
 from node.ehr import EhrSettings, open_ehr
 from node.fhir import build_bundle, conclusion_text
 from node.hl7v2 import encode_oru
-from node.outputs import Renditions, encode_documents
+from node.outputs import KEPT, Renditions, encode_documents
 from node.pictures import draw_differential
 from node.report_pdf import draw_report
-from tests.analyses import RULES, small_slide, some_analysis
+from tests.analyses import RULES, signed, small_slide, some_analysis
 from tests.fhir_fixture import FhirServer
 from tests.slides import write_slide
 from tests.test_source_header import NAMES, holding, named
@@ -55,7 +53,6 @@ class ResultSet:
     change: Callable[[Analysis], Analysis] = lambda analysis: analysis
     cells: int = 600
     output: dict[str, Any] = field(default_factory=dict)
-    signed: bool = False
     known: tuple[str, ...] = ()
 
 
@@ -93,6 +90,24 @@ def types(*keys: str) -> Callable[[Analysis], Analysis]:
 
 def changed(**values: Any) -> Callable[[Analysis], Analysis]:
     return lambda analysis: replace(analysis, **values)
+
+
+def reviewed(
+    decision: Decision, standing: Standing, revision: int = 2
+) -> Callable[[Analysis], Analysis]:
+    return lambda analysis: signed(analysis, decision, standing, revision, reason="Seen twice.")
+
+
+def corrected(analysis: Analysis) -> Analysis:
+    """A person gave the first twenty cells another type, and added the last."""
+    cells = analysis.cells
+    probability, score = cells.probability.copy(), cells.score.copy()
+    probability[[*range(20), -1]], score[-1] = 0.0, 0.0
+    label = cells.label.copy()
+    label[:20] = (label[:20] + 1) % len(cells.classes)
+    cells = replace(cells, probability=probability, score=score, label=label)
+    by_hand = replace(analysis, cells=cells, differential=count_differential(cells, 12, RULES))
+    return signed(by_hand, "corrected", "corrected", 3)
 
 
 def without_regions(analysis: Analysis) -> Analysis:
@@ -164,8 +179,11 @@ SETS: dict[str, ResultSet] = {
     "converged": ResultSet(change=converged),
     "released model": ResultSet(change=of_a_released_model),
     "second revision": ResultSet(change=changed(revision=2)),
-    "signed": ResultSet(change=changed(revision=2), signed=True),
-    "signed, insufficient": ResultSet(cells=40, change=changed(revision=3), signed=True),
+    "confirmed": ResultSet(change=reviewed("confirmed", "final")),
+    "confirmed, insufficient": ResultSet(cells=40, change=reviewed("confirmed", "final", 3)),
+    "corrected": ResultSet(change=corrected),
+    "confirmed after a correction": ResultSet(change=reviewed("confirmed", "corrected", 4)),
+    "withdrawn": ResultSet(change=reviewed("withdrawn", "withdrawn")),
     "LOINC": ResultSet(output={"loinc": True}),
     "R5": ResultSet(output={"fhir": "R5"}),
     "no specimen": ResultSet(change=header(SpecimenDescriptionSequence=None)),
@@ -190,9 +208,10 @@ SETS: dict[str, ResultSet] = {
 
 @dataclass(frozen=True)
 class Made:
-    """A set, and the slide's own files."""
+    """A set, what it replaces, and the slide's own files."""
 
     analysis: Analysis
+    replaced: dict[str, Dataset]
     documents: dict[str, Dataset]
     bundle: dict[str, Any]
     message: str
@@ -232,21 +251,22 @@ def made(
     analysis = replace(analysis, configuration_digest=f"{list(SETS).index(request.param):064x}")
     output = replace(ALL, **chosen.output)
     pdf = draw_report(analysis, conclusion_text(analysis), {})
-    documents = encode_documents(
-        analysis, output, Renditions(pdf, {"overview": picture, "differential": picture})
-    )
-    if chosen.signed:
-        signature = Signature("Lee^Anna^^Dr.", "Haematology", datetime(2026, 11, 21, tzinfo=UTC))
-        documents["SR"] = encode_report(
-            analysis, documents["ANN"], documents["SEG"], signature, [documents["SR"]]
-        )
+    renditions = Renditions(pdf, {"overview": picture, "differential": picture})
+    before: dict[str, Dataset] = {}
+    kept: dict[str, Dataset] = {}
+    if analysis.signature is not None:
+        before = encode_documents(replace(analysis, signature=None, revision=1), output, renditions)
+        kept = {kind: before[kind] for kind in KEPT[analysis.signature.decision] if kind in before}
+    predecessors = [before["SR"]] if before else []
+    documents = encode_documents(analysis, output, renditions, kept, predecessors)
+    replaced = {kind: document for kind, document in before.items() if kind not in kept}
     references = {
         kind: (str(d.StudyInstanceUID), str(d.SeriesInstanceUID), str(d.SOPInstanceUID))
         for kind, d in documents.items()
     }
     bundle = build_bundle(analysis, references, {}, output.loinc, pdf, output.fhir)
     message = encode_oru(analysis, bundle, pdf)
-    return Made(analysis, documents, bundle, message, files, output, chosen.known)
+    return Made(analysis, replaced, documents, bundle, message, files, output, chosen.known)
 
 
 def _slide(folder: Path, how: dict[str, Any]) -> tuple[Slide, tuple[Path, ...]]:
@@ -270,13 +290,18 @@ def test_a_result_set_conforms(made: Made, tmp_path: Path, fhir_server: FhirServ
     if "ANN" in paths and made.output.coordinates == "2D":  # the profile knows no 3D
         found = dciodvfy(paths["ANN"], profile="WG26SP2025")
         assert [line for line in found if line.startswith("Error")] == []
-    found = dcentvfy(*paths.values(), *made.slide_files)
+    replaced = [
+        written(document, tmp_path / f"{kind} before.dcm")
+        for kind, document in made.replaced.items()
+    ]
+    found = dcentvfy(*paths.values(), *replaced, *made.slide_files)
     assert [line for line in found if not any(map(line.__contains__, made.known))] == []
     for read in (dsrdump, dsr2html):
         printed, complaints = read(paths["SR"])
         assert complaints == ""
         assert "Nucleated differential count of a bone marrow smear" in printed
     assert check_agreement(made.documents.get("ANN"), made.documents["SR"], made.bundle) == []
+    assert check_standing(made.documents["SR"], made.bundle) == []
     _annotation_says_the_cells(made)
     _message_says_the_same(made)
     if made.output.fhir == "R4":  # what the server speaks
@@ -286,7 +311,7 @@ def test_a_result_set_conforms(made: Made, tmp_path: Path, fhir_server: FhirServ
 
 def _annotation_says_the_cells(made: Made) -> None:
     cells = made.analysis.cells
-    if not len(cells):
+    if not len(cells) or made.analysis.standing == "withdrawn":
         assert "ANN" not in made.documents
         return
     document = made.documents["ANN"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hl7
 import pytest
 from fhir.resources.R4B.capabilitystatement import CapabilityStatement
 
@@ -21,11 +22,12 @@ from dicom_io.commitment import Commitments
 from dicom_io.receiver import Receiver, ReceiveSettings
 from node.config import OutputSettings
 from node.exit_codes import exit_code_table
-from node.fhir import conclusion_text
-from node.outputs import Renditions, encode_documents
+from node.fhir import STATUSES, build_bundle, conclusion_text
+from node.hl7v2 import encode_oru
+from node.outputs import KEPT, Renditions, encode_documents
 from node.pictures import draw_differential
 from node.report_pdf import draw_report
-from tests.analyses import some_analysis
+from tests.analyses import signed, some_analysis
 from tests.kit.bases import base, demonstration_slide
 
 
@@ -88,6 +90,22 @@ def test_results_go_by_the_stated_transfer_syntaxes() -> None:
 def test_report_is_of_the_stated_resources() -> None:
     sent = {entry["resource"]["resourceType"] for entry in base("node").fhir["entry"]}
     assert sent <= {kind for kind, *_ in capabilities.FHIR_RESOURCES}
+
+
+def test_standings_and_decisions_are_those_of_the_code() -> None:
+    analysis = some_analysis(demonstration_slide())
+    for standing, flag, report, observation, of_order, of_result in capabilities.STANDINGS:
+        reviewed = analysis
+        if standing != "unreviewed":
+            decision = "withdrawn" if standing == "withdrawn" else "confirmed"
+            reviewed = signed(analysis, decision, standing)
+        assert encode_documents(reviewed)["SR"].VerificationFlag == flag
+        assert STATUSES[standing] == (report, observation)
+        message = hl7.parse(encode_oru(reviewed, build_bundle(reviewed, {}, {}), b""))
+        assert str(message.segment("OBR")[25]) == of_order
+        assert {str(each[11]) for each in message.segments("OBX")} == {of_result}
+    assert {standing for standing, *_ in capabilities.STANDINGS} == STATUSES.keys()
+    assert {decision for decision, *_ in capabilities.DECISIONS} == KEPT.keys()
 
 
 def test_exit_codes_are_those_of_the_commands() -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from datetime import timedelta
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, request
 from flask_wtf import CSRFProtect
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as AnyResponse
 
 from dicom_io.errors import (
     ConfigurationInvalid,
@@ -23,27 +25,37 @@ from dicom_io.errors import (
     JobNotFound,
     JobRefused,
     ResourceError,
+    WorkitemRefused,
 )
 from dicom_io.pacs_settings import hidden
-from models.errors import MarrowNodeError, ModelError
+from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
+from node.audited import audit_trail, login_refused, result_read
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
 from node.result_store import ResultStore
-from node.web.access import Access, check_table
+from node.web.access import Access, check_table, request_user
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
+from node.web.login import login_blueprint
 from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
+from node.web.review import review_blueprint
 from node.web.submission import Submissions
+from node.web.ups import refusal_answer, ups_blueprint
+from node.workitems import Workitems
+from node.worklist_database import worklist_database
 
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
+PING_S = 25
 # The first that fits.
 _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (JobNotFound, HTTPStatus.NOT_FOUND),
+    (ReviewInvalid, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ReviewRefused, HTTPStatus.CONFLICT),
     (JobRefused, HTTPStatus.CONFLICT),
     (ConfigurationInvalid, HTTPStatus.BAD_REQUEST),
     (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -82,31 +94,43 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.config.update(
         SECRET_KEY=_session_secret(settings),
         MAX_CONTENT_LENGTH=settings.serve.max_body_bytes,
-        SESSION_COOKIE_SAMESITE="Strict",
+        # Lax: the provider sends browsers back here; forms have tokens of their own.
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=timedelta(hours=settings.serve.session_hours),
         SESSION_COOKIE_SECURE=_is_https(settings),
         # Only requests whose credentials a browser adds by itself need a token: see _before.
         WTF_CSRF_CHECK_DEFAULT=False,
         WTF_CSRF_TIME_LIMIT=None,
+        # An event connection whose other side is gone is noticed.
+        SOCK_SERVER_OPTIONS={"ping_interval": PING_S},
     )
     forms = CSRFProtect(app)
-    access = Access(settings.serve)
+    trail = audit_trail(settings)
+    access = Access(settings.serve, lambda address: login_refused(trail, address))
     submissions = Submissions(settings, queue)
-    app.register_blueprint(health_blueprint(settings, queue))
+    app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
-    app.register_blueprint(jobs_blueprint(settings, queue, submissions))
+    app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
     app.register_blueprint(pages_blueprint(settings, queue, submissions))
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
+    app.register_blueprint(review_blueprint(settings, queue, trail))
+    workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
+    app.register_blueprint(ups_blueprint(settings, workitems))
+    app.register_blueprint(login_blueprint(app, settings.serve))
     check_table(app)
 
     @app.before_request
-    def _before() -> None:
+    def _before() -> AnyResponse | None:
         g.began_s = time.monotonic()
-        access.check()
+        elsewhere = access.check()
+        if elsewhere is not None:
+            return elsewhere
         user = g.get("user")
         if user is not None and user.ambient and request.method not in _SAFE:
             forms.protect()
+        return None
 
     @app.after_request
     def _after(answer: Response) -> Response:
@@ -114,6 +138,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
             answer.headers.setdefault(name, value)
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
+        study = (request.view_args or {}).get("study")
+        if request.blueprint == "dicomweb" and study and answer.status_code == HTTPStatus.OK:
+            result_read(trail, request_user().name, request.remote_addr or "", study, "DICOMweb")
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer
@@ -133,6 +160,9 @@ def _http_problem(error: HTTPException) -> Response:
 
 
 def _problem(error: MarrowNodeError) -> Response:
+    if isinstance(error, WorkitemRefused):
+        refusal, headers = refusal_answer(error)
+        return _document(refusal, type(error).__name__, str(error), headers)
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s %s: %s", request.method, request.endpoint, error)
@@ -155,7 +185,7 @@ def _document(status: int, title: str, detail: str, headers: object = None) -> R
     answer = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail})
     answer.status_code = status
     answer.content_type = PROBLEM
-    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range"):
+    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range", "Warning"):
         if headers is not None and name in headers:  # type: ignore[operator]
             answer.headers[name] = headers[name]  # type: ignore[index]
     return answer

@@ -9,7 +9,9 @@ from flask import Blueprint, Response, jsonify
 
 from models.errors import MarrowNodeError
 from models.package import find_package
+from node.audit import AuditTrail
 from node.config import Settings
+from node.gpu_use import gpu_use
 from node.job_queue import JobQueue
 from node.metrics import exposition
 from node.work_lock import live_workers
@@ -18,7 +20,7 @@ FREE_BYTES = 64 << 20
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def health_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
+def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> Blueprint:
     """Routes ``/healthz``, ``/readyz`` and ``/metrics``."""
     health = Blueprint("health", __name__)
 
@@ -34,7 +36,8 @@ def health_blueprint(settings: Settings, queue: JobQueue) -> Blueprint:
 
     @health.get("/metrics")
     def metrics() -> Response:
-        return Response(exposition(_gauges(settings, queue)), content_type=METRICS_TYPE)
+        text = exposition(_gauges(settings, queue, trail), gpu_use())
+        return Response(text, content_type=METRICS_TYPE)
 
     return health
 
@@ -76,7 +79,7 @@ def _workers(settings: Settings) -> int:
     return len(live_workers(settings.work_folder / "workers"))
 
 
-def _gauges(settings: Settings, queue: JobQueue) -> dict[str, tuple[str, float]]:
+def _gauges(settings: Settings, queue: JobQueue, trail: AuditTrail) -> dict[str, tuple[str, float]]:
     counts = queue.counts()
     oldest_ms = queue.oldest_active_ms()
     age_s = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms is not None else 0.0
@@ -85,5 +88,9 @@ def _gauges(settings: Settings, queue: JobQueue) -> dict[str, tuple[str, float]]
         "marrow_node_jobs_queued": ("Jobs that no worker has begun.", counts["queued"]),
         "marrow_node_jobs_running": ("Jobs that a worker is at.", counts["running"]),
         "marrow_node_queue_age_seconds": ("Age of the oldest job that has not ended.", age_s),
+        "marrow_node_audit_waiting": (
+            "Audit records that a repository has not taken yet.",
+            trail.waiting(),
+        ),
         "marrow_node_workers": ("Worker processes that live on this host.", _workers(settings)),
     }

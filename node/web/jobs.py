@@ -14,10 +14,13 @@ from flask import Blueprint, Response, jsonify, request, url_for
 from werkzeug.exceptions import BadRequest, NotFound, ServiceUnavailable
 
 from models.package import installed_packages
+from node.audit import AuditTrail
+from node.audited import job_submitted, result_read
 from node.config import Settings
 from node.job import ENDED, STATUSES, Job, JobStatus
 from node.job_queue import JobQueue
 from node.stages import FILE_NAMES
+from node.web.access import request_user
 from node.web.submission import JobRequest, RerunRequest, Submissions, body_of
 from node.work_files import WorkFiles
 
@@ -37,7 +40,9 @@ MEDIA_TYPES = {
 }
 
 
-def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions) -> Blueprint:
+def jobs_blueprint(
+    settings: Settings, queue: JobQueue, submissions: Submissions, trail: AuditTrail
+) -> Blueprint:
     """Routes under ``/jobs``, ``/searches`` and ``/models``."""
     jobs = Blueprint("jobs", __name__)
     listing = Listing(queue)
@@ -46,7 +51,10 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
 
     @jobs.post("/jobs")
     def submit() -> tuple[Response, int, dict[str, str]]:
-        submitted = submissions.submit(body_of(request, JobRequest))
+        wanted: JobRequest = body_of(request, JobRequest)
+        submitted = submissions.submit(wanted)
+        what = submitted.job.job if submitted.job is not None else submitted.search
+        job_submitted(trail, *_who(), wanted.study_uid or "", what)
         if submitted.job is None:
             place = url_for("jobs.search", search=submitted.search)
             content: dict[str, Any] = {"search": submitted.search, "links": {"self": place}}
@@ -78,11 +86,13 @@ def jobs_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions
 
     @jobs.get("/jobs/<job>/files/<name>")
     def file(job: str, name: str) -> Response:
-        result = queue.get(job).result
+        seen = queue.get(job)
+        result = seen.result
         kinds = [kind for kind, known in FILE_NAMES.items() if known == name]
         if result is None or not kinds or kinds[0] not in result["files"]:
             raise NotFound("The job has no such file.")
         digest = result["files"][kinds[0]].rpartition("/")[2]
+        result_read(trail, *_who(), seen.study_uid, f"{name} of job {seen.job}")
         answer = Response(work.get(digest), content_type=MEDIA_TYPES[name[name.rindex(".") :]])
         answer.set_etag(digest)
         answer.make_conditional(request)
@@ -186,6 +196,11 @@ def whole(job: Job) -> dict[str, Any]:
         kind: url_for("jobs.file", job=job.job, name=FILE_NAMES[kind]) for kind in result["files"]
     }
     return summary(job) | {"result": result}
+
+
+def _who() -> tuple[str, str]:
+    """Name and address of whoever asks, for the audit trail."""
+    return request_user().name, request.remote_addr or ""
 
 
 def _page() -> tuple[int, int]:

@@ -6,17 +6,19 @@ DICOMweb and UPS-RS routes are described by PS3.18 and stand in the conformance 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from flask import Blueprint, Response, jsonify
 from pydantic import TypeAdapter
 
+from dicom_io.analysis import Decision, Standing
 from models.package import installed_packages
 from node import __version__
 from node.config import Settings
 from node.job import PRIORITIES, STATUSES
 from node.stages import FILE_NAMES
 from node.web.jobs import MEDIA_TYPES
+from node.web.review import ReviewRequest
 from node.web.settings import Role
 from node.web.submission import JobRequest, RerunRequest
 
@@ -75,6 +77,7 @@ def openapi_document(settings: Settings) -> Json:
                 "Job": _job(),
                 "JobRequest": _job_request(models, settings.serve.callbacks),
                 "RerunRequest": _rerun_request(models),
+                **_with_its_parts("ReviewRequest", TypeAdapter(ReviewRequest)),
             },
         },
     }
@@ -87,6 +90,10 @@ def _paths() -> Json:
         search=_TEXT,
         status={"enum": list(STATUSES)},
         jobs={"type": "array", "items": _TEXT},
+        decisions={
+            "type": "array",
+            "items": _object(series_uid=_TEXT, analyse={"type": "boolean"}, why=_TEXT),
+        },
         error=_MAYBE_TEXT,
     )
     queued = {"anyOf": [job, _object(search=_TEXT, links={"type": "object"})]}
@@ -170,6 +177,25 @@ def _paths() -> Json:
                 job,
                 ("400", "404", "413", "415", "422", "503"),
                 body="RerunRequest",
+            )
+        },
+        "/jobs/{job}/review": {
+            "post": _operation(
+                "Confirm, correct or withdraw a result; who asks signs",
+                "sign",
+                {"202": _json(job, "Queued, or the job of the same decision")},
+                parameters=[_JOB_ID],
+                problems=("400", "404", "409", "413", "415", "422", "503"),
+                body="ReviewRequest",
+            )
+        },
+        "/jobs/{job}/revisions": {
+            "get": _operation(
+                "What became of a job's result, first revision first",
+                "read",
+                {"200": _json(_object(revisions={"type": "array", "items": _revision()}))},
+                parameters=[_JOB_ID],
+                problems=("404",),
             )
         },
         "/searches/{search}": {
@@ -315,6 +341,27 @@ def _rerun_request(models: list[str]) -> Json:
     schema = TypeAdapter(RerunRequest).json_schema()
     schema["properties"]["model"]["enum"] = models
     return _undescribed(schema)
+
+
+def _revision() -> Json:
+    return _object(
+        revision={"type": "integer", "minimum": 1},
+        standing={"enum": list(get_args(Standing))},
+        issued=_TEXT,
+        decision={"enum": [None, *get_args(Decision)]},
+        name=_MAYBE_TEXT,
+        organization=_MAYBE_TEXT,
+        reason=_MAYBE_TEXT,
+        changes={"type": "object"},
+        objects={"type": "object"},
+    )
+
+
+def _with_its_parts(name: str, kind: TypeAdapter[Any]) -> Json:
+    """Schemas of a body and of what it is made of, side by side."""
+    schema = kind.json_schema(ref_template="#/components/schemas/{model}")
+    parts = schema.pop("$defs", {})
+    return {name: _undescribed(schema)} | {part: _undescribed(each) for part, each in parts.items()}
 
 
 def _undescribed(schema: Json) -> Json:

@@ -1,4 +1,4 @@
-"""Pages for people: the worklist, and one slide's page. Rendered here, without JavaScript."""
+"""Pages for people: the worklist, and one slide's page. They are whole without JavaScript."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def pages_blueprint(settings: Settings, queue: JobQueue, submissions: Submission
     """Routes ``/`` and ``/slides/JOB``."""
     pages = Blueprint("pages", __name__)
     pages.app_template_filter("moment")(_moment)
+    pages.app_template_filter("person_name")(_person_name)
 
     @pages.get("/")
     def worklist() -> str:
@@ -100,6 +101,18 @@ def _objects(job: Job) -> list[tuple[str, str]]:
     if job.result is None:
         return []
     return [(kind.upper(), uids[2]) for kind in ("ann", "seg", "sr") for uids in job.result[kind]]
+
+
+def _person_name(value: str) -> str:
+    """As people write a name that DICOM writes Family^Given^Middle^Prefix^Suffix (PS3.5 6.2.1)."""
+    family, given, middle, prefix, suffix = [
+        *value.split("=", maxsplit=1)[0].split("^"),
+        "",
+        "",
+        "",
+        "",
+    ][:5]
+    return " ".join(filter(None, (prefix, given, middle, family, suffix)))
 
 
 def _moment(unix_ms: int) -> str:

@@ -10,7 +10,6 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from dicom_io.errors import ConfigurationInvalid
-from node.config import Settings
 from node.web.settings import ServeSettings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -23,12 +22,12 @@ SILENCE_S = 120
 _TLS = ("certificate", "certificate_key", "ca_bundle")
 
 
-def run_web(settings: Settings, make_app: Callable[[], Flask]) -> None:
+def run_web(serve: ServeSettings, make_app: Callable[[], Flask]) -> None:
     """Serve until SIGTERM.
 
     Parameters
     ----------
-    settings
+    serve
     make_app
         Called in the process that answers.
 
@@ -37,8 +36,8 @@ def run_web(settings: Settings, make_app: Callable[[], Flask]) -> None:
     ConfigurationInvalid
         TLS is asked for by halves, or a file is not there.
     """
-    check_tls(settings.serve)
-    _Server(_options(settings.serve), make_app).run()
+    check_tls(serve)
+    _Server(_options(serve), make_app).run()
 
 
 def check_tls(serve: ServeSettings) -> None:

@@ -118,11 +118,15 @@ class Submissions:
         self._check(wanted)
         place = self.place(wanted.model)
         reason = wanted.reason or "POST /jobs"
-        if wanted.study_uid and wanted.series_uid:
+        # What the rules say of a slide depends on its metadata, which a worker looks up.
+        by_rules = bool(self._settings.rules) and not wanted.model
+        if wanted.study_uid and wanted.series_uid and not by_rules:
             slide = SlideReference(wanted.study_uid, wanted.series_uid, reason)
             return Submitted(job=self.submit_slide(slide, place, wanted.priority, wanted.callback))
         search: Mapping[str, Any] = {
             "study_uid": wanted.study_uid,
+            "series_uid": wanted.series_uid,
+            "by_rules": by_rules,
             "accession_number": wanted.accession_number,
             "priority": wanted.priority,
             "callback": wanted.callback,

@@ -1,0 +1,173 @@
+"""Which events of the node become records of the audit trail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydicom import dcmread
+
+from node.audit import AuditTrail, audited_now
+from node.audit_messages import AuditRecord
+from node.config import Settings
+from node.review import Review
+from node.stages import FILE_NAMES
+from node.work_files import WorkFiles
+
+_NODE: dict[str, Any] = {"id": "marrow-node", "requestor": True}
+_SOURCE, _DESTINATION, _APPLICATION = "110153", "110152", "110150"
+
+
+def audit_trail(settings: Settings) -> AuditTrail:
+    return AuditTrail(settings.audit, audit_folder(settings))
+
+
+def audit_folder(settings: Settings) -> Path:
+    """Where records wait."""
+    return settings.work_folder / "audit"
+
+
+@contextmanager
+def application_audited(settings: Settings, name: str) -> Iterator[None]:
+    """Record that a process starts, and that it stops."""
+    trail = audit_trail(settings)
+
+    def record(kind: str) -> None:
+        user = {"id": f"marrow-node {name}", "role": _APPLICATION, "requestor": False}
+        trail.record(AuditRecord("110100", "E", audited_now(), [user], kind=kind))
+
+    record("110120")
+    try:
+        yield
+    finally:
+        record("110121")
+
+
+def login_refused(trail: AuditTrail, address: str) -> None:
+    """Record credentials that were not known; not the credentials."""
+    user = {"id": "unknown", "requestor": True, "address": address}
+    trail.record(AuditRecord("110114", "E", audited_now(), [user], kind="110122", outcome="4"))
+
+
+def job_submitted(trail: AuditTrail, user: str, address: str, study_uid: str, job: str) -> None:
+    """Record that somebody had a slide analysed."""
+    who = {"id": user, "requestor": True, "address": address}
+    trail.record(
+        AuditRecord("110111", "C", audited_now(), [who], study_uid=study_uid, what=f"job {job}")
+    )
+
+
+def result_read(trail: AuditTrail, user: str, address: str, study_uid: str, what: str) -> None:
+    """Record that somebody read a result."""
+    who = {"id": user, "requestor": True, "address": address}
+    trail.record(AuditRecord("110103", "R", audited_now(), [who], study_uid=study_uid, what=what))
+
+
+def slide_analysed(settings: Settings, result: Mapping[str, Any]) -> None:
+    """Record that a slide was read from the archive, and what was stored there and in the EHR."""
+    trail = audit_trail(settings)
+    about, classes = _about(settings, result)
+    trail.record(
+        about(
+            "110104",
+            "R",
+            audited_now(),
+            [
+                {"id": _host(settings.pacs_url), "role": _SOURCE, "requestor": False},
+                _NODE | {"role": _DESTINATION},
+            ],
+        )
+    )
+    _delivered(settings, result, about, classes)
+
+
+def result_reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> None:
+    """Record that a person decided on a result, and what was stored there and in the EHR."""
+    about, classes = _about(settings, result)
+    audit_trail(settings).record(
+        about(
+            "110111",
+            "U",
+            audited_now(),
+            [{"id": review.name, "requestor": True}],
+            what=f"revision {result['revision']} of DiagnosticReport {result['report']}, "
+            f"{review.decision}",
+        )
+    )
+    _delivered(settings, result, about, classes)
+
+
+def _about(
+    settings: Settings, result: Mapping[str, Any]
+) -> tuple[Callable[..., AuditRecord], dict[str, int]]:
+    """Records about a result's study and patient, and how many objects it has of each class."""
+    report, classes = _stored(settings, result)
+    return (
+        partial(
+            AuditRecord,
+            study_uid=str(report.StudyInstanceUID),
+            patient_id=str(report.PatientID or ""),
+        ),
+        classes,
+    )
+
+
+def _delivered(
+    settings: Settings,
+    result: Mapping[str, Any],
+    about: Callable[..., AuditRecord],
+    classes: dict[str, int],
+) -> None:
+    trail = audit_trail(settings)
+    pacs = _host(settings.results_url or settings.pacs_url)
+    trail.record(
+        about(
+            "110104",
+            "C",
+            audited_now(),
+            [
+                _NODE | {"role": _SOURCE},
+                {"id": pacs, "role": _DESTINATION, "requestor": False},
+            ],
+            sop_classes=classes,
+        )
+    )
+    trail.record(
+        about(
+            "110106",
+            "C",
+            audited_now(),
+            [
+                _NODE | {"role": _SOURCE},
+                {"id": _host(settings.ehr_url), "role": _DESTINATION, "requestor": False},
+            ],
+            what=f"DiagnosticReport {result['report']}",
+        )
+    )
+
+
+def _stored(settings: Settings, result: Mapping[str, Any]) -> tuple[Any, dict[str, int]]:
+    """The report, and how many objects of each SOP Class were stored."""
+    work = WorkFiles(settings.work_folder / "files")
+    kinds = [kind for kind in result["files"] if FILE_NAMES[kind].endswith(".dcm")]
+    tags = ["SOPClassUID", "StudyInstanceUID", "PatientID"]
+    headers = {
+        kind: dcmread(
+            BytesIO(work.get(Path(result["files"][kind]).name)),
+            stop_before_pixels=True,
+            specific_tags=list(tags),
+        )
+        for kind in kinds
+    }
+    classes = Counter(str(header.SOPClassUID) for header in headers.values())
+    return headers["SR"], dict(classes)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc or "folder"

@@ -1,0 +1,119 @@
+"""One revision as documents: DICOM, FHIR, HL7 v2, PDF and pictures in the work files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from dicom_io.analysis import Analysis
+from node.config import OutputSettings
+from node.fhir import build_bundle, conclusion_text
+from node.hl7v2 import MEDIA_TYPE as HL7_V2
+from node.hl7v2 import encode_oru
+from node.outputs import (
+    DICOM_MEDIA_TYPE,
+    Artifact,
+    Renditions,
+    encode_documents,
+    from_bytes,
+    to_bytes,
+)
+from node.pictures import for_ehr
+from node.report_pdf import draw_report
+from node.work_files import WorkFiles
+
+PNG = "image/png"
+PDF_MEDIA_TYPE = "application/pdf"
+FHIR_JSON = "application/fhir+json"
+# Of each picture in the PDF, so that the whole file stays below a megabyte of base64.
+PDF_PICTURE_BYTES = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a revision takes over from the one before.
+
+    Attributes
+    ----------
+    kept
+        Kind → artifact that still holds.
+    predecessors
+        Reports that the revision's replaces.
+    sources
+        Instance UID → what it is, of all that the review was made from.
+    """
+
+    kept: Mapping[str, Artifact] = field(default_factory=dict)
+    predecessors: Sequence[Dataset] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_documents(
+    work: WorkFiles,
+    analysis: Analysis,
+    output: OutputSettings,
+    drawn: Mapping[str, bytes],
+    before: Before | None = None,
+) -> dict[str, Any]:
+    """Encode every document of a revision and put it into the work files.
+
+    Parameters
+    ----------
+    work
+    analysis
+    output
+        Which documents, and in what form.
+    drawn
+        Name → PNG of its pictures.
+    before
+        None for a first revision.
+
+    Returns
+    -------
+    dict
+        Kind → fields of its :class:`node.outputs.Artifact`.
+    """
+    before = before or Before()
+    pdf = draw_report(
+        analysis,
+        conclusion_text(analysis),
+        {title: for_ehr(png, PDF_PICTURE_BYTES) for title, png in drawn.items()},
+    )
+    kept = {kind: from_bytes(work.get(each.sha256)) for kind, each in before.kept.items()}
+    documents = encode_documents(
+        analysis, output, Renditions(pdf, drawn), kept, before.predecessors
+    )
+    artifacts = {
+        kind: before.kept.get(kind) or _stored(work, kind, document)
+        for kind, document in documents.items()
+    }
+    bundle = build_bundle(
+        analysis,
+        {kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()},
+        {title: for_ehr(png) for title, png in drawn.items()},
+        output.loinc,
+        pdf,
+        output.fhir,
+        before.sources,
+    )
+    artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, work.put_json(bundle))
+    for kind, picture in drawn.items():
+        artifacts[kind] = Artifact(kind, PNG, work.put(picture))
+    artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, work.put(pdf))
+    message = encode_oru(analysis, bundle, pdf).encode()
+    artifacts["HL7"] = Artifact("HL7", HL7_V2, work.put(message))
+    return {kind: asdict(artifact) for kind, artifact in artifacts.items()}
+
+
+def _stored(work: WorkFiles, kind: str, document: Dataset) -> Artifact:
+    return Artifact(
+        kind,
+        DICOM_MEDIA_TYPE,
+        work.put(to_bytes(document)),
+        document.StudyInstanceUID,
+        document.SeriesInstanceUID,
+        document.SOPInstanceUID,
+    )

@@ -1,0 +1,175 @@
+"""``marrow-node poll``: looks for new slides by itself, in the archive and in a folder.
+
+What was seen is remembered with what was decided about it; under other rules it is decided anew.
+Searches overlap, and a slide that is found twice is one job, so that neither a restart nor a clock
+that jumps loses or doubles one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from datetime import date, timedelta
+
+import click
+from sqlalchemy import delete, insert, select
+
+from dicom_io.dicom_json import value
+from dicom_io.errors import ConfigurationInvalid
+from dicom_io.pacs import Pacs, open_pacs
+from models.errors import MarrowNodeError
+from node.attempts import Attempts, run_loops
+from node.config import Settings
+from node.drop_folder import DropFolder
+from node.intake import SLIDE_MODALITY
+from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.pipeline import SlideReference
+from node.rules import submit_by_rules
+from node.worklist_database import CURSORS, SEEN, WorklistDatabase, worklist_database
+
+log = logging.getLogger(__name__)
+
+DATE = "%Y%m%d"
+
+
+@click.command()
+@click.pass_obj
+def poll(settings: Settings) -> None:
+    """Look for new slides in the archive and in a folder (settings [poll]), until SIGTERM.
+
+    Jobs are queued: a worker ('marrow-node work', or those of 'marrow-node serve') does them.
+    """
+    if not polls(settings):
+        raise ConfigurationInvalid(
+            "Nothing is polled: set poll.pacs_every_s for the archive, or poll.folder for a folder."
+        )
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    poll_until(settings, stopped)
+
+
+def polls(settings: Settings) -> bool:
+    return settings.poll.pacs_every_s > 0 or settings.poll.folder is not None
+
+
+def poll_until(settings: Settings, stopped: threading.Event) -> None:
+    """Look for new slides until `stopped` is set."""
+    prepare_database(settings)
+    with closing(worklist_database(settings)) as database, open_job_queue(settings) as queue:
+        loops: list[Callable[[], None]] = []
+        if settings.poll.pacs_every_s > 0:
+            search = Search(settings, database, queue)
+            loops.append(lambda: _look_every(settings.poll.pacs_every_s, search.look, stopped))
+        if settings.poll.folder is not None:
+            folder = DropFolder(settings, queue)
+            loops.append(lambda: _look_every(settings.poll.folder_every_s, folder.look, stopped))
+        run_loops(loops, stopped)
+
+
+def _look_every(seconds: float, look: Callable[[], None], stopped: threading.Event) -> None:
+    looks = Attempts()
+    looks.make(look)
+    while not stopped.wait(seconds):
+        looks.make(look)
+
+
+class Search:
+    """Searches the archive for slides that are new.
+
+    Parameters
+    ----------
+    settings
+    database
+    queue
+    today
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: WorklistDatabase,
+        queue: JobQueue,
+        today: Callable[[], date] = date.today,
+    ) -> None:
+        self._settings, self._database, self._queue = settings, database, queue
+        self._today = today
+        rules = json.dumps([asdict(rule) for rule in settings.rules], sort_keys=True)
+        digest = hashlib.sha256(rules.encode()).hexdigest()[:16]
+        self._archive = settings.pacs_url[:256]
+        self._source = f"{self._archive} {digest}"
+        self._failed: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Queue what is new and fits the rules.
+
+        Raises
+        ------
+        MarrowNodeError
+            The archive cannot be asked at present; the next look goes through the same again.
+        """
+        today = self._today()
+        since = self._since(today)
+        with open_pacs(self._settings.pacs_url, self._settings.pacs) as pacs:
+            for study_uid in pacs.search_slide_studies(since.strftime(DATE)):
+                self._look_through(pacs, study_uid)
+        self._searched(today)
+
+    def _look_through(self, pacs: Pacs, study_uid: str) -> None:
+        for series in pacs.search_series(study_uid):
+            series_uid = str(value(series, "SeriesInstanceUID") or "")
+            if value(series, "Modality") == SLIDE_MODALITY and not self._seen(
+                study_uid, series_uid
+            ):
+                self._decide(SlideReference(study_uid, series_uid, "found by polling"))
+
+    def _decide(self, slide: SlideReference) -> None:
+        try:
+            _, decision = submit_by_rules(self._settings, self._queue, slide, "routine")
+        except MarrowNodeError as error:
+            if error.transient:
+                raise
+            # One slide that cannot be decided on must not hide the others; it is looked at again.
+            if self._failed.get(slide.series_uid) != str(error):
+                log.warning("Series %s: %s", slide.series_uid, error)
+            self._failed[slide.series_uid] = str(error)
+            return
+        with self._database.changing() as connection:
+            connection.execute(
+                insert(SEEN).values(
+                    source=self._source,
+                    study_uid=slide.study_uid,
+                    series_uid=slide.series_uid,
+                    decision=decision.why,
+                )
+            )
+
+    def _seen(self, study_uid: str, series_uid: str) -> bool:
+        one = (
+            (SEEN.c.source == self._source)
+            & (SEEN.c.study_uid == study_uid)
+            & (SEEN.c.series_uid == series_uid)
+        )
+        with self._database.reading() as connection:
+            return connection.execute(select(SEEN.c.series_uid).where(one)).first() is not None
+
+    def _since(self, today: date) -> date:
+        """The first day to look through: not later than today, whatever a clock said once."""
+        query = select(CURSORS.c.place).where(CURSORS.c.source == self._archive)
+        with self._database.reading() as connection:
+            told = connection.execute(query).scalar()
+        last = date.fromisoformat(told) if told else today
+        return min(last, today) - timedelta(days=self._settings.poll.overlap_days)
+
+    def _searched(self, today: date) -> None:
+        with self._database.changing() as connection:
+            connection.execute(delete(CURSORS).where(CURSORS.c.source == self._archive))
+            connection.execute(
+                insert(CURSORS).values(source=self._archive, place=today.isoformat())
+            )

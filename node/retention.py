@@ -1,0 +1,103 @@
+"""What the work folder forgets: results, and the files and jobs behind them, when they are old.
+
+The archive and the EHR have them by then. A result that somebody has reviewed is kept, because a
+later run of the same analysis must know of it; so is everything that a job at work may need.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.config import Settings
+from node.job_queue import JobQueue
+
+log = logging.getLogger(__name__)
+
+DAY_S = 86_400.0
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What was forgotten.
+
+    Attributes
+    ----------
+    results, files, jobs
+        Numbers of them.
+    bytes_freed
+    """
+
+    results: int
+    files: int
+    jobs: int
+    bytes_freed: int
+
+
+def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = False) -> Purged:
+    """Forget what is older than so many days.
+
+    Parameters
+    ----------
+    settings
+    queue
+    days
+    dry_run
+        Only count.
+    """
+    before_s = time.time() - days * DAY_S
+    work = settings.work_folder
+    results, kept = _old_and_kept_results(work / "results", before_s)
+    needed = {digest for path in kept for digest in _DIGEST.findall(path.read_bytes())}
+    files = [
+        path
+        for path in (work / "files").glob("??/*")
+        if path.name.encode() not in needed and _is_older(path, before_s)
+    ]
+    progress = [path for path in (work / "progress").glob("*") if _is_older(path, before_s)]
+    jobs = queue.ended_before(before_s)
+    purged = Purged(len(results), len(files), len(jobs), sum(_size(path) for path in files))
+    if not dry_run:
+        for path in (*results, *files, *progress):
+            path.unlink(missing_ok=True)
+        queue.forget(jobs)
+        log.info(
+            "Forgot %d results, %d files (%.1f MB) and %d tries of jobs.",
+            purged.results,
+            purged.files,
+            purged.bytes_freed / 1e6,
+            purged.jobs,
+        )
+    return purged
+
+
+def _old_and_kept_results(folder: Path, before_s: float) -> tuple[list[Path], list[Path]]:
+    """Files of results that go, and of those that stay: all revisions of a result together."""
+    of: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in folder.glob("*.json"):
+        of[path.name.partition(".")[0]].append(path)
+    old: list[Path] = []
+    kept: list[Path] = []
+    for paths in of.values():
+        goes = len(paths) == 1 and _is_older(paths[0], before_s)
+        (old if goes else kept).extend(paths)
+    return old, kept
+
+
+def _is_older(path: Path, before_s: float) -> bool:
+    try:
+        return path.stat().st_mtime < before_s
+    except FileNotFoundError:  # another process was quicker
+        return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

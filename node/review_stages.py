@@ -1,0 +1,217 @@
+"""The stages of a review: from the revision that a person saw to the next one's documents.
+
+As those of :mod:`node.stages` each takes and returns small JSON. Nothing of the model package and
+nothing of today's output settings is used: a revision is written as the first one was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dicom_io.analysis import Analysis, ModelIdentity, Signature
+from dicom_io.colour import carried_profile
+from dicom_io.edited_annotation import read_edited_annotation
+from dicom_io.pacs import Pacs
+from dicom_io.slide import Slide
+from models.correction import Correction, corrected, difference
+from models.differential import count_differential
+from models.errors import ReviewRefused
+from models.manifest import DifferentialRules
+from models.records import Cells
+from node import delivery
+from node.config import OutputSettings
+from node.documents import Before, write_documents
+from node.outputs import KEPT, Artifact, from_bytes
+from node.pictures import draw_differential, draw_overview
+from node.review import Review, resolve
+from node.revisions import find_seen, keep_next, revisions
+from node.stages import opened_slide
+from node.summary import summary_of
+from node.views import read_views
+from node.workplace import ReviewPlace
+
+Json = dict[str, Any]
+
+PICTURES = ("overview", "differential")
+
+
+def open_review(place: ReviewPlace, identity: str, review: Review) -> Json:
+    """Check that the revision may be reviewed, and whether this very review was done before.
+
+    Raises
+    ------
+    ReviewRefused
+        Also when the archive does not have the report that was seen: the next one names it.
+    """
+    place.progress("open review", 0.0)
+    started = delivery.now_utc()
+    seen, written = find_seen(place.settings.work_folder, identity, review)
+    report = Artifact(**seen["artifacts"]["SR"])
+    with delivery.open_destination(place.settings) as pacs:
+        if not pacs.has_instance(report.study_uid, report.series_uid, report.uid):
+            raise ReviewRefused(
+                f"The archive does not have the report of revision {review.revision}, which the "
+                "next one replaces: deliver it first, by its own job."
+            )
+    return {"identity": identity, "started": started, "written": written}
+
+
+def correct(place: ReviewPlace, opened: Json, review: Review) -> Json:
+    """Find out what the person changed, apply it, and count anew by the rules of the analysis.
+
+    Raises
+    ------
+    ReviewRefused
+        When nothing was changed.
+    ReviewInvalid
+        When a correction does not fit the cells, or the edited ANN cannot serve.
+    """
+    place.progress("correct", 0.0)
+    basis = _seen(place, opened, review)["analysis"]
+    cells: Cells = place.work.get_record(basis["cells"])
+    change = _correction(place, basis, cells, review)
+    if not len(change):
+        raise ReviewRefused(
+            f"The correction changes nothing of revision {review.revision}: confirm it instead."
+        )
+    counted = place.work.get_record(basis["counted"])
+    regions = place.work.get_record(basis["regions"])
+    edited = corrected(cells, change, counted.box_px, regions)
+    differential = count_differential(edited, basis["tiles"], DifferentialRules(**basis["rules"]))
+    return {
+        "cells": place.work.put_record(edited),
+        "differential": place.work.put_record(differential),
+        "changes": {
+            "retyped": len(change.retyped),
+            "deleted": len(change.deleted),
+            "added": len(change.added_px),
+        },
+    }
+
+
+def _correction(place: ReviewPlace, basis: Json, cells: Cells, review: Review) -> Correction:
+    if review.corrections is not None:
+        return resolve(review.corrections, cells, basis["output"]["cells_per_group"])
+    with opened_slide(place, basis) as (pacs, slide):
+        return difference(cells, read_edited_annotation(pacs, slide, review.annotation_uid))
+
+
+def write(place: ReviewPlace, opened: Json, review: Review, corrections: Json | None) -> Json:
+    """Write the documents of the next revision once; of two at the same time one is kept.
+
+    Parameters
+    ----------
+    place, opened, review
+    corrections
+        What :func:`correct` found; None where the cells stay as they were.
+
+    Raises
+    ------
+    ReviewRefused
+        When another review came first.
+    """
+    place.progress("write review", 0.0)
+    seen = _seen(place, opened, review)
+    signature = review.signature(seen["standing"])
+    basis = seen["analysis"] | {
+        name: value for name, value in (corrections or {}).items() if name != "changes"
+    }
+    if corrections is not None:
+        basis["finished"] = signature.at.isoformat()
+    with opened_slide(place, basis) as (pacs, slide):
+        analysis = _analysis(place, slide, seen, basis, signature)
+        if corrections is not None:
+            analysis = replace(analysis, icc_profile=carried_profile(slide, pacs.bulk_data))
+        drawn = _pictures(place, pacs, analysis, seen)
+    place.progress("write review", 0.5)
+    written = {
+        **seen,
+        "artifacts": write_documents(
+            place.work,
+            analysis,
+            OutputSettings(**basis["output"]),
+            drawn,
+            _before(place, seen, review),
+        ),
+        "revision": analysis.revision,
+        "standing": analysis.standing,
+        "issued": analysis.issued.isoformat(),
+        "analysis": basis,
+        "summary": _summary(seen, analysis),
+        "review": review.as_json()
+        | {"digest": review.digest, "changes": (corrections or {}).get("changes", {})},
+    }
+    kept = keep_next(place.settings.work_folder, opened["identity"], written)
+    if kept["review"]["digest"] != review.digest:
+        # Says which revision came first.
+        find_seen(place.settings.work_folder, opened["identity"], review)
+    return kept
+
+
+def _seen(place: ReviewPlace, opened: Json, review: Review) -> Json:
+    return revisions(place.settings.work_folder, opened["identity"])[review.revision - 1]
+
+
+def _analysis(
+    place: ReviewPlace, slide: Slide, seen: Json, basis: Json, signature: Signature
+) -> Analysis:
+    return Analysis(
+        slide=slide,
+        regions=place.work.get_record(basis["regions"]),
+        cells=place.work.get_record(basis["cells"]),
+        differential=place.work.get_record(basis["differential"]),
+        model=ModelIdentity(**seen["summary"]["model"]),
+        configuration_digest=basis["configuration_digest"],
+        revision=seen["revision"] + 1,
+        started=datetime.fromisoformat(basis["started"]),
+        finished=datetime.fromisoformat(basis["finished"]),
+        icc=basis["icc"],
+        pixels_sha256=basis["pixels_sha256"],
+        signature=signature,
+    )
+
+
+def _pictures(
+    place: ReviewPlace, pacs: Pacs, analysis: Analysis, seen: Json
+) -> Mapping[str, bytes]:
+    """Drawn anew where cells changed; those of the revision before where they did not."""
+    if analysis.standing == "withdrawn":
+        return {}
+    if not analysis.by_hand:
+        return {name: place.work.get(seen["artifacts"][name]["sha256"]) for name in PICTURES}
+    overview, field = read_views(pacs, analysis, place.settings.read)
+    return {
+        "overview": draw_overview(overview, analysis, field),
+        "differential": draw_differential(analysis),
+    }
+
+
+def _before(place: ReviewPlace, seen: Json, review: Review) -> Before:
+    artifacts = seen["artifacts"]
+    report = Artifact(**artifacts["SR"])
+    sources = {report.uid: "report that was reviewed"}
+    if review.annotation_uid:
+        sources[review.annotation_uid] = "annotations edited by the reviewer"
+    return Before(
+        {kind: Artifact(**artifacts[kind]) for kind in KEPT[review.decision] if kind in artifacts},
+        [from_bytes(place.work.get(report.sha256))],
+        sources,
+    )
+
+
+def _summary(seen: Json, analysis: Analysis) -> Json:
+    """As of an analysis; of a withdrawn result without its numbers."""
+    before: Json = seen["summary"]
+    if analysis.standing != "withdrawn":
+        return before | summary_of(analysis)
+    return before | {
+        "cells": 0,
+        "differential": {},
+        "me_ratio": None,
+        "ndc_total": 0,
+        "adequate": False,
+        "sufficiency": "withdrawn",
+    }

@@ -1,0 +1,179 @@
+"""Workitems, subscriptions, claims, and slides seen: SQLite in the work folder, or PostgreSQL.
+
+A change is one transaction that nobody else's comes between: SQLite takes its only write lock at
+the beginning, PostgreSQL locks the tables that it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    text,
+)
+
+from node.config import Settings
+from node.job_queue import database_errors
+
+WAIT_S = 30
+_READING = "worklist_reading"
+
+_METADATA = MetaData()
+WORKITEMS = Table(
+    "workitems",
+    _METADATA,
+    Column("uid", String(64), primary_key=True),
+    # Empty once it has been deleted; the row then tells that it was there.
+    Column("state", String(16), nullable=False, index=True),
+    Column("transaction_uid", String(64), nullable=False),
+    Column("item", Text, nullable=False),
+    # Whether the node itself performs it.
+    Column("own", Boolean, nullable=False),
+    Column("cancel", Boolean, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("updated_s", Float, nullable=False),
+)
+SUBSCRIPTIONS = Table(
+    "workitem_subscriptions",
+    _METADATA,
+    Column("aetitle", String(16), primary_key=True),
+    Column("uid", String(64), primary_key=True, index=True),
+    Column("locked", Boolean, nullable=False),
+)
+WORKLIST_SUBSCRIPTIONS = Table(
+    "worklist_subscriptions",
+    _METADATA,
+    Column("aetitle", String(16), primary_key=True),
+    Column("resource", String(64), primary_key=True),
+    Column("filter", Text, nullable=False),
+    Column("locked", Boolean, nullable=False),
+)
+REPORTS = Table(
+    "workitem_reports",
+    _METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("aetitle", String(16), nullable=False, index=True),
+    Column("report", Text, nullable=False),
+    Column("sent", Boolean, nullable=False),
+    Column("made_s", Float, nullable=False),
+)
+CLAIMS = Table(
+    "workitem_claims",
+    _METADATA,
+    Column("worklist", String(256), primary_key=True),
+    Column("uid", String(64), primary_key=True),
+    Column("transaction_uid", String(64), nullable=False),
+    # claiming until the list has said yes; then claimed, and ended when it was told how it ended.
+    Column("state", String(16), nullable=False, index=True),
+    Column("jobs", Text, nullable=False),
+    Column("cancel", Boolean, nullable=False),
+    Column("begun_s", Float, nullable=False),
+)
+CURSORS = Table(
+    "cursors",
+    _METADATA,
+    Column("source", String(512), primary_key=True),
+    Column("place", Text, nullable=False),
+)
+SEEN = Table(
+    "seen_series",
+    _METADATA,
+    Column("source", String(512), primary_key=True),
+    Column("study_uid", String(64), primary_key=True),
+    Column("series_uid", String(64), primary_key=True),
+    Column("decision", Text, nullable=False),
+)
+
+
+class WorklistDatabase:
+    """The tables above. Made by :func:`worklist_database`.
+
+    Parameters
+    ----------
+    settings
+    engine
+    """
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings, self._engine = settings, engine
+
+    @contextmanager
+    def changing(self) -> Iterator[Connection]:
+        """One transaction; it is undone where the block raises.
+
+        Raises
+        ------
+        DiskFull
+            When the database cannot be used.
+        """
+        with database_errors(self._settings), self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(text("LOCK TABLE workitems IN SHARE ROW EXCLUSIVE MODE"))
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Statements that see what was committed before each of them.
+
+        Raises
+        ------
+        DiskFull
+            When the database cannot be used.
+        """
+        with database_errors(self._settings), self._engine.connect() as connection:
+            yield connection.execution_options(**{_READING: True})
+
+
+def worklist_database(settings: Settings) -> WorklistDatabase:
+    """The database, with its tables made where they are missing.
+
+    Raises
+    ------
+    DiskFull
+        When the database cannot be used.
+    """
+    with database_errors(settings):
+        engine = _engine(settings)
+        _METADATA.create_all(engine)
+        return WorklistDatabase(settings, engine)
+
+
+def _engine(settings: Settings) -> Engine:
+    if settings.database_url:
+        url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        return create_engine(url, pool_pre_ping=True)
+    settings.work_folder.mkdir(parents=True, exist_ok=True)
+    file = (settings.work_folder / "worklist.sqlite").absolute()
+    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": WAIT_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    # Python's driver would begin transactions by itself, too late for a lock at their beginning.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # Without one, each statement of a reader is a transaction of its own, and waits for no writer.
+    if not connection.get_execution_options().get(_READING):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
