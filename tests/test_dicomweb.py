@@ -484,6 +484,20 @@ def test_results_come_and_go(analysis: Analysis, tmp_path: Path) -> None:
     assert found(client, "/instances") == []
 
 
+def test_purged_while_it_is_read(
+    analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = encode_annotation(analysis)
+    put_result(tmp_path, {"ANN": document}, "one")
+    (stored,) = ResultStore(tmp_path).objects()
+    monkeypatch.setattr(ResultStore, "objects", lambda *_: [stored])
+    stored.path.unlink()
+    client = results_app(tmp_path).test_client()
+    for path in ("/dicom-web/studies", f"{path_of(document)}/metadata"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1"), path
+
+
 def many(cells: Cells, times: int) -> Cells:
     """The same cells over and over."""
     repeated = ("box_px", "score", "probability", "label", "tile")
