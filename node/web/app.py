@@ -63,6 +63,8 @@ _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (ResourceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (MarrowNodeError, HTTPStatus.BAD_GATEWAY),
 )
+# A part is a reading too: the first byte of a range can be the first of the object.
+_READ = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Pages load from the service alone, and no other page shows them in a frame.
 _HEADERS = {
@@ -139,7 +141,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
         user, study = g.get("user"), (request.view_args or {}).get("study")
-        was_read = request.blueprint == "dicomweb" and answer.status_code == HTTPStatus.OK
+        was_read = request.blueprint == "dicomweb" and answer.status_code in _READ
         if user is not None and study and was_read:
             result_read(trail, user.name, request.remote_addr or "", study, "DICOMweb")
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
