@@ -27,7 +27,7 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
-from node.audited import audit_trail, login_refused, result_read
+from node.audited import audit_trail, login_refused, result_read, workitem_handled
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -132,6 +132,11 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
         study = (request.view_args or {}).get("study")
         if request.blueprint == "dicomweb" and study and answer.status_code == HTTPStatus.OK:
             result_read(trail, request_user().name, request.remote_addr or "", study, "DICOMweb")
+        if request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            made = answer.headers.get("Location", "").rpartition("/")[2]
+            uid = made or (request.view_args or {}).get("uid", "")
+            who, address = request_user().name, request.remote_addr or ""
+            workitem_handled(trail, who, address, str(request.endpoint), uid)
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer
