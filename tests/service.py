@@ -74,7 +74,7 @@ class Service:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(40)
+            self.process.wait(120)
             self.process = None
 
     def ask(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from datetime import timedelta
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, request
 from flask_wtf import CSRFProtect
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as AnyResponse
 
 from dicom_io.errors import (
     ConfigurationInvalid,
@@ -36,6 +38,7 @@ from node.web.access import Access, check_table, request_user
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
+from node.web.login import login_blueprint
 from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
 from node.web.review import review_blueprint
@@ -91,7 +94,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.config.update(
         SECRET_KEY=_session_secret(settings),
         MAX_CONTENT_LENGTH=settings.serve.max_body_bytes,
-        SESSION_COOKIE_SAMESITE="Strict",
+        # Lax: the provider sends browsers back here; forms have tokens of their own.
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=timedelta(hours=settings.serve.session_hours),
         SESSION_COOKIE_SECURE=_is_https(settings),
         # Only requests whose credentials a browser adds by itself need a token: see _before.
         WTF_CSRF_CHECK_DEFAULT=False,
@@ -113,15 +118,19 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(review_blueprint(settings, queue, trail))
     workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
     app.register_blueprint(ups_blueprint(settings, workitems))
+    app.register_blueprint(login_blueprint(app, settings.serve))
     check_table(app)
 
     @app.before_request
-    def _before() -> None:
+    def _before() -> AnyResponse | None:
         g.began_s = time.monotonic()
-        access.check()
+        elsewhere = access.check()
+        if elsewhere is not None:
+            return elsewhere
         user = g.get("user")
         if user is not None and user.ambient and request.method not in _SAFE:
             forms.protect()
+        return None
 
     @app.after_request
     def _after(answer: Response) -> Response:
