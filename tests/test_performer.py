@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -234,6 +235,19 @@ def test_the_own_list_is_performed_and_told_of(service: Service, smear: Smear) -
     socket.close()
     refused = service.ask("POST", f"{path}/1.9.51/cancelrequest", "operate")
     assert refused.status_code == 409
+
+
+def test_a_page_from_elsewhere_may_not_listen(service: Service) -> None:
+    """A browser adds the credentials of HTTP Basic by itself, whoever opens the connection."""
+    address = f"ws{service.url.removeprefix('http')}/dicom-web/subscribers/WATCHER"
+    known = b64encode(f"read:{key_of('read')}".encode()).decode()
+    elsewhere = {"Authorization": f"Basic {known}", "Origin": "https://elsewhere.example"}
+    socket = Client(address, headers=elsewhere)
+    with pytest.raises(ConnectionClosed):
+        socket.receive(timeout=20)
+    own = Client(address, headers=elsewhere | {"Origin": service.url})
+    assert own.receive(timeout=1) is None
+    own.close()
 
 
 def test_the_own_list_cancels_its_jobs(service: Service) -> None:
