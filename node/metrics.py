@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from models.errors import MarrowNodeError
+from node.gpu_use import GpuUse
 
 STAGE_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -116,13 +117,14 @@ def count_request(endpoint: str, method: str, status: int, seconds: float) -> No
     _counters().request_s.labels(endpoint).observe(seconds)
 
 
-def exposition(gauges: Mapping[str, tuple[str, float]]) -> bytes:
+def exposition(gauges: Mapping[str, tuple[str, float]], gpus: Sequence[GpuUse] = ()) -> bytes:
     """All metrics in the text format of Prometheus.
 
     Parameters
     ----------
     gauges
         Name → (help, value) of what is looked up only now, such as the queue's length.
+    gpus
     """
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
     from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
@@ -132,6 +134,16 @@ def exposition(gauges: Mapping[str, tuple[str, float]]) -> bytes:
         def collect(self) -> Iterator[GaugeMetricFamily]:
             for name, (meaning, number) in gauges.items():
                 yield GaugeMetricFamily(name, meaning, number)
+            busy = GaugeMetricFamily(
+                "marrow_node_gpu_busy_ratio", "Share of time that a GPU ran.", labels=["gpu"]
+            )
+            memory = GaugeMetricFamily(
+                "marrow_node_gpu_memory_used_bytes", "Memory in use on a GPU.", labels=["gpu"]
+            )
+            for gpu in gpus:
+                busy.add_metric([str(gpu.index)], gpu.busy_ratio)
+                memory.add_metric([str(gpu.index)], gpu.memory_used_bytes)
+            yield from (busy, memory)
 
     registry = CollectorRegistry()
     registry.register(LookedUp())

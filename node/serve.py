@@ -81,6 +81,8 @@ def serve(ctx: click.Context) -> None:
     finally:
         stopped.set()
         for process in kept:
+            process.terminate()
+        for process in kept:
             process.end()
         for thread in threads:
             thread.join(END_S)
@@ -219,10 +221,13 @@ class _Kept:
         self.pause_s = 0.0 if steady else min(LONGEST_PAUSE_S, 2 * self.pause_s + 0.5)
         self.process = None
 
+    def terminate(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+
     def end(self) -> None:
         if self.process is None:
             return
-        self.process.terminate()
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:

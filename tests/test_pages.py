@@ -132,6 +132,22 @@ def test_pages_work_by_keyboard_alone(page: Page, service: Service, jobs: dict[s
     assert serious_faults(page) == []
 
 
+def test_a_result_is_confirmed_by_keyboard_alone(
+    page: Page, service: Service, jobs: dict[str, str]
+) -> None:
+    page.goto(f"{service.url}/slides/{jobs['completed']}")
+    assert "Nobody has reviewed this result." in page.inner_text("main")
+    _tab_to(page, "input[value='confirmed'] ~ fieldset button")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    job = page.url.rpartition("/")[2]
+    assert service.ended(job)["result"]["standing"] == "final"
+    page.goto(f"{service.url}/slides/{job}")
+    assert "This result is final: confirmed by Dr. Anna Lee" in page.inner_text("main")
+    picture(page, "review")
+    assert serious_faults(page) == []
+
+
 def test_forms_of_other_pages_are_refused(service: Service, jobs: dict[str, str]) -> None:
     """A browser adds the credentials by itself; the form's token it does not."""
     answer = service.ask(

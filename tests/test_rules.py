@@ -23,10 +23,14 @@ from node.cli import main
 from node.config import Settings, load_settings
 from node.drop_folder import DropFolder
 from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.jobs import Worker
+from node.pipeline import SlideReference
 from node.poll import Search
+from node.receive import _submitted
 from node.rule_settings import RuleSettings
 from node.rules import decide, settings_by
 from node.worklist_database import WorklistDatabase, worklist_database
+from node.workplace import Workplace
 from tests.servers import MISSING_ORTHANC, Orthanc, free_port, orthanc_missing, running_orthanc
 from tests.service import Service, service_settings
 from tests.smears import Smear, small_smear
@@ -275,6 +279,17 @@ def test_a_folder_that_is_not_there_is_named(settings: Settings, queue: JobQueue
     missing = replace(settings, poll=replace(settings.poll, folder=Path("/nowhere")))
     with pytest.raises(ConfigurationInvalid, match=r"poll\.folder"):
         DropFolder(missing, queue)
+
+
+def test_a_received_slide_goes_by_the_rules(
+    settings: Settings, queue: JobQueue, smear: Smear
+) -> None:
+    slide = SlideReference(smear.slide.study_uid, smear.slide.series_uid, "received by C-STORE")
+    none = replace(settings, rules=(RuleSettings("ct", modality="CT"),))
+    assert _submitted(Worker(queue), Workplace.open(none, lambda progress: None), slide) == ""
+    some = replace(settings, rules=(RuleSettings("slides"),))
+    job = _submitted(Worker(queue), Workplace.open(some, lambda progress: None), slide)
+    assert queue.get(job).reason == "received by C-STORE, rule slides"
 
 
 # With a real archive, as a site runs it

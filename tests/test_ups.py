@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,10 @@ from werkzeug.test import TestResponse
 
 from conformance.capabilities import UPS_STATUSES
 from dicom_io.dicom_json import Json, attributes, value, values
-from dicom_io.errors import Refusal
+from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
+from node.audit import AuditSettings
+from node.claims import Claims
 from node.config import Settings
 from node.job_queue import open_job_queue
 from node.web.access import digest_of
@@ -31,6 +34,7 @@ from node.worklist_database import (
     WorklistDatabase,
     worklist_database,
 )
+from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
 
 LISTS = "/dicom-web/workitems"
 JSON = "application/dicom+json"
@@ -245,6 +249,7 @@ def test_a_needed_attribute_that_is_missing_is_named(caller: Caller, keyword: st
     assert caller.ask("GET", "/1.2.3").status_code == 404
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DT")
 @pytest.mark.parametrize(
     "more",
     [
@@ -499,8 +504,6 @@ def test_a_final_state_has_its_requirements(caller: Caller, state: str) -> None:
 
 
 def test_of_many_that_claim_one_gets_it(settings: Settings, caller: Caller) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     uid = caller.create()
     with open_job_queue(settings) as queue:
         app = create_app(settings, queue)
@@ -816,3 +819,62 @@ def test_refusals_are_as_the_conformance_statement_has_them() -> None:
     }
     assert answered == stated - {("406", ""), ("415", "")}
     assert set(_ANSWERS) == set(Refusal), "every refusal has its answer"
+
+
+@pytest.mark.skipif(postgresql_missing(), reason=MISSING_POSTGRESQL)
+def test_a_list_in_postgresql(settings: Settings) -> None:
+    """The same list where several nodes share a database: of 32 that claim, one gets it."""
+    pytest.importorskip("psycopg", reason="the extra postgres is not installed")
+    with running_postgresql() as url:
+        database = worklist_database(replace(settings, database_url=url))
+        shared, claims = Workitems(database, "label"), Claims(database, "own")
+        shared.subscribe(WORKLIST, "AE", True, [])
+        shared.create(workitem(), "1.2.3")
+
+        def claim(number: int) -> bool:
+            try:
+                return shared.change_state("1.2.3", "IN PROGRESS", f"2.25.{number}")
+            except WorkitemRefused:
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            won = [number for number, own in enumerate(pool.map(claim, range(32))) if own]
+        assert len(won) == 1
+        shared.update("1.2.3", DONE, f"2.25.{won[0]}")
+        assert shared.change_state("1.2.3", "COMPLETED", f"2.25.{won[0]}")
+        assert [state for _, _, state in events(shared)] == [
+            "SCHEDULED",
+            "IN PROGRESS",
+            "COMPLETED",
+        ]
+        assert shared.purge(keep_days=0) == 0, "it is locked"
+        shared.unsubscribe(WORKLIST, "AE")
+        assert shared.purge(keep_days=0) == 1
+        begun = claims.begin("1.2.4")
+        claims.queued("1.2.4", ["job"])
+        (kept,) = claims.open()
+        assert (kept.transaction_uid, kept.jobs) == (begun.transaction_uid, ("job",))
+        claims.end("1.2.4")
+        assert claims.open() == []
+        database.close()
+
+
+def test_who_handled_workitems_is_audited(settings: Settings, caller: Caller) -> None:
+    audit = AuditSettings(fhir_url="https://audit.example/fhir")
+    with open_job_queue(settings) as queue:
+        app = create_app(replace(settings, audit=audit), queue)
+    audited = Caller(app.test_client(), "admin")
+    uid = audited.create()
+    audited.ask("GET", f"/{uid}")
+    audited.ask("GET", "")
+    audited.ask("GET", "/9.9")  # nothing was seen
+    audited.change(uid, "IN PROGRESS")
+    paths = sorted((settings.work_folder / "audit").rglob("*.json"))
+    records = [json.loads(path.read_bytes()) for path in paths]
+    assert [(each["event"], each["action"], each["what"]) for each in records] == [
+        ("110111", "C", f"workitem {uid}"),
+        ("110111", "R", f"workitem {uid}"),
+        ("110112", "E", "workitems"),
+        ("110111", "U", f"workitem {uid}"),
+    ]
+    assert {user["id"] for each in records for user in each["users"]} == {"admin"}

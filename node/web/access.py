@@ -1,8 +1,9 @@
 """Who may do what: keys of machines, tokens of an OpenID Connect provider, and roles.
 
-Every endpoint stands in :data:`ENDPOINTS` with the role that it needs; only the health checks need
-none. A key comes as ``Authorization: Bearer KEY``, or, from a browser, as the password of HTTP
-Basic whose user is the key's name. Keys are 256 random bits, so that a plain SHA-256 keeps them.
+Every endpoint stands in :data:`ENDPOINTS` with the role that it needs; only the health checks, the
+sign-in and the style sheet need none. A key comes as ``Authorization: Bearer KEY``, or, from a
+browser, as the password of HTTP Basic whose user is the key's name. Keys are 256 random bits, so
+that a plain SHA-256 keeps them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from dataclasses import dataclass
 from flask import Flask, g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, TooManyRequests, Unauthorized
+from werkzeug.wrappers import Response
 
+from node.web.login import signed_in, to_login
 from node.web.settings import Role, ServeSettings
-from node.web.tokens import TokenReader
+from node.web.tokens import Claims, TokenReader
 
 KEY_PREFIX = "mnk_"
 REALM = "marrow-node"
 
-# Endpoint → role; None is open.
+# Endpoint → role; None is open: health checks, signing in, and the pages' style.
 ENDPOINTS: dict[str, Role | None] = {
     "health.alive": None,
     "health.ready": None,
@@ -64,7 +67,10 @@ ENDPOINTS: dict[str, Role | None] = {
     "ups.upgrade": "read",
     "ups.listen": "read",
     "ups.listen_as_before": "read",
-    "static": "read",
+    "login.begin": None,
+    "login.end": None,
+    "login.leave": "read",
+    "static": None,
 }
 
 
@@ -127,8 +133,8 @@ class Access:
         self._asked: Counter[tuple[str, int]] = Counter()
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Find out who asks, and whether they may.
+    def check(self) -> Response | None:
+        """Find out who asks, and whether they may; browsers are sent to sign in.
 
         Raises
         ------
@@ -139,11 +145,13 @@ class Access:
         TooManyRequests
         """
         if request.endpoint in ENDPOINTS and ENDPOINTS[request.endpoint] is None:
-            return
+            return None
         if _is_preflight():
-            return
+            return None
         user = self._user()
         if user is None:
+            if self._settings.oidc.client_id and _is_page():
+                return to_login()
             if request.authorization is not None:
                 self._refused(request.remote_addr or "")
             raise Unauthorized(
@@ -158,10 +166,11 @@ class Access:
             )
         g.user = user
         if request.endpoint is None:
-            return  # no such route, which is told to those who are known only
+            return None  # no such route, which is told to those who are known only
         role = ENDPOINTS[request.endpoint]
         if role is not None and not user.may(role):
             raise Forbidden(f"{user.name} lacks the role {role}: ask the node's administrator.")
+        return None
 
     def _asks_too_often(self, user: User) -> bool:
         second = int(time.monotonic())
@@ -174,7 +183,8 @@ class Access:
     def _user(self) -> User | None:
         sent = request.authorization
         if sent is None:
-            return None
+            claims = signed_in()
+            return None if claims is None else _user_of(claims, ambient=True)
         if sent.type == "basic":
             found = self._key_user(sent.password or "", ambient=True)
             return found if found is not None and found.name == sent.username else None
@@ -183,9 +193,7 @@ class Access:
         if sent.token.startswith(KEY_PREFIX):
             return self._key_user(sent.token)
         claims = self._tokens.read(sent.token)
-        if claims is None:
-            return None
-        return User(claims.subject, claims.roles, claims.person, claims.organization)
+        return None if claims is None else _user_of(claims, ambient=False)
 
     def _key_user(self, key: str, ambient: bool = False) -> User | None:
         name = self._names.get(digest_of(key))
@@ -205,6 +213,14 @@ def _is_preflight() -> bool:
         and request.blueprint == "dicomweb"
         and "Access-Control-Request-Method" in request.headers
     )
+
+
+def _user_of(claims: Claims, ambient: bool) -> User:
+    return User(claims.subject, claims.roles, claims.person, claims.organization, ambient)
+
+
+def _is_page() -> bool:
+    return request.method == "GET" and request.blueprint == "pages"
 
 
 def check_table(app: Flask) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from datetime import timedelta
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, request
 from flask_wtf import CSRFProtect
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as AnyResponse
 
 from dicom_io.errors import (
     ConfigurationInvalid,
@@ -27,15 +29,17 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
-from node.audited import audit_trail, login_refused, result_read
+from node.audit import AuditTrail
+from node.audited import audit_trail, login_refused, result_read, workitem_handled
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
 from node.result_store import ResultStore
-from node.web.access import Access, check_table, request_user
+from node.web.access import Access, check_table
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
+from node.web.login import login_blueprint
 from node.web.openapi import openapi_blueprint
 from node.web.pages import pages_blueprint
 from node.web.review import review_blueprint
@@ -60,6 +64,8 @@ _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (ResourceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (MarrowNodeError, HTTPStatus.BAD_GATEWAY),
 )
+# A part is a reading too: the first byte of a range can be the first of the object.
+_READ = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Pages load from the service alone, and no other page shows them in a frame.
 _HEADERS = {
@@ -91,7 +97,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.config.update(
         SECRET_KEY=_session_secret(settings),
         MAX_CONTENT_LENGTH=settings.serve.max_body_bytes,
-        SESSION_COOKIE_SAMESITE="Strict",
+        # Lax: the provider sends browsers back here; forms have tokens of their own.
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=timedelta(hours=settings.serve.session_hours),
         SESSION_COOKIE_SECURE=_is_https(settings),
         # Only requests whose credentials a browser adds by itself need a token: see _before.
         WTF_CSRF_CHECK_DEFAULT=False,
@@ -106,22 +114,26 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
     app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
-    app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    app.register_blueprint(pages_blueprint(settings, queue, submissions, trail))
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
     app.register_blueprint(review_blueprint(settings, queue, trail))
     workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
     app.register_blueprint(ups_blueprint(settings, workitems))
+    app.register_blueprint(login_blueprint(app, settings.serve))
     check_table(app)
 
     @app.before_request
-    def _before() -> None:
+    def _before() -> AnyResponse | None:
         g.began_s = time.monotonic()
-        access.check()
+        elsewhere = access.check()
+        if elsewhere is not None:
+            return elsewhere
         user = g.get("user")
         if user is not None and user.ambient and request.method not in _SAFE:
             forms.protect()
+        return None
 
     @app.after_request
     def _after(answer: Response) -> Response:
@@ -129,9 +141,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
             answer.headers.setdefault(name, value)
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
-        study = (request.view_args or {}).get("study")
-        if request.blueprint == "dicomweb" and study and answer.status_code == HTTPStatus.OK:
-            result_read(trail, request_user().name, request.remote_addr or "", study, "DICOMweb")
+        _audit(trail, answer)
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer
@@ -140,6 +150,20 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_error_handler(MarrowNodeError, _problem)
     app.register_error_handler(Exception, _defect)
     return app
+
+
+def _audit(trail: AuditTrail, answer: Response) -> None:
+    """Record who read results over DICOMweb, and who handled workitems."""
+    user, given = g.get("user"), request.view_args or {}
+    if user is None:  # a preflight is nobody's
+        return
+    address = request.remote_addr or ""
+    if request.blueprint == "dicomweb" and given.get("study") and answer.status_code in _READ:
+        result_read(trail, user.name, address, given["study"], "DICOMweb")
+    if request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        made = answer.headers.get("Location", "").rpartition("/")[2]
+        uid = made or given.get("uid", "")
+        workitem_handled(trail, user.name, address, str(request.endpoint), uid)
 
 
 def _http_problem(error: HTTPException) -> Response:

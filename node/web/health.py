@@ -11,6 +11,7 @@ from models.errors import MarrowNodeError
 from models.package import find_package
 from node.audit import AuditTrail
 from node.config import Settings
+from node.gpu_use import gpu_use
 from node.job_queue import JobQueue
 from node.metrics import exposition
 from node.work_lock import live_workers
@@ -35,7 +36,8 @@ def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
 
     @health.get("/metrics")
     def metrics() -> Response:
-        return Response(exposition(_gauges(settings, queue, trail)), content_type=METRICS_TYPE)
+        text = exposition(_gauges(settings, queue, trail), gpu_use())
+        return Response(text, content_type=METRICS_TYPE)
 
     return health
 

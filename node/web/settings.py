@@ -53,6 +53,10 @@ class OidcSettings:
         Value in that claim → role here; empty where the values are the roles.
     name_claim, organization_claim
         Who signs; the name as DICOM writes it, or as the provider does.
+    client_id, scope
+        With which people sign in to the pages; empty where they use keys.
+    client_secret
+        Where the secret of that client lies: env:NAME or file:/path.
     ca_bundle
         PEM file of the certificate authority of a provider inside the hospital.
     keys_kept_s
@@ -67,6 +71,9 @@ class OidcSettings:
     roles: Mapping[str, Role] = field(default_factory=dict)
     name_claim: str = "name"
     organization_claim: str = "organization"
+    client_id: str = ""
+    client_secret: str = ""
+    scope: str = "openid profile"
     ca_bundle: Path | None = None
     keys_kept_s: float = 3600.0
 
@@ -94,6 +101,8 @@ class ServeSettings:
         Name → a key's digest and roles, in tables of their own: [serve.keys.NAME].
     oidc
         A table of its own: [serve.oidc].
+    session_hours
+        Hours for which somebody who has signed in stays so.
     session_secret
         Where the secret that signs the pages' cookies lies (env:NAME or file:/path); empty for a
         new one at each start.
@@ -117,6 +126,7 @@ class ServeSettings:
     ca_bundle: Path | None = None
     keys: Mapping[str, KeySettings] = field(default_factory=dict)
     oidc: OidcSettings = field(default_factory=OidcSettings)
+    session_hours: float = 8.0
     session_secret: str = ""
     max_body_bytes: int = 1 << 20
     requests_per_s: int = 500

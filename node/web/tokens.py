@@ -83,7 +83,7 @@ class TokenReader:
         if claims is None:
             # Signed by a key that is new (rotation), or not by the provider at all.
             claims = self._verified(token, self._known_keys(LOOK_AGAIN_S))
-        return None if claims is None else self._claims(claims)
+        return None if claims is None else claims_in(claims, self._settings)
 
     def _verified(self, token: str, keys: KeySet) -> Mapping[str, Any] | None:
         try:
@@ -92,21 +92,6 @@ class TokenReader:
         except (JoseError, ValueError):
             return None
         return decoded.claims
-
-    def _claims(self, claims: Mapping[str, Any]) -> Claims:
-        settings = self._settings
-        named: Any = claims
-        for part in settings.roles_claim.split("."):
-            named = named.get(part, []) if isinstance(named, Mapping) else []
-        values = named.split() if isinstance(named, str) else named
-        told = [str(value) for value in values] if isinstance(values, list) else []
-        roles = [settings.roles[value] for value in told if value in settings.roles]
-        return Claims(
-            str(claims["sub"]),
-            frozenset(roles if settings.roles else told),
-            str(claims.get(settings.name_claim, "")),
-            str(claims.get(settings.organization_claim, "")),
-        )
 
     def _known_keys(self, at_most_s: float) -> KeySet:
         with self._lock:
@@ -144,3 +129,19 @@ class TokenReader:
         )
         answer.raise_for_status()
         return answer.json()
+
+
+def claims_in(claims: Mapping[str, Any], settings: OidcSettings) -> Claims:
+    """Read a token's claims as the settings say."""
+    named: Any = claims
+    for part in settings.roles_claim.split("."):
+        named = named.get(part, []) if isinstance(named, Mapping) else []
+    values = named.split() if isinstance(named, str) else named
+    told = [str(value) for value in values] if isinstance(values, list) else []
+    roles = [settings.roles[value] for value in told if value in settings.roles]
+    return Claims(
+        str(claims["sub"]),
+        frozenset(roles if settings.roles else told),
+        str(claims.get(settings.name_claim, "")),
+        str(claims.get(settings.organization_claim, "")),
+    )
