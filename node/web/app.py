@@ -29,12 +29,13 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
-from node.audited import audit_trail, login_refused, result_read
+from node.audit import AuditTrail
+from node.audited import audit_trail, login_refused, result_read, workitem_handled
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
 from node.result_store import ResultStore
-from node.web.access import Access, check_table, request_user
+from node.web.access import Access, check_table
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
@@ -63,6 +64,8 @@ _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (ResourceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (MarrowNodeError, HTTPStatus.BAD_GATEWAY),
 )
+# A part is a reading too: the first byte of a range can be the first of the object.
+_READ = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Pages load from the service alone, and no other page shows them in a frame.
 _HEADERS = {
@@ -111,7 +114,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
     app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
-    app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    app.register_blueprint(pages_blueprint(settings, queue, submissions, trail))
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
@@ -138,9 +141,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
             answer.headers.setdefault(name, value)
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
-        study = (request.view_args or {}).get("study")
-        if request.blueprint == "dicomweb" and study and answer.status_code == HTTPStatus.OK:
-            result_read(trail, request_user().name, request.remote_addr or "", study, "DICOMweb")
+        _audit(trail, answer)
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer
@@ -149,6 +150,20 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_error_handler(MarrowNodeError, _problem)
     app.register_error_handler(Exception, _defect)
     return app
+
+
+def _audit(trail: AuditTrail, answer: Response) -> None:
+    """Record who read results over DICOMweb, and who handled workitems."""
+    user, given = g.get("user"), request.view_args or {}
+    if user is None:  # a preflight is nobody's
+        return
+    address = request.remote_addr or ""
+    if request.blueprint == "dicomweb" and given.get("study") and answer.status_code in _READ:
+        result_read(trail, user.name, address, given["study"], "DICOMweb")
+    if request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        made = answer.headers.get("Location", "").rpartition("/")[2]
+        uid = made or given.get("uid", "")
+        workitem_handled(trail, user.name, address, str(request.endpoint), uid)
 
 
 def _http_problem(error: HTTPException) -> Response:
