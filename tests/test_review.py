@@ -18,6 +18,7 @@ import hl7
 import numpy as np
 import pytest
 import requests
+from click.testing import CliRunner
 from highdicom import UID
 from highdicom.ann import (
     AnnotationGroup,
@@ -34,6 +35,7 @@ from dicom_io.codes import cell_category_code, cell_type_code
 from dicom_io.pacs import open_pacs
 from dicom_io.report import decode_report
 from models.errors import ReviewInvalid, ReviewRefused
+from node.cli import main
 from node.config import Settings, load_settings
 from node.delivery import now_utc
 from node.outputs import DICOM_MEDIA_TYPE
@@ -619,10 +621,6 @@ def test_the_command_confirms_and_refuses(analysed: tuple[Smear, str]) -> None:
         (("--revision", "1", "--confirm"), 0, ""),
         (("--revision", "1", "--confirm"), 0, ""),
         (("--revision", "1", "--withdraw", "Wrong slide"), 70, "no longer the newest"),
-        (("--revision", "2"), 71, "one of --confirm"),
-        (("--revision", "2", "--confirm", "--withdraw", "x"), 71, "one of --confirm"),
-        (("--revision", "2", "--annotation", "1.2.3"), 71, "no annotations 1.2.3"),
-        (("--revision", "2", "--withdraw", ""), 71, "has a reason"),
     ):
         ended = subprocess.run(
             review_command(smear, job, *decision),
@@ -634,6 +632,27 @@ def test_the_command_confirms_and_refuses(analysed: tuple[Smear, str]) -> None:
         assert ended.returncode == code, ended.stderr
         assert said in ended.stderr
     assert len(list((smear.work / "results").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ((), "one of --confirm"),
+        (("--confirm", "--withdraw", "x"), "one of --confirm"),
+        (("--withdraw", ""), "has a reason"),
+        (("--corrections", "none.json"), "cannot be read"),
+        (("--corrections", "list.json"), "not usable"),
+    ],
+)
+def test_the_command_needs_one_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[]")
+    by = ("--by", "Lee^Anna", "--organization", "Haematology", "--revision", "1")
+    done = CliRunner().invoke(main, ["review", "job", *by, *decision])
+    assert done.exit_code == 71
+    assert said in done.output
 
 
 def test_what_a_review_needs_of_an_analysis(node: Node) -> None:
