@@ -72,6 +72,16 @@ class Key:
     path: tuple[str, ...]
     wanted: str
 
+    @property
+    def literal(self) -> str:
+        """What the JSON of every match holds as a string; empty where that cannot be said."""
+        plain = self.wanted.isascii() and self.wanted.replace("-", "").isalnum()
+        return self.wanted if plain and _vr(self.path[-1]) in _WILD and not self._is_name else ""
+
+    @property
+    def _is_name(self) -> bool:
+        return _vr(self.path[-1]) == "PN"
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -153,6 +163,11 @@ def keys_text(search: Search) -> str:
     return ",".join(f"{'.'.join(key.path)}={key.wanted}" for key in search.keys)
 
 
+def uid_list(wanted: str) -> list[str]:
+    """List of UID matching, with commas (PS3.18) or backslashes (PS3.4)."""
+    return re.split(r"[,\\]", wanted)
+
+
 def _path(name: str) -> tuple[str, ...]:
     path = tuple(_known(part) for part in name.split("."))
     if any(_vr(keyword) != "SQ" for keyword in path[:-1]):
@@ -198,7 +213,7 @@ def _fits(vr: str, found: Any, wanted: str) -> bool:
         # Case is of no meaning in names, PS3.4 C.2.2.2.1.
         return any(_wild(name.casefold(), wanted.casefold()) for name in names.values())
     if vr == "UI":
-        return str(found) in re.split(r"[,\\]", wanted)
+        return str(found) in uid_list(wanted)
     if vr in _TIMES:
         return _in_range(vr, str(found), wanted)
     if vr in _WILD:

@@ -16,6 +16,7 @@ EVENTS: dict[str, str] = {
     "110104": "DICOM Instances Transferred",
     "110106": "Export",
     "110111": "Procedure Record",
+    "110112": "Query",
     "110114": "User Authentication",
 }
 TYPES: dict[str, str] = {

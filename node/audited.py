@@ -69,6 +69,27 @@ def result_read(trail: AuditTrail, user: str, address: str, study_uid: str, what
     trail.record(AuditRecord("110103", "R", audited_now(), [who], study_uid=study_uid, what=what))
 
 
+# Requests of the worklist that hold or change what is known of a patient → event and action.
+_WORKITEM_EVENTS = {
+    "ups.create": ("110111", "C"),
+    "ups.retrieve": ("110111", "R"),
+    "ups.update": ("110111", "U"),
+    "ups.change_state": ("110111", "U"),
+    "ups.request_cancel": ("110111", "U"),
+    "ups.search": ("110112", "E"),
+}
+
+
+def workitem_handled(trail: AuditTrail, user: str, address: str, endpoint: str, uid: str) -> None:
+    """Record that somebody created, read, changed or searched for workitems."""
+    if endpoint not in _WORKITEM_EVENTS:
+        return
+    event, action = _WORKITEM_EVENTS[endpoint]
+    who = {"id": user, "requestor": True, "address": address}
+    what = f"workitem {uid}" if uid else "workitems"
+    trail.record(AuditRecord(event, action, audited_now(), [who], what=what))
+
+
 def slide_analysed(settings: Settings, result: Mapping[str, Any]) -> None:
     """Record that a slide was read from the archive, and what was stored there and in the EHR."""
     trail = audit_trail(settings)

@@ -195,6 +195,10 @@ class Performer:
             seen.add(mark)
             if uid in known or mark in self._left:
                 continue
+            codes = codes_in(found, "ScheduledWorkitemCodeSequence")
+            if codes and not codes & set(self._settings.ups.codes):
+                self._left.add(mark)  # most of a shared list is others' work
+                continue
             self._consider(uid, mark)
         self._left &= seen
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydicom.uid import generate_uid
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
 from dicom_io.dicom_json import Json, attributes, value
 from dicom_io.errors import Refusal, WorkitemRefused
@@ -46,7 +46,7 @@ from dicom_io.workitem_events import (
     state_report,
     update_events,
 )
-from dicom_io.workitem_search import Search, filter_of, keys_text
+from dicom_io.workitem_search import Search, filter_of, keys_text, uid_list
 from node.worklist_database import (
     REPORTS,
     SUBSCRIPTIONS,
@@ -155,16 +155,21 @@ class Workitems:
 
     def search(self, wanted: Search) -> Found:
         """Workitems that match, oldest first."""
-        states = [key.wanted for key in wanted.keys if key.path == ("ProcedureStepState",)]
-        query = select(WORKITEMS.c.item).where(WORKITEMS.c.state != "")
-        if len(states) == 1 and states[0] in (SCHEDULED, IN_PROGRESS, *FINAL):
-            query = query.where(WORKITEMS.c.state == states[0])
+        here, elsewhere = _conditions(wanted)
+        query = select(WORKITEMS.c.item).where(*here)
         query = query.order_by(WORKITEMS.c.created_s, WORKITEMS.c.uid)
         with self._database.reading() as connection:
-            items = [json.loads(row.item) for row in connection.execute(query)]
-        found = [item for item in items if wanted.matches(item)]
-        page = found[wanted.offset : wanted.offset + wanted.limit]
-        further = max(0, len(found) - wanted.offset - len(page))
+            if elsewhere:
+                items = [json.loads(row.item) for row in connection.execute(query)]
+                found = [item for item in items if wanted.matches(item)]
+                total, page = len(found), found[wanted.offset : wanted.offset + wanted.limit]
+            else:
+                total = connection.execute(
+                    select(func.count()).select_from(WORKITEMS).where(*here)
+                ).scalar_one()
+                paged = query.offset(wanted.offset).limit(wanted.limit)
+                page = [json.loads(row.item) for row in connection.execute(paged)]
+        further = max(0, total - wanted.offset - len(page))
         return Found([wanted.answer(item) for item in page], further)
 
     def version(self) -> tuple[float, int]:
@@ -485,6 +490,23 @@ class Workitems:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def _conditions(wanted: Search) -> tuple[list[ColumnElement[bool]], bool]:
+    """What of a search the database decides by itself, and whether more is to be compared."""
+    here: list[ColumnElement[bool]] = [WORKITEMS.c.state != ""]
+    elsewhere = False
+    for key in wanted.keys:
+        plain = key.wanted and not set(key.wanted) & set("*?")
+        if key.path == ("ProcedureStepState",) and plain:
+            here.append(WORKITEMS.c.state == key.wanted)
+        elif key.path == ("SOPInstanceUID",) and plain:
+            here.append(WORKITEMS.c.uid.in_(uid_list(key.wanted)))
+        elif key.wanted:
+            elsewhere = True
+            if key.literal:  # far fewer are to be read
+                here.append(WORKITEMS.c.item.contains(f'"{key.literal}"', autoescape=True))
+    return here, elsewhere
 
 
 def _item(row: Row[Any]) -> Json:

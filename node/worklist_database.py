@@ -44,8 +44,8 @@ WORKITEMS = Table(
     # Whether the node itself performs it.
     Column("own", Boolean, nullable=False),
     Column("cancel", Boolean, nullable=False),
-    Column("created_s", Float, nullable=False),
-    Column("updated_s", Float, nullable=False),
+    Column("created_s", Float, nullable=False, index=True),
+    Column("updated_s", Float, nullable=False, index=True),
 )
 SUBSCRIPTIONS = Table(
     "workitem_subscriptions",

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -236,6 +237,19 @@ def test_the_own_list_is_performed_and_told_of(service: Service, smear: Smear) -
     assert refused.status_code == 409
 
 
+def test_a_page_from_elsewhere_may_not_listen(service: Service) -> None:
+    """A browser adds the credentials of HTTP Basic by itself, whoever opens the connection."""
+    address = f"ws{service.url.removeprefix('http')}/dicom-web/subscribers/WATCHER"
+    known = b64encode(f"read:{key_of('read')}".encode()).decode()
+    elsewhere = {"Authorization": f"Basic {known}", "Origin": "https://elsewhere.example"}
+    socket = Client(address, headers=elsewhere)
+    with pytest.raises(ConnectionClosed):
+        socket.receive(timeout=20)
+    own = Client(address, headers=elsewhere | {"Origin": service.url})
+    assert own.receive(timeout=1) is None
+    own.close()
+
+
 def test_the_own_list_cancels_its_jobs(service: Service) -> None:
     slide = attributes(
         StudyInstanceUID="1.2.3",
@@ -429,7 +443,7 @@ def test_hundreds_of_workitems_are_paged_through(bench: Bench) -> None:
     for number in range(230):
         bench.manager.schedule(f"1.9.{number}", [], workitem_code="other")
     bench.performer().look()
-    assert sum(each == "GET /rs/workitems" for each in bench.manager.requests) == 3
+    assert bench.manager.requests == ["GET /rs/workitems"] * 3, "nothing more is asked of others'"
 
 
 def test_refusals_and_failures_of_a_manager_are_told_apart(bench: Bench) -> None:

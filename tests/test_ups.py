@@ -17,6 +17,7 @@ from conformance.capabilities import UPS_STATUSES
 from dicom_io.dicom_json import Json, attributes, value, values
 from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
+from node.audit import AuditSettings
 from node.claims import Claims
 from node.config import Settings
 from node.job_queue import open_job_queue
@@ -856,3 +857,24 @@ def test_a_list_in_postgresql(settings: Settings) -> None:
         claims.end("1.2.4")
         assert claims.open() == []
         database.close()
+
+
+def test_who_handled_workitems_is_audited(settings: Settings, caller: Caller) -> None:
+    audit = AuditSettings(fhir_url="https://audit.example/fhir")
+    with open_job_queue(settings) as queue:
+        app = create_app(replace(settings, audit=audit), queue)
+    audited = Caller(app.test_client(), "admin")
+    uid = audited.create()
+    audited.ask("GET", f"/{uid}")
+    audited.ask("GET", "")
+    audited.ask("GET", "/9.9")  # nothing was seen
+    audited.change(uid, "IN PROGRESS")
+    paths = sorted((settings.work_folder / "audit").rglob("*.json"))
+    records = [json.loads(path.read_bytes()) for path in paths]
+    assert [(each["event"], each["action"], each["what"]) for each in records] == [
+        ("110111", "C", f"workitem {uid}"),
+        ("110111", "R", f"workitem {uid}"),
+        ("110112", "E", "workitems"),
+        ("110111", "U", f"workitem {uid}"),
+    ]
+    assert {user["id"] for each in records for user in each["users"]} == {"admin"}

@@ -29,7 +29,8 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
-from node.audited import audit_trail, login_refused, result_read
+from node.audit import AuditTrail
+from node.audited import audit_trail, login_refused, result_read, workitem_handled
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -140,10 +141,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
             answer.headers.setdefault(name, value)
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
-        user, study = g.get("user"), (request.view_args or {}).get("study")
-        was_read = request.blueprint == "dicomweb" and answer.status_code in _READ
-        if user is not None and study and was_read:
-            result_read(trail, user.name, request.remote_addr or "", study, "DICOMweb")
+        _audit(trail, answer)
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer
@@ -152,6 +150,20 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_error_handler(MarrowNodeError, _problem)
     app.register_error_handler(Exception, _defect)
     return app
+
+
+def _audit(trail: AuditTrail, answer: Response) -> None:
+    """Record who read results over DICOMweb, and who handled workitems."""
+    user, given = g.get("user"), request.view_args or {}
+    if user is None:  # a preflight is nobody's
+        return
+    address = request.remote_addr or ""
+    if request.blueprint == "dicomweb" and given.get("study") and answer.status_code in _READ:
+        result_read(trail, user.name, address, given["study"], "DICOMweb")
+    if request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        made = answer.headers.get("Location", "").rpartition("/")[2]
+        uid = made or given.get("uid", "")
+        workitem_handled(trail, user.name, address, str(request.endpoint), uid)
 
 
 def _http_problem(error: HTTPException) -> Response:

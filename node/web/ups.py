@@ -13,6 +13,7 @@ import threading
 import time
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, g, request, url_for
 from flask_sock import Sock
@@ -172,6 +173,7 @@ def _add_subscriptions(ups: Blueprint, settings: Settings, workitems: Workitems)
 
 def _add_events(ups: Blueprint, settings: Settings, workitems: Workitems) -> None:
     sockets = Sock()
+    home = urlsplit(settings.serve.public_url).netloc
     listeners = threading.Semaphore(max(1, int(settings.serve.threads * SHARE_OF_LISTENERS)))
 
     @ups.get("/ws/subscribers/<aetitle>")
@@ -187,13 +189,18 @@ def _add_events(ups: Blueprint, settings: Settings, workitems: Workitems) -> Non
             f"{place}/subscribers/<aetitle>", bp=ups, endpoint=endpoint
         )
         def listen(socket: Server, aetitle: str) -> None:
-            _serve(listeners, workitems, socket, aetitle)
+            _serve(listeners, workitems, socket, aetitle, home)
 
 
 def _serve(
-    listeners: threading.Semaphore, workitems: Workitems, socket: Server, aetitle: str
+    listeners: threading.Semaphore, workitems: Workitems, socket: Server, aetitle: str, home: str
 ) -> None:
     """Send event reports until the other side goes."""
+    origin = urlsplit(request.headers.get("Origin", "")).netloc
+    if request_user().ambient and origin not in ("", request.host, home):
+        # A page from elsewhere, for which the browser has added the credentials.
+        socket.close(1008, "This page may not listen.")  # RFC 6455 §7.4, policy violation
+        return
     if not listeners.acquire(blocking=False):
         socket.close(1013, "Too many listen at a time.")  # RFC 6455 §7.4, try again later
         return
