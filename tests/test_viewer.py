@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,8 @@ from tests.npm_packages import cannot_run
 from tests.result_folders import listening, put_result, whole_service
 from tests.servers import Orthanc, free_port
 
-playwright = pytest.importorskip("playwright", reason="playwright is not installed: make test")
-
-from tests.viewer.browser import Viewer, missing, open_viewer, page_server  # noqa: E402
+if TYPE_CHECKING:
+    from tests.viewer.browser import Viewer
 
 WINDOW_PX = (1200, 900)
 TOLERANCE_PX = 2.0
@@ -51,6 +51,10 @@ class Window:
 @pytest.fixture(scope="module")
 def window(orthanc_server: Orthanc) -> Iterator[Window]:
     """One browser for this file, its page on the archive's origin."""
+    if find_spec("playwright") is None:
+        cannot_run("playwright is not installed: make test installs it")
+    from tests.viewer.browser import missing, open_viewer, page_server
+
     reason = missing()
     if reason:
         cannot_run(reason)

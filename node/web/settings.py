@@ -113,7 +113,8 @@ class ServeSettings:
     callbacks
         Origins (https://host or https://host:port) that jobs may be reported to.
     viewer_origins
-        Origins of viewers that may read results from a page of theirs.
+        Origins of viewers that may read results from a page of theirs. dicom-microscopy-viewer
+        fetches coordinates with what it sends to the archive: both have to take the same token.
     """
 
     host: str = "127.0.0.1"
