@@ -34,7 +34,7 @@ from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
 from node.result_store import ResultStore
-from node.web.access import Access, check_table, request_user
+from node.web.access import Access, check_table
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
 from node.web.jobs import jobs_blueprint
@@ -111,7 +111,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
     app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
-    app.register_blueprint(pages_blueprint(settings, queue, submissions))
+    app.register_blueprint(pages_blueprint(settings, queue, submissions, trail))
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
@@ -138,14 +138,16 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
             answer.headers.setdefault(name, value)
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
-        study = (request.view_args or {}).get("study")
-        if request.blueprint == "dicomweb" and study and answer.status_code == HTTPStatus.OK:
-            result_read(trail, request_user().name, request.remote_addr or "", study, "DICOMweb")
-        if request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        user, study = g.get("user"), (request.view_args or {}).get("study")
+        address = request.remote_addr or ""
+        was_read = request.blueprint == "dicomweb" and answer.status_code == HTTPStatus.OK
+        if user is not None and study and was_read:
+            result_read(trail, user.name, address, study, "DICOMweb")
+        was_done = request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES
+        if user is not None and was_done:
             made = answer.headers.get("Location", "").rpartition("/")[2]
             uid = made or (request.view_args or {}).get("uid", "")
-            who, address = request_user().name, request.remote_addr or ""
-            workitem_handled(trail, who, address, str(request.endpoint), uid)
+            workitem_handled(trail, user.name, address, str(request.endpoint), uid)
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer

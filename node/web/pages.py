@@ -11,6 +11,8 @@ from werkzeug.wrappers import Response
 
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
 from models.package import installed_packages
+from node.audit import AuditTrail
+from node.audited import result_read
 from node.config import Settings
 from node.job import ENDED, STATUSES, Job
 from node.job_queue import JobQueue
@@ -22,7 +24,9 @@ PAGE = 50
 REFRESH_S = 5
 
 
-def pages_blueprint(settings: Settings, queue: JobQueue, submissions: Submissions) -> Blueprint:
+def pages_blueprint(
+    settings: Settings, queue: JobQueue, submissions: Submissions, trail: AuditTrail
+) -> Blueprint:
     """Routes ``/`` and ``/slides/JOB``."""
     pages = Blueprint("pages", __name__)
     pages.app_template_filter("moment")(_moment)
@@ -50,6 +54,9 @@ def pages_blueprint(settings: Settings, queue: JobQueue, submissions: Submission
     @pages.get("/slides/<job>")
     def slide(job: str) -> str:
         seen = queue.get(job)
+        if seen.result is not None:
+            user, address = request_user().name, request.remote_addr or ""
+            result_read(trail, user, address, seen.study_uid, f"page of job {seen.job}")
         return render_template(
             "slide.html",
             job=seen,
