@@ -352,6 +352,7 @@ SERVED_STATUSES: tuple[tuple[int, str], ...] = (
     (406, "another media type or transfer syntax than those above"),
     (416, "the range lies outside"),
     (429, "too many requests in a second"),
+    (503, "a result was purged while it was read"),
 )
 # UPS-RS (PS3.18 section 11): transaction, resource below /dicom-web, as origin server, as user
 # agent.

@@ -123,6 +123,20 @@ def _series(results: ResultSet) -> Iterator[Fault]:
                 )
 
 
+def _studies(results: ResultSet) -> Iterator[Fault]:
+    """What General Study holds is the study's, so each of its objects says the same."""
+    first_of: dict[str, Dataset] = {}
+    for document in results.objects:
+        other = first_of.setdefault(text(document, "StudyInstanceUID"), document)
+        for keyword in ("AccessionNumber", "StudyID", "StudyDate", "StudyTime"):
+            if text(other, keyword) != text(document, keyword):
+                yield Fault(
+                    keyword,
+                    "Another object of the study has another value.",
+                    text(document, "SOPInstanceUID"),
+                )
+
+
 def _bounds(results: ResultSet) -> Iterator[Fault]:
     for document in results.of_kind("ANN"):
         matrix = _matrix_of_coordinates(results, document)
@@ -221,6 +235,7 @@ SET_RULES: tuple[Rule[ResultSet], ...] = (
     Rule("set-reference-series", "error", "PS3.3 C.12.2", "… and the series.", _reference_series),
     Rule("set-uid-unique", "error", "PS3.5 9", "No two objects share a UID.", _unique),
     Rule("set-series", "error", "PS3.3 A.1.2.3", "A series is of one study and kind.", _series),
+    Rule("set-study", "error", "PS3.3 C.7.2.1", "A study is one for all its objects.", _studies),
     Rule("set-place", "error", "PS3.3 C.7.4.1", "Results lie on the slide.", _place),
     Rule("ann-bounds", "error", "PS3.3 C.37.1.2", "Coordinates lie on the image.", _bounds),
     Rule("view-base-level", "warning", MICROSCOPY_VIEWER, "2D: the base level.", _base_level),

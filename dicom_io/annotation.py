@@ -60,6 +60,9 @@ from models.records import Cells, Float32, Float64
 GraphicType = Literal["RECTANGLE", "POLYGON", "POINT"]
 CoordinateType = Literal["2D", "3D"]
 SERIES_NUMBER = 9001
+# In dicom-microscopy-viewer 0.48.24 (software rendering) 100 000 cells of one type appeared as fast
+# in five groups as in one, and three times as slowly in a hundred: only groups of more than a
+# thousand are drawn as clusters far away. Points took longer than boxes, and covered the cells.
 GROUP_SIZE = 20_000
 UM_PER_MM = 1000.0
 Intp = NDArray[np.intp]
@@ -84,7 +87,7 @@ def encode_annotation(
         ``2D`` for pixels of the base level, ``3D`` for millimetres on the slide.
     group_size
         Most cells of a group; a type with more has several, from the top of the slide to its
-        bottom, because browsers cannot draw a hundred thousand outlines at a time.
+        bottom, so that a viewer can show a part of them.
 
     Raises
     ------

@@ -32,7 +32,7 @@ _QUALITY: Final = 88
 # type of the slide: fold 0 has two.
 _UNSEEN_FOLD: Final = 4
 # Changes whenever the same seed would give other pixels, so that UIDs stay true.
-_COMPOSER_REVISION: Final = "1"
+_COMPOSER_REVISION: Final = "2"
 
 
 @dataclass(frozen=True, slots=True)

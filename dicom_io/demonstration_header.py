@@ -174,6 +174,8 @@ def _add_image(header: Dataset, series_uid: str, level: int) -> None:
     header.ExtendedDepthOfField = "NO"
     header.VolumetricProperties = "VOLUME"
     header.AcquisitionContextSequence = []
+    # One acquisition; all levels come from it (asked for by the profile of the WG-26 connectathon).
+    header.AcquisitionUID = derive_uid(series_uid, "acquisition")
     header.PyramidUID = derive_uid(series_uid, "pyramid")
 
 

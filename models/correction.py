@@ -104,12 +104,14 @@ def difference(cells: Cells, edited: Cells) -> Correction:
     Parameters
     ----------
     cells, edited
-        A box of `edited` is a cell of `cells` where centre and sides are the same to a pixel.
+        A box of `edited` is a cell of `cells` where centre and sides are the same to a pixel. A
+        point, whose box has no sides, is one where its place is the same; a point elsewhere is an
+        added cell, and gets the median sides of `cells`.
 
     Raises
     ------
     ReviewInvalid
-        When `edited` has one cell twice.
+        When `edited` has one cell twice, or a point where there is no cell to tell a size from.
     """
     _refuse_doubles(edited)
     row = _same_row(cells, edited)
@@ -122,7 +124,7 @@ def difference(cells: Cells, edited: Cells) -> Correction:
         retyped=row[other],
         retyped_as=tuple(after[other].tolist()),
         deleted=np.flatnonzero(gone).astype(np.int64),
-        added_px=edited.box_px[~known],
+        added_px=_with_sides(edited.box_px[~known], cells),
         added_as=tuple(after[~known].tolist()),
     )
 
@@ -159,6 +161,21 @@ def _same_row(cells: Cells, edited: Cells) -> Int64:
     same = (distance <= SAME_PLACE_PX) & alike.all(axis=1)
     row[same] = nearest[same]
     return row
+
+
+def _with_sides(box_px: Float64, cells: Cells) -> Float64:
+    """Boxes, those of points as large as the median cell: a point says where, not how large."""
+    point = (box_px[:, 2:] == box_px[:, :2]).any(axis=1)
+    if not point.any():
+        return box_px
+    if not len(cells):
+        raise ReviewInvalid(
+            "Cells were added as points where no cell tells how large they are: draw boxes."
+        )
+    half = np.median(cells.box_px[:, 2:] - cells.box_px[:, :2], axis=0) / 2
+    middle = centres(box_px)
+    drawn = np.concatenate((middle - half, middle + half), axis=1)
+    return np.where(point[:, None], drawn, box_px)
 
 
 def _refuse_doubles(edited: Cells) -> None:

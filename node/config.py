@@ -81,8 +81,8 @@ class OutputSettings:
     coordinates
         2D for pixels of the base level, which most viewers expect; 3D for millimetres on the slide.
     cells_per_group
-        Most cells in a group of annotations; a type with more has several groups, because browsers
-        cannot draw a hundred thousand outlines at a time.
+        Most cells in a group of annotations; a type with more has several groups, so that a viewer
+        can show a part of them. Not less than a few thousand: viewers draw a small group whole.
     pdf
         True stores the report in the archive as Encapsulated PDF too.
     captures

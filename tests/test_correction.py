@@ -149,6 +149,24 @@ def test_a_box_drawn_anew_is_another_cell(cells: Cells) -> None:
     assert (found.deleted.tolist(), len(found.added_px), len(found.retyped)) == ([0], 1, 0)
 
 
+def test_a_point_is_as_large_as_the_median_cell(cells: Cells) -> None:
+    box = np.concatenate((cells.box_px[:-1], [[700.0, 700.0, 700.0, 700.0]]))
+    found = difference(cells, replace(cells, box_px=box))
+    ((x0, y0, x1, y1),) = found.added_px
+    assert ((x0 + x1) / 2, (y0 + y1) / 2) == (700.0, 700.0)
+    sides = np.median(cells.box_px[:, 2:] - cells.box_px[:, :2], axis=0)
+    assert (x1 - x0, y1 - y0) == pytest.approx(tuple(sides))
+    none = replace(
+        cells,
+        **{
+            name: getattr(cells, name)[:0]
+            for name in ("box_px", "score", "probability", "label", "tile")
+        },
+    )
+    with pytest.raises(ReviewInvalid, match="draw boxes"):
+        difference(none, replace(cells, box_px=box))
+
+
 def test_a_cell_drawn_twice_is_refused(cells: Cells) -> None:
     doubled = corrected(
         cells,

@@ -484,6 +484,20 @@ def test_results_come_and_go(analysis: Analysis, tmp_path: Path) -> None:
     assert found(client, "/instances") == []
 
 
+def test_purged_while_it_is_read(
+    analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = encode_annotation(analysis)
+    put_result(tmp_path, {"ANN": document}, "one")
+    (stored,) = ResultStore(tmp_path).objects()
+    monkeypatch.setattr(ResultStore, "objects", lambda *_: [stored])
+    stored.path.unlink()
+    client = results_app(tmp_path).test_client()
+    for path in ("/dicom-web/studies", f"{path_of(document)}/metadata"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1"), path
+
+
 def many(cells: Cells, times: int) -> Cells:
     """The same cells over and over."""
     repeated = ("box_px", "score", "probability", "label", "tile")
@@ -549,3 +563,29 @@ def test_the_whole_service_asks_for_the_role_read(folder: Folder) -> None:
         for query in ("PatientAge=1", "limit=x"):
             wrong = client.get(f"/dicom-web/studies?{query}", headers=headers)
             assert (wrong.status_code, wrong.content_type) == (400, "application/problem+json")
+
+
+def test_every_reading_is_in_the_audit_trail(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole or in part, by whom it was; a refusal, a preflight or an unchanged copy is none."""
+    trail: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "node.web.app.result_read", lambda _, user, *rest: trail.append((user, rest[1]))
+    )
+    document = folder.first["ANN"]
+    path, record = path_of(document), ("read", str(document.StudyInstanceUID))
+    with whole_service(folder.path) as (app, keys):
+        client = app.test_client()
+        known = {"Authorization": f"Bearer {keys['read']}", "Accept": "application/dicom"}
+        whole = client.get(path, headers=known)
+        assert trail == [record]
+        assert client.get(path, headers={**known, "Range": "bytes=0-"}).status_code == 206
+        assert client.get(f"{path}/metadata", headers={**known, "Accept": JSON}).status_code == 200
+        assert trail == [record] * 3
+        again = client.get(path, headers={**known, "If-None-Match": whole.headers["ETag"]})
+        assert again.status_code == 304
+        assert client.get(path).status_code == 401
+        assert client.get(f"{path}0", headers=known).status_code == 404
+        client.options(path, headers={"Access-Control-Request-Method": "GET"})
+        assert trail == [record] * 3

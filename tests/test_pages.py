@@ -137,7 +137,7 @@ def test_a_result_is_confirmed_by_keyboard_alone(
 ) -> None:
     page.goto(f"{service.url}/slides/{jobs['completed']}")
     assert "Nobody has reviewed this result." in page.inner_text("main")
-    _tab_to(page, "input[value='confirmed'] ~ button")
+    _tab_to(page, "input[value='confirmed'] ~ fieldset button")
     with page.expect_navigation():
         page.keyboard.press("Enter")
     job = page.url.rpartition("/")[2]

@@ -29,7 +29,7 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
-from node.audited import audit_trail, login_refused, result_read, workitem_handled
+from node.audited import audit_trail, login_refused, result_read
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -63,6 +63,8 @@ _STATUS: tuple[tuple[type[MarrowNodeError], HTTPStatus], ...] = (
     (ResourceError, HTTPStatus.SERVICE_UNAVAILABLE),
     (MarrowNodeError, HTTPStatus.BAD_GATEWAY),
 )
+# A part is a reading too: the first byte of a range can be the first of the object.
+_READ = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Pages load from the service alone, and no other page shows them in a frame.
 _HEADERS = {
@@ -117,7 +119,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
     app.register_blueprint(review_blueprint(settings, queue, trail))
     workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
-    app.register_blueprint(ups_blueprint(settings, workitems))
+    app.register_blueprint(ups_blueprint(settings, workitems, trail))
     app.register_blueprint(login_blueprint(app, settings.serve))
     check_table(app)
 
@@ -139,15 +141,9 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
         if settings.serve.certificate is not None:
             answer.headers["Strict-Transport-Security"] = "max-age=31536000"
         user, study = g.get("user"), (request.view_args or {}).get("study")
-        address = request.remote_addr or ""
-        was_read = request.blueprint == "dicomweb" and answer.status_code == HTTPStatus.OK
+        was_read = request.blueprint == "dicomweb" and answer.status_code in _READ
         if user is not None and study and was_read:
-            result_read(trail, user.name, address, study, "DICOMweb")
-        was_done = request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES
-        if user is not None and was_done:
-            made = answer.headers.get("Location", "").rpartition("/")[2]
-            uid = made or (request.view_args or {}).get("uid", "")
-            workitem_handled(trail, user.name, address, str(request.endpoint), uid)
+            result_read(trail, user.name, request.remote_addr or "", study, "DICOMweb")
         seconds = time.monotonic() - g.get("began_s", time.monotonic())
         count_request(request.endpoint or "none", request.method, answer.status_code, seconds)
         return answer

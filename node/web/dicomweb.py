@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from urllib.request import parse_http_list
 from uuid import uuid4
 
 from flask import Blueprint, Response, request, send_file, url_for
-from werkzeug.exceptions import BadRequest, NotAcceptable, NotFound
+from werkzeug.exceptions import BadRequest, NotAcceptable, NotFound, ServiceUnavailable
 
 from dicom_io.dicom_json import Json
 from dicom_io.instance_content import BulkValue, with_addresses
@@ -96,6 +97,17 @@ def dicomweb_blueprint(
     return blueprint
 
 
+@contextmanager
+def _unless_purged() -> Iterator[None]:
+    """Retention may take a result away between its finding and its reading."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ServiceUnavailable(
+            "A result was purged while it was read: ask again.", retry_after=1
+        ) from error
+
+
 class _Service:
     """The views: what is asked for, found, and given in the media type that the client takes."""
 
@@ -103,6 +115,7 @@ class _Service:
         self._store = store
         self._public_url = public_url
 
+    @_unless_purged()
     def search(self, level: Level, study: str = "", series: str = "") -> Response:
         """QIDO-RS (PS3.18 section 10.6)."""
         _json_accepted()
@@ -120,6 +133,7 @@ class _Service:
             response.headers.add("Warning", LITERAL_ONLY.format(name))
         return response
 
+    @_unless_purged()
     def retrieve(self, study: str, series: str = "", instance: str = "") -> Response:
         """WADO-RS: whole instances (PS3.18 section 10.4, Table 10.4.1-1)."""
         chosen = _accepted(DICOM)
@@ -144,6 +158,7 @@ class _Service:
             ],
         )
 
+    @_unless_purged()
     def metadata(self, study: str, series: str = "", instance: str = "") -> Response:
         """WADO-RS: metadata (PS3.18 section 10.4, Table 10.4.1-2)."""
         _json_accepted()
@@ -154,6 +169,7 @@ class _Service:
             ]
         )
 
+    @_unless_purged()
     def bulk_data(self, study: str, series: str = "", instance: str = "") -> Response:
         """WADO-RS: all bulk data of a resource (PS3.18 sections 10.4.1.1.5, 10.4.3.3.5)."""
         if not _accepted(OCTETS).multipart:
@@ -167,6 +183,7 @@ class _Service:
             ],
         )
 
+    @_unless_purged()
     def bulk_value(self, study: str, series: str, instance: str, where: str) -> Response:
         """One value, as a BulkDataURI of the metadata names it; ranges in a single part."""
         chosen = _accepted(OCTETS)
