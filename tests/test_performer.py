@@ -62,6 +62,16 @@ def ended(manager: Manager, uid: str, service: Service) -> Step:
     return step
 
 
+def jobs_of(service: Service, series_uid: str) -> list[dict[str, Any]]:
+    """Jobs of a series, once the list, which is looked up from time to time, has them."""
+
+    def listed() -> list[dict[str, Any]]:
+        return [job for job in service.get("/jobs")["jobs"] if job["series_uid"] == series_uid]
+
+    found: list[dict[str, Any]] = awaited(listed)
+    return [service.get(f"/jobs/{job['job']}") for job in found]
+
+
 # The whole way, with the service as a site runs it
 
 
@@ -137,7 +147,7 @@ def test_a_managers_list_is_worked(service: Service, manager: Manager, smear: Sm
     manager.steps["1.9.4"].item["00404010"]["Value"] = ["20261126120001"]
     again = ended(manager, "1.9.4", service)
     assert again.state == "COMPLETED"
-    jobs = [job for job in service.get("/jobs")["jobs"] if job["series_uid"] == slide[1]]
+    jobs = jobs_of(service, slide[1])
     assert [job["tries"] for job in jobs] == [1], "the same slide is one job"
 
 
@@ -157,7 +167,7 @@ def test_a_cancel_request_cancels_the_job(service: Service, manager: Manager) ->
     awaited(lambda: any(each.startswith("progress") for each in step.history))
     manager.request_cancel("1.9.21")
     assert ended(manager, "1.9.21", service).state == "CANCELED"
-    (job,) = (job for job in service.get("/jobs")["jobs"] if job["series_uid"] == "1.2.3.21")
+    (job,) = jobs_of(service, "1.2.3.21")
     assert job["status"] == "cancelled"
 
 
@@ -166,7 +176,7 @@ def test_what_the_manager_takes_away_is_given_up(service: Service, manager: Mana
     step = manager.steps["1.9.31"]
     awaited(lambda: any(each.startswith("progress") for each in step.history))
     manager.take_away("1.9.31")
-    job = next(job for job in service.get("/jobs")["jobs"] if job["series_uid"] == "1.2.3.31")
+    (job,) = jobs_of(service, "1.2.3.31")
     assert service.ended(job["job"])["status"] in ("cancelled", "failed")
     assert step.history[-1] == "CANCELED by the manager"
 
@@ -186,7 +196,7 @@ def test_it_goes_on_after_all_is_killed(service: Service, manager: Manager, smea
     assert ended(manager, "1.9.41", service).state == "COMPLETED"
     assert step.lock == lock
     assert step.history.count("IN PROGRESS") == 1
-    (job,) = (job for job in service.get("/jobs")["jobs"] if job["series_uid"] == slide[1])
+    (job,) = jobs_of(service, slide[1])
     assert job["status"] == "completed"
 
 

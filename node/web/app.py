@@ -30,7 +30,7 @@ from dicom_io.errors import (
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
 from node.audit import AuditTrail
-from node.audited import audit_trail, login_refused, result_read, workitem_handled
+from node.audited import audit_trail, login_refused, result_read
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -120,7 +120,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))
     app.register_blueprint(review_blueprint(settings, queue, trail))
     workitems = Workitems(worklist_database(settings), settings.ups.worklist_label)
-    app.register_blueprint(ups_blueprint(settings, workitems))
+    app.register_blueprint(ups_blueprint(settings, workitems, trail))
     app.register_blueprint(login_blueprint(app, settings.serve))
     check_table(app)
 
@@ -153,17 +153,11 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
 
 
 def _audit(trail: AuditTrail, answer: Response) -> None:
-    """Record who read results over DICOMweb, and who handled workitems."""
-    user, given = g.get("user"), request.view_args or {}
-    if user is None:  # a preflight is nobody's
-        return
-    address = request.remote_addr or ""
-    if request.blueprint == "dicomweb" and given.get("study") and answer.status_code in _READ:
-        result_read(trail, user.name, address, given["study"], "DICOMweb")
-    if request.blueprint == "ups" and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
-        made = answer.headers.get("Location", "").rpartition("/")[2]
-        uid = made or given.get("uid", "")
-        workitem_handled(trail, user.name, address, str(request.endpoint), uid)
+    """Record who read results over DICOMweb; a preflight is nobody's."""
+    user, study = g.get("user"), (request.view_args or {}).get("study")
+    was_read = request.blueprint == "dicomweb" and answer.status_code in _READ
+    if user is not None and study and was_read:
+        result_read(trail, user.name, request.remote_addr or "", study, "DICOMweb")
 
 
 def _http_problem(error: HTTPException) -> Response:

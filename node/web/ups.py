@@ -27,6 +27,8 @@ from werkzeug.exceptions import (
 from dicom_io.dicom_json import Json, value
 from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.workitem_search import search_of
+from node.audit import AuditTrail
+from node.audited import workitem_handled
 from node.config import Settings
 from node.web.access import request_user
 from node.workitems import FILTERED_WORKLIST, LONGEST_TITLE, Workitems
@@ -71,12 +73,23 @@ _ANSWERS_TO_UPDATE: dict[Refusal, tuple[HTTPStatus, str]] = {
 }
 
 
-def ups_blueprint(settings: Settings, workitems: Workitems) -> Blueprint:
+def ups_blueprint(settings: Settings, workitems: Workitems, trail: AuditTrail) -> Blueprint:
     """Routes ``/dicom-web/workitems`` and the WebSocket ``/dicom-web/subscribers``."""
     ups = Blueprint("ups", __name__, url_prefix=PREFIX)
     _add_workitems(ups, settings, workitems)
     _add_subscriptions(ups, settings, workitems)
     _add_events(ups, settings, workitems)
+
+    @ups.after_request
+    def _record(answer: Response) -> Response:
+        """Record who handled which workitem."""
+        if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            made = answer.headers.get("Location", "").rpartition("/")[2]
+            uid = made or (request.view_args or {}).get("uid", "")
+            who, address = request_user().name, request.remote_addr or ""
+            workitem_handled(trail, who, address, str(request.endpoint), uid)
+        return answer
+
     workitems.tell_restart()
     return ups
 
