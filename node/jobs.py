@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dbos import DBOS, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSPortableJSONSerializer, PortableWorkflowError
 
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
@@ -22,6 +22,7 @@ from node import __version__
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
+from node.exit_codes import error_classes
 from node.intake import await_whole, find_slides
 from node.job import (
     ANALYSE,
@@ -207,7 +208,14 @@ def _by_rules(
 
 
 def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    return DBOS.run_step({"name": name}, stage)
+    try:
+        return DBOS.run_step({"name": name}, stage)
+    except PortableWorkflowError as error:
+        # What an earlier process recorded of a failing step has its name and its words alone.
+        known = error_classes().get(error.name)
+        if known is None:
+            raise
+        raise known(error.message) from error
 
 
 def _audited(
