@@ -75,7 +75,7 @@ def run(world: World, seed: int, folder: Path) -> Outcome:
     begin = time.monotonic()
     with open_job_queue(settings) as queue:
         try:
-            job = _submit(queue, settings, world)
+            job = submit(queue, settings, world)
             with _faults(world, worker, events, folder) as happened:
                 ended = _ended(queue, worker, job)
             seconds = time.monotonic() - begin
@@ -99,7 +99,7 @@ def run(world: World, seed: int, folder: Path) -> Outcome:
     )
 
 
-def _submit(queue: JobQueue, settings: Settings, world: World) -> str:
+def submit(queue: JobQueue, settings: Settings, world: World) -> str:
     slide = world.smear.slide
     place = Workplace.open(settings, lambda progress: None)
     reference = SlideReference(slide.study_uid, slide.series_uid, "fault injection")

@@ -90,7 +90,9 @@ class Event:
             "stage": f"in {STAGES[self.at.which % len(STAGES)]}",
         }
         side, what, *_ = REQUESTS[self.at.which % len(REQUESTS)]
-        when = names.get(self.at.occasion, f"{self.at.occasion} {self.at.skip + 1} of {side} {what}")
+        when = names.get(
+            self.at.occasion, f"{self.at.occasion} {self.at.skip + 1} of {side} {what}"
+        )
         more = {
             "status": self.status,
             "times": self.times if self.times > 1 else 0,
@@ -98,8 +100,10 @@ class Event:
             "bytes": self.bytes_left,
         }
         rest = ", ".join(f"{name} {value:g}" for name, value in more.items() if value)
-        return f"{self.kind} {when}" + (f" +{self.at.later_s:g} s" if self.at.later_s else "") + (
-            f" ({rest})" if rest else ""
+        return (
+            f"{self.kind} {when}"
+            + (f" +{self.at.later_s:g} s" if self.at.later_s else "")
+            + (f" ({rest})" if rest else "")
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -186,4 +186,3 @@ class Worker:
     def said(self) -> str:
         logs = sorted(self.folder.glob("worker-*.log"))
         return "\n".join(f"{log.name}:\n{log.read_text()}" for log in logs)
-
