@@ -10,6 +10,7 @@ INSTALL := PYTHON=$(PYTHON) docker/install.sh --editable $(VENV)
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 DATA    ?=
 CONFIG  ?=
+SEEDS   ?= 1..10
 
 .PHONY: install demo test servers test-slow lint bench bench-gpu conformance fuzz train serve sbom faults clean
 
@@ -72,7 +73,8 @@ sbom: $(VENV)/.developer  ## list what an image holds: CycloneDX, from a fresh i
 	PYTHON=$(PYTHON) docker/install.sh build/image $(RUNTIME),postgres
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json build/image
 
-faults:  ## nothing yet: fault injection beyond the test suite comes with the service
+faults: $(VENV)/.developer servers  ## run fault schedules with SEEDS=1..60, and add them to tests/faults/table.jsonl
+	$(BIN)/python -m tests.faults --seeds $(SEEDS)
 
 clean:
 	rm -rf $(VENV) demo work build *.egg-info .mypy_cache .ruff_cache .pytest_cache .cache

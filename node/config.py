@@ -121,6 +121,11 @@ class JobSettings:
         Tries after the first one of a job that failed for a reason that may pass.
     retry_wait_s
         Seconds before the second try; doubled for each further one.
+    host
+        Of this host's workers on PostgreSQL, where each host needs another name; empty for the
+        host name.
+    lease_s
+        Seconds of silence after which other workers finish a worker's jobs, on PostgreSQL.
     keep_days
         Days after which workers forget jobs, and the work files of results that nobody reviewed;
         0 keeps all.
@@ -130,6 +135,8 @@ class JobSettings:
     quiet_s: float = 60.0
     retries: int = 7
     retry_wait_s: float = 60.0
+    host: str = ""
+    lease_s: Annotated[float, Field(gt=0)] = 30.0
     keep_days: float = 90.0
 
 

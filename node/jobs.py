@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from dbos import DBOS, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSPortableJSONSerializer, PortableWorkflowError
 
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
-from node import __version__
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
+from node.exit_codes import error_classes
 from node.intake import await_whole, find_slides
 from node.job import (
     ANALYSE,
@@ -47,6 +48,7 @@ from node.job_queue import (
     prepare_database,
     progress_file,
 )
+from node.lease import beating, held_lease
 from node.log import telling_of
 from node.metrics import count_failure, count_result, stage_timed
 from node.pipeline import SlideReference, analyse
@@ -54,12 +56,15 @@ from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
 from node.rules import submit_by_rules
-from node.work_lock import dead_workers, take_worker
+from node.work_lock import dead_workers, host_name, lock_folder, take_worker
 from node.workplace import ReviewPlace, Workplace
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+# Not that of the node: the next version finishes the jobs of this one, which DBOS would else leave
+# to workers of the same version. A job whose steps are others by then fails visibly.
+WORKFLOWS = "1"
 ARRIVALS_AT_A_TIME = 16
 
 
@@ -95,21 +100,25 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
     DiskFull
         When the work folder or its database cannot be written.
     """
-    worker, lock = take_worker(settings.work_folder / "workers")
-    with database_errors(settings), lock:
+    folder = lock_folder(settings)
+    name, lock = take_worker(folder)
+    with ExitStack() as held, database_errors(settings), lock:
         prepare_database(settings)
+        lease = None
+        if settings.database_url:
+            lease = held.enter_context(held_lease(settings, f"{host_name(settings)}.{name}"))
         DBOS(
             config={
                 "name": APPLICATION,
                 "system_database_url": database_url(settings),
                 "serializer": DBOSPortableJSONSerializer(),
-                "executor_id": worker,
-                "application_version": __version__,
+                "executor_id": name if lease is None else lease.executor,
+                "application_version": WORKFLOWS,
                 "log_level": "CRITICAL",
                 "notification_listener_polling_interval_sec": POLL_S,
             }
         )
-        _register(settings)
+        _register(settings, _Steps(_nothing if lease is None else lease.check))
         try:
             DBOS.launch()
             DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
@@ -117,39 +126,95 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 ARRIVALS, worker_concurrency=ARRIVALS_AT_A_TIME, polling_interval_sec=POLL_S
             )
             DBOS.register_queue(REVIEWS, worker_concurrency=1, polling_interval_sec=POLL_S)
-            DBOS._recover_pending_workflows(dead_workers(settings.work_folder / "workers", worker))
-            with open_job_queue(settings) as jobs:
+            with ExitStack() as watching, open_job_queue(settings) as jobs:
+                if lease is None:
+                    DBOS._recover_pending_workflows(dead_workers(folder, name))
+                else:
+                    watching.enter_context(beating(lease, DBOS._recover_pending_workflows))
                 yield Worker(jobs)
         finally:
             DBOS.destroy()
 
 
-def _register(settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """How the steps of jobs run: recorded, and only while the jobs are this worker's.
+
+    Attributes
+    ----------
+    check
+        Does not return where another worker has this one's jobs.
+    """
+
+    check: Callable[[], None]
+
+    def step(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return DBOS.run_step({"name": name}, partial(self._checked, stage))
+        except PortableWorkflowError as error:
+            # What an earlier process recorded of a failing step has its name and its words alone.
+            known = error_classes().get(error.name)
+            if known is None:
+                raise
+            raise known(error.message) from error
+
+    def timed(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def timed() -> dict[str, Any]:
+            with stage_timed(name):
+                return stage()
+
+        return self.step(name, timed)
+
+    def report_to(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Progress of a job, which stops where it is no longer this worker's to deliver."""
+
+        def checked(progress: Progress) -> None:
+            if progress.stage.startswith("deliver"):
+                self.check()
+            report(progress)
+
+        return checked
+
+    def _checked(self, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return stage()
+        finally:
+            # Before DBOS records what came of it: that is another's, once another has the job.
+            self.check()
+
+
+def _nothing() -> None:
+    """With SQLite a worker's lock is enough."""
+
+
+def _register(settings: Settings, steps: _Steps) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, arguments) as try_id:
-            place = _workplace(settings, arguments, try_id)
-            result = analyse(place, _slide(arguments), _timed_step)
+        with _try(settings, steps, arguments) as try_id:
+            place = _workplace(settings, steps, arguments, try_id)
+            result = analyse(place, _slide(arguments), steps.timed)
             count_result(result)
-            _step("audit", lambda: _audited(settings, arguments, result))
-            _call_back(settings, arguments, try_id, "completed")
+            steps.step("audit", lambda: _audited(settings, arguments, result))
+            _call_back(settings, steps, arguments, try_id, "completed")
             return dict(result)
 
     @DBOS.workflow(name=REVIEW)
     def review_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, arguments) as try_id:
-            report = progress_file(settings, try_id).report
+        with _try(settings, steps, arguments) as try_id:
+            report = steps.report_to(progress_file(settings, try_id).report)
             place = ReviewPlace.open(_sited(settings, arguments), report)
             review = review_from(arguments["review"])
-            result = review_result(place, arguments["identity"], review, _timed_step)
-            _step("audit", lambda: _reviewed(place.settings, review, result))
+            result = review_result(place, arguments["identity"], review, steps.timed)
+            steps.step("audit", lambda: _reviewed(place.settings, review, result))
             return dict(result)
 
     @DBOS.workflow(name=ARRIVE)
     def await_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, arguments) as try_id:
-            arrived = await_whole(_sited(settings, arguments), _slide(arguments), _step, DBOS.sleep)
-            _step("queue", lambda: _queued(settings, try_id, arguments | arrived))
+        with _try(settings, steps, arguments) as try_id:
+            arrived = await_whole(
+                _sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
+            )
+            steps.step("queue", lambda: _queued(settings, try_id, arguments | arrived))
             return arrived
 
     @DBOS.workflow(name=FIND)
@@ -206,10 +271,6 @@ def _by_rules(
     }
 
 
-def _step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    return DBOS.run_step({"name": name}, stage)
-
-
 def _audited(
     settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -244,6 +305,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _call_back(
     settings: Settings,
+    steps: _Steps,
     arguments: Mapping[str, Any],
     try_id: str,
     status: str,
@@ -266,15 +328,7 @@ def _call_back(
             queue.call_back(try_id, url, told)
         return {}
 
-    _step("call back", queued)
-
-
-def _timed_step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    def timed() -> dict[str, Any]:
-        with stage_timed(name):
-            return stage()
-
-    return _step(name, timed)
+    steps.step("call back", queued)
 
 
 def _queued(
@@ -290,7 +344,7 @@ def _queued(
 
 
 @contextmanager
-def _try(settings: Settings, arguments: Mapping[str, Any]) -> Iterator[str]:
+def _try(settings: Settings, steps: _Steps, arguments: Mapping[str, Any]) -> Iterator[str]:
     """One try of a job: its failure is counted and told, and tried again later if it may pass."""
     try_id = (DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX)
     with telling_of(try_id, arguments["study_uid"]):
@@ -299,13 +353,17 @@ def _try(settings: Settings, arguments: Mapping[str, Any]) -> Iterator[str]:
         except MarrowNodeError as error:
             count_failure(error)
             log.warning("%s", error)
-            if not _tried_later(settings, try_id, arguments, error):
-                _call_back(settings, arguments, try_id, "failed", str(error))
+            if not _tried_later(settings, steps, try_id, arguments, error):
+                _call_back(settings, steps, arguments, try_id, "failed", str(error))
             raise
 
 
 def _tried_later(
-    settings: Settings, try_id: str, arguments: Mapping[str, Any], error: MarrowNodeError
+    settings: Settings,
+    steps: _Steps,
+    try_id: str,
+    arguments: Mapping[str, Any],
+    error: MarrowNodeError,
 ) -> bool:
     """Queue the next try where there is one: commands, for whom somebody waits, have none."""
     failures = int(arguments.get("failures", 0)) + 1
@@ -316,7 +374,7 @@ def _tried_later(
     delay_s = settings.jobs.retry_wait_s * 2 ** (failures - 1)
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
-    _step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
+    steps.step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
     return True
 
 
@@ -337,7 +395,9 @@ def _sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
     )
 
 
-def _workplace(settings: Settings, arguments: Mapping[str, Any], try_id: str) -> Workplace:
+def _workplace(
+    settings: Settings, steps: _Steps, arguments: Mapping[str, Any], try_id: str
+) -> Workplace:
     """The workplace a job was submitted for.
 
     Raises
@@ -345,7 +405,8 @@ def _workplace(settings: Settings, arguments: Mapping[str, Any], try_id: str) ->
     ConfigurationInvalid
         When the settings or the model package have changed since then.
     """
-    place = Workplace.open(_sited(settings, arguments), progress_file(settings, try_id).report)
+    report = steps.report_to(progress_file(settings, try_id).report)
+    place = Workplace.open(_sited(settings, arguments), report)
     now = job_arguments(_slide(arguments), place)
     if now != {name: arguments.get(name) for name in now}:
         raise ConfigurationInvalid(

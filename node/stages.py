@@ -288,13 +288,13 @@ def _kept_for_review(
 def deliver_to_pacs(place: Desk, written: Json) -> Json:
     """Store every DICOM document unless it is there."""
     place.progress("deliver to PACS", 0.0)
+    receipts = []
     with delivery.open_destination(place.settings) as pacs:
-        return {
-            "receipts": [
-                asdict(delivery.deliver_to_pacs(pacs, artifact, document))
-                for artifact, document in _documents(place, written)
-            ]
-        }
+        for number, (artifact, document) in enumerate(_documents(place, written)):
+            # Told before each one: who has lost the job meanwhile sends nothing further.
+            place.progress("deliver to PACS", number / len(written["artifacts"]))
+            receipts.append(asdict(delivery.deliver_to_pacs(pacs, artifact, document)))
+    return {"receipts": receipts}
 
 
 def deliver_to_ehr(place: Desk, written: Json) -> Json:

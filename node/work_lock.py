@@ -1,18 +1,32 @@
 """Which process works for a work folder: one numbered worker per live process.
 
 A worker holds an operating-system lock on its file for as long as it lives, so that a worker whose
-lock is free is known to be dead, and a survivor may finish its jobs. DBOS itself has no lease.
+lock is free is known to be dead, and a survivor may finish its jobs. Of workers on other hosts,
+which share a PostgreSQL database, :mod:`node.lease` knows.
 """
 
 from __future__ import annotations
 
 import fcntl
+import socket
 from pathlib import Path
 from typing import IO
 
 from dicom_io.errors import DiskFull
+from node.config import Settings
 
 MOST_WORKERS = 64
+
+
+def host_name(settings: Settings) -> str:
+    """This host among those whose workers share a database."""
+    return settings.jobs.host or socket.gethostname()
+
+
+def lock_folder(settings: Settings) -> Path:
+    """Where this host's workers have their locks; hosts may share a work folder."""
+    folder = settings.work_folder / "workers"
+    return folder / host_name(settings) if settings.database_url else folder
 
 
 def take_worker(folder: Path) -> tuple[str, IO[str]]:

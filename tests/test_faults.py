@@ -1,0 +1,182 @@
+"""Nothing lost, nothing twice: fixed fault schedules, and workers of two hosts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from node.config import Settings, load_settings
+from node.job import ENDED, Job
+from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.lease import FENCED_EXIT_CODE, held_lease
+from tests.faults.run import run, submit
+from tests.faults.schedule import schedule_of
+from tests.faults.sentence import violations
+from tests.faults.world import World, world
+from tests.faulty_proxy import Fault
+from tests.fhir_fixture import SOURCE
+from tests.forked import start_marrow_node
+from tests.npm_packages import cannot_run, install
+from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
+from tests.servers import MISSING_ORTHANC, orthanc_missing
+
+SEEDS = range(1, 11)
+SLOW_SEEDS = range(11, 71)
+LEASE_S = 4.0
+LONGEST_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    missing = install(SOURCE, "the FHIR server") or (MISSING_ORTHANC if orthanc_missing() else "")
+    if missing:
+        cannot_run(missing)
+    with world(tmp_path_factory.mktemp("faults")) as running:
+        yield running
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    if postgresql_missing():
+        pytest.skip(MISSING_POSTGRESQL)
+    with running_postgresql() as url:
+        yield url
+
+
+def keeps_the_promise(servers: World, seed: int, folder: Path) -> None:
+    outcome = run(servers, seed, folder / "run")
+    assert not outcome.violations, (
+        f"replay with: make faults SEEDS={seed}..{seed}\n{outcome.told}\n{outcome.said}"
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_after_faults_one_set_of_results_or_a_failed_job(
+    servers: World, seed: int, tmp_path: Path
+) -> None:
+    keeps_the_promise(servers, seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SLOW_SEEDS)
+def test_after_more_faults(servers: World, seed: int, tmp_path: Path) -> None:
+    keeps_the_promise(servers, seed, tmp_path)
+
+
+def test_all_follows_from_the_seed() -> None:
+    assert [schedule_of(seed) for seed in range(100)] == [schedule_of(seed) for seed in range(100)]
+    kinds = {event.kind for seed in range(1000) for event in schedule_of(seed)}
+    assert len(kinds) == 4 + 7 + 2 + 2 + 3 + 1  # resets, statuses, slow and twice, hits, full disk
+
+
+def test_a_doubled_or_missing_object_is_a_violation(servers: World, tmp_path: Path) -> None:
+    """The check itself: it sees what is there too often, and what is not there."""
+    config = servers.fresh(tmp_path / "run")
+    settings = load_settings(config)
+    with open_job_queue(settings) as queue:
+        job = submit(queue, settings, servers)
+        seen = queue.get(job)
+        done = replace(seen, status="completed", result={"report": "", "ann": []}, exit_code=0)
+        assert "no ANN is there" in violations(servers, settings, done)
+        assert violations(servers, settings, seen) == ["the job is queued"]
+        silent = replace(seen, status="failed", error=None, exit_code=1)
+        assert violations(servers, settings, silent) == ["the failed job does not say why"]
+
+
+def test_a_worker_that_was_thought_dead_delivers_nothing_more(
+    servers: World, postgresql: str, tmp_path: Path
+) -> None:
+    """Stop host a after its first STOW; host b finishes the job; then let a go on."""
+    configs = {host: host_config(servers, postgresql, tmp_path, host) for host in "ab"}
+    settings = load_settings(configs["a"])
+    prepare_database(settings)
+    first = start_marrow_node("--verbose", "--config", str(configs["a"]), "work",
+                              said=tmp_path / "a.log")  # fmt: skip
+    stopped: list[float] = []
+
+    def stop() -> None:
+        os.kill(int(first.pid or 0), signal.SIGSTOP)
+        stopped.append(time.monotonic())
+
+    servers.pacs_proxy.faults.append(Fault("/studies$", "POST", times=1, obeyed=stop))
+    servers.pacs_proxy.requests.clear()
+    servers.ehr_proxy.requests.clear()
+    with open_job_queue(settings) as queue:
+        job = submit(queue, settings, servers)
+        wait_for(lambda: bool(stopped))
+        second = start_marrow_node("--verbose", "--config", str(configs["b"]), "work",
+                                   said=tmp_path / "b.log")  # fmt: skip
+        try:
+            ended = end_of(queue, job)
+            assert ended.status == "completed", ended
+            os.kill(int(first.pid or 0), signal.SIGCONT)
+            first.join(30)
+            assert first.exitcode == FENCED_EXIT_CODE, (tmp_path / "a.log").read_text()
+            assert violations(servers, settings, queue.get(job)) == []
+        finally:
+            for process in (first, second):
+                process.kill()
+                process.join(10)
+    sent = [path for method, path in servers.pacs_proxy.requests if method == "POST"]
+    assert len(sent) == 3
+    assert [path for method, path in servers.ehr_proxy.requests if method == "POST"] == ["/"]
+
+
+def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> None:
+    settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
+    settings = replace(settings, jobs=replace(settings.jobs, lease_s=0.3))
+    recovered: list[str] = []
+    with (
+        held_lease(settings, "a.worker-0") as first,
+        held_lease(settings, "b.worker-0") as second,
+        held_lease(settings, "c.worker-0") as third,
+    ):
+        second.bury(recovered.extend)
+        assert recovered == []
+        time.sleep(0.4)
+        for lease in (second, third):
+            lease.beat()
+        for lease in (second, third, second):
+            lease.bury(recovered.extend)
+        assert recovered == [first.executor]
+    with held_lease(settings, "c.worker-0") as again:
+        again.bury(recovered.extend)
+        # One that ended by itself is not waited for, nor is an earlier start of the same worker.
+        assert sorted(recovered[1:]) == sorted([second.executor, third.executor])
+        assert again.executor != third.executor
+
+
+def host_config(servers: World, database_url: str, folder: Path, host: str) -> Path:
+    """Settings of a host whose folder is its own, but for files that all hosts share."""
+    work = folder / host
+    servers.fresh(work)
+    for shared in ("files", "results", "progress"):
+        (folder / shared).mkdir(exist_ok=True)
+        (work / shared).symlink_to(folder / shared)
+    text = servers.smear.settings(
+        work_folder=str(work),
+        database_url=database_url,
+        pacs_url=servers.pacs_proxy.url,
+        ehr_url=servers.ehr_proxy.url,
+    ).read_text()
+    config = work / "node.toml"
+    config.write_text(f'{text}[jobs]\nhost = "{host}"\nlease_s = {LEASE_S}\n')
+    return config
+
+
+def wait_for(holds: object, seconds: float = LONGEST_S) -> None:
+    end = time.monotonic() + seconds
+    while not holds():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def end_of(queue: JobQueue, job: str) -> Job:
+    wait_for(lambda: queue.get(job).status in ENDED)
+    return queue.get(job)
