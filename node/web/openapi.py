@@ -20,12 +20,13 @@ from node.stages import FILE_NAMES
 from node.web.jobs import MEDIA_TYPES
 from node.web.review import ReviewRequest
 from node.web.settings import Role
-from node.web.submission import JobRequest, RerunRequest
+from node.web.submission import UID_PATTERN, JobRequest, RerunRequest
 
 Json = dict[str, Any]
 
 _TEXT: Json = {"type": "string"}
 _MEDIA_TYPES = sorted(set(MEDIA_TYPES.values()))
+_ONE_LINE, _SOMETHING = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$", r"\S"
 _MAYBE_TEXT: Json = {"type": ["string", "null"]}
 _JOB_ID: Json = {
     "name": "job",
@@ -77,7 +78,7 @@ def openapi_document(settings: Settings) -> Json:
                 "Job": _job(),
                 "JobRequest": _job_request(models, settings.serve.callbacks),
                 "RerunRequest": _rerun_request(models),
-                **_with_its_parts("ReviewRequest", TypeAdapter(ReviewRequest)),
+                **_review_request(),
             },
         },
     }
@@ -280,7 +281,11 @@ def _json(schema: Json, description: str = "Done") -> Json:
 
 
 def _content(*media_types: str, schema: Json = _TEXT) -> Json:
-    return {"description": "Done", "content": {each: {"schema": schema} for each in media_types}}
+    content = {
+        each: {"schema": {"type": "object"} if each.endswith("json") else schema}
+        for each in media_types
+    }
+    return {"description": "Done", "content": content}
 
 
 def _object(**properties: Json) -> Json:
@@ -357,11 +362,40 @@ def _revision() -> Json:
     )
 
 
-def _with_its_parts(name: str, kind: TypeAdapter[Any]) -> Json:
-    """Schemas of a body and of what it is made of, side by side."""
+def _review_request() -> Json:
+    """The body and what it is made of, side by side; and what each decision needs."""
+    kind = TypeAdapter(ReviewRequest)
     schema = kind.json_schema(ref_template="#/components/schemas/{model}")
     parts = schema.pop("$defs", {})
-    return {name: _undescribed(schema)} | {part: _undescribed(each) for part, each in parts.items()}
+    schema["properties"]["reason"]["pattern"] = _ONE_LINE
+    no_source = {"annotation_uid": {"const": ""}} | _none("corrections")
+    said = {"type": "string", "pattern": _SOMETHING}
+    schema["oneOf"] = [
+        {"properties": {"decision": {"const": "confirmed"}} | no_source},
+        {
+            "required": ["reason"],
+            "properties": {"decision": {"const": "withdrawn"}, "reason": said} | no_source,
+        },
+        {
+            "required": ["annotation_uid"],
+            "properties": {
+                "decision": {"const": "corrected"},
+                "annotation_uid": {"type": "string", "pattern": UID_PATTERN},
+            }
+            | _none("corrections"),
+        },
+        {
+            "required": ["corrections"],
+            "properties": {
+                "decision": {"const": "corrected"},
+                "annotation_uid": {"const": ""},
+                "corrections": {"type": "object"},
+            },
+        },
+    ]
+    return {"ReviewRequest": _undescribed(schema)} | {
+        part: _undescribed(each) for part, each in parts.items()
+    }
 
 
 def _undescribed(schema: Json) -> Json:

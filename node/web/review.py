@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from flask import Blueprint, Response, jsonify, redirect, request, url_for
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from werkzeug.exceptions import Forbidden
 from werkzeug.wrappers import Response as AnyResponse
@@ -30,6 +30,11 @@ from node.web.jobs import summary
 from node.web.submission import body_of
 
 
+def _integral(value: object) -> object:
+    """1.0 is an integer in JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 @checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
 class ReviewRequest:
     """Body of ``POST /jobs/{job}/review``.
@@ -47,7 +52,7 @@ class ReviewRequest:
         Of a correction, instead: single cells.
     """
 
-    revision: Annotated[int, Field(ge=1)]
+    revision: Annotated[int, BeforeValidator(_integral), Field(ge=1)]
     decision: Decision
     reason: Annotated[str, Field(max_length=MOST_REASON)] = ""
     annotation_uid: Annotated[str, Field(max_length=64)] = ""

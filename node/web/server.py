@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +76,7 @@ def _options(serve: ServeSettings) -> dict[str, Any]:
         "control_socket_disable": True,
         "loglevel": "warning",
         "proc_name": "marrow-node",
+        "worker_exit": _end_at_once,
     }
     if serve.certificate is not None:
         options |= {
@@ -84,6 +87,16 @@ def _options(serve: ServeSettings) -> dict[str, Any]:
     if serve.ca_bundle is not None:
         options |= {"ca_certs": str(serve.ca_bundle), "cert_reqs": ssl.CERT_REQUIRED}
     return options
+
+
+def _end_at_once(_: Any, __: Any) -> None:
+    """End a process that has answered all it had to.
+
+    Libraries in C++ that were loaded before the fork wait at a usual exit for threads that only the
+    parent has, and abort.
+    """
+    logging.shutdown()
+    os._exit(0)
 
 
 def _modern_tls(_: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

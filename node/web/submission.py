@@ -21,7 +21,8 @@ from node.pipeline import SlideReference
 from node.workplace import Workplace
 
 # PS3.5 §9.1
-Uid = Annotated[str, Field(max_length=64, pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")]
+UID_PATTERN = r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$"
+Uid = Annotated[str, Field(max_length=64, pattern=UID_PATTERN)]
 # A model package that is installed anew is seen after so many seconds.
 PACKAGES_KEPT_S = 10
 MODELS_KEPT = 64
