@@ -52,7 +52,7 @@ class ReviewRequest:
         Of a correction, instead: single cells.
     """
 
-    revision: Annotated[int, BeforeValidator(_integral), Field(ge=1)]
+    revision: Annotated[int, Field(ge=1), BeforeValidator(_integral)]
     decision: Decision
     reason: Annotated[str, Field(max_length=MOST_REASON)] = ""
     annotation_uid: Annotated[str, Field(max_length=64)] = ""
