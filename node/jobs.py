@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,7 @@ from node.job_queue import (
     open_job_queue,
     prepare_database,
     progress_file,
+    sited,
 )
 from node.lease import beating, held_lease
 from node.log import telling_of
@@ -202,7 +203,7 @@ def _register(settings: Settings, steps: _Steps) -> None:
     def review_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
             report = steps.report_to(progress_file(settings, try_id).report)
-            place = ReviewPlace.open(_sited(settings, arguments), report)
+            place = ReviewPlace.open(sited(settings, arguments), report)
             review = review_from(arguments["review"])
             result = review_result(place, arguments["identity"], review, steps.timed)
             steps.step("audit", lambda: _reviewed(place.settings, review, result))
@@ -212,7 +213,7 @@ def _register(settings: Settings, steps: _Steps) -> None:
     def await_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
             arrived = await_whole(
-                _sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
+                sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
             )
             steps.step("queue", lambda: _queued(settings, try_id, arguments | arrived))
             return arrived
@@ -220,11 +221,11 @@ def _register(settings: Settings, steps: _Steps) -> None:
     @DBOS.workflow(name=FIND)
     def find(arguments: dict[str, Any]) -> Any:
         def search() -> dict[str, Any]:
-            slides = find_slides(_sited(settings, arguments), arguments)
+            slides = find_slides(sited(settings, arguments), arguments)
             with open_job_queue(settings) as queue:
                 if arguments.get("by_rules"):
                     return _by_rules(settings, queue, slides, arguments)
-                place = Workplace.open(_sited(settings, arguments), lambda progress: None)
+                place = Workplace.open(sited(settings, arguments), lambda progress: None)
                 jobs = [
                     queue.submit(
                         slide,
@@ -274,7 +275,7 @@ def _by_rules(
 def _audited(
     settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any]:
-    slide_analysed(_sited(settings, arguments), result)
+    slide_analysed(sited(settings, arguments), result)
     return {}
 
 
@@ -384,17 +385,6 @@ def _slide(arguments: Mapping[str, Any]) -> SlideReference:
     )
 
 
-def _sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
-    """The settings with the addresses and the model that a job was submitted for."""
-    return replace(
-        settings,
-        pacs_url=arguments["pacs_url"],
-        results_url=arguments["results_url"],
-        ehr_url=arguments["ehr_url"],
-        model=replace(settings.model, name=arguments["model"]),
-    )
-
-
 def _workplace(
     settings: Settings, steps: _Steps, arguments: Mapping[str, Any], try_id: str
 ) -> Workplace:
@@ -406,7 +396,7 @@ def _workplace(
         When the settings or the model package have changed since then.
     """
     report = steps.report_to(progress_file(settings, try_id).report)
-    place = Workplace.open(_sited(settings, arguments), report)
+    place = Workplace.open(sited(settings, arguments), report)
     now = job_arguments(_slide(arguments), place)
     if now != {name: arguments.get(name) for name in now}:
         raise ConfigurationInvalid(
