@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.misc import is_dicom
 
 from tests.forked import marrow_node
 from tests.smears import Smear, small_smear
@@ -101,5 +102,5 @@ def stored(smear: Smear) -> list[Path]:
     return [
         path
         for path in (smear.folder / "pacs").rglob("*")
-        if path.is_file() and path.name not in own and path.suffix == ".dcm"
+        if path.is_file() and path.name not in own and is_dicom(path)
     ]
