@@ -78,7 +78,7 @@ def test_altered_coordinates_are_seen(smear: Smear) -> None:
 
 
 def test_another_count_in_the_ehr_is_seen(smear: Smear) -> None:
-    for path in (smear.folder / "ehr").rglob("Observation*"):
+    for path in (smear.folder / "ehr").rglob("Observation/*"):
         text = path.read_text(encoding="utf-8")
         changed = json.loads(text)
         for component in changed.get("component", []):
