@@ -150,7 +150,7 @@ def test_a_worker_that_was_thought_dead_delivers_nothing_more(
 
 def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> None:
     settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
-    settings = replace(settings, jobs=replace(settings.jobs, lease_s=0.3))
+    settings = replace(settings, jobs=replace(settings.jobs, lease_s=LEASE_S))
     recovered: list[str] = []
     with (
         held_lease(settings, "a.worker-0") as first,
@@ -159,7 +159,7 @@ def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> N
     ):
         second.bury(recovered.extend)
         assert recovered == []
-        time.sleep(0.4)
+        time.sleep(LEASE_S + 0.1)
         for lease in (second, third):
             lease.beat()
         for lease in (second, third, second):
