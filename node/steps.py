@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from dbos import DBOS, PortableWorkflowError
+from sqlalchemy.exc import SQLAlchemyError
 
 from node.exit_codes import error_classes
 from node.metrics import stage_timed
 from node.progress import Progress
+
+log = logging.getLogger(__name__)
+
+# EX_IOERR of sysexits.h.
+RECORDING_FAILED_EXIT_CODE = 74
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,13 @@ class Steps:
             if known is None:
                 raise
             raise known(error.message) from error
+        except SQLAlchemyError as error:
+            # The outcome could not be recorded, nor could the job's failure: it would stay running
+            # for ever. A process that is started again goes on after the last recorded step.
+            log.error(
+                "The job database cannot be written (%s): the worker ends.", type(error).__name__
+            )
+            os._exit(RECORDING_FAILED_EXIT_CODE)
 
     def timed(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a step whose seconds are measured."""
