@@ -28,6 +28,7 @@ from node.poll import poll
 from node.probe import probe
 from node.progress import Progress
 from node.receive import receive
+from node.reconciliation import reconcile
 from node.review_command import review
 from node.rules import rules
 from node.serve import key, purge, serve, web, work
@@ -231,7 +232,7 @@ def config(settings: Settings, as_json: bool) -> None:
 
 
 for _command in (
-    train, evaluate, compare, field, probe, receive, check, review,
+    train, evaluate, compare, field, probe, receive, check, review, reconcile,
     serve, web, work, perform, poll, rules, key, purge,
 ):  # fmt: skip
     main.add_command(_command)

@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,20 @@ class JobQueue:
             )
         return self._job(found)
 
+    def settings_of(self, job: str) -> Settings:
+        """The settings with the addresses that a job reads from and delivers to.
+
+        Raises
+        ------
+        JobNotFound
+        """
+        newest = self._newest(job)
+        if newest is None:
+            raise JobNotFound(
+                f"Job {job} is not known here: 'marrow-node jobs' lists those that are."
+            )
+        return sited(self._settings, arguments_of(newest))
+
     def list(
         self, limit: int | None = None, offset: int = 0, status: JobStatus | None = None
     ) -> list[Job]:
@@ -406,6 +421,17 @@ def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
         "results_url": place.settings.results_url,
         "ehr_url": place.settings.ehr_url,
     }
+
+
+def sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
+    """The settings with the addresses and the model that a job was submitted for."""
+    return replace(
+        settings,
+        pacs_url=arguments["pacs_url"],
+        results_url=arguments["results_url"],
+        ehr_url=arguments["ehr_url"],
+        model=replace(settings.model, name=arguments["model"]),
+    )
 
 
 @contextmanager

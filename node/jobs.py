@@ -11,18 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from dbos import DBOS, DBOSPortableJSONSerializer, PortableWorkflowError
+from dbos import DBOS, DBOSPortableJSONSerializer
 
 from dicom_io.errors import ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
-from node.exit_codes import error_classes
 from node.intake import await_whole, find_slides
 from node.job import (
     ANALYSE,
@@ -47,15 +45,17 @@ from node.job_queue import (
     open_job_queue,
     prepare_database,
     progress_file,
+    sited,
 )
 from node.lease import beating, held_lease
 from node.log import telling_of
-from node.metrics import count_failure, count_result, stage_timed
+from node.metrics import count_failure, count_result
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
 from node.rules import submit_by_rules
+from node.steps import Steps, still_ours
 from node.work_lock import dead_workers, host_name, lock_folder, take_worker
 from node.workplace import ReviewPlace, Workplace
 
@@ -118,7 +118,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "notification_listener_polling_interval_sec": POLL_S,
             }
         )
-        _register(settings, _Steps(_nothing if lease is None else lease.check))
+        _register(settings, Steps(still_ours if lease is None else lease.check))
         try:
             DBOS.launch()
             DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
@@ -136,58 +136,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.destroy()
 
 
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """How the steps of jobs run: recorded, and only while the jobs are this worker's.
-
-    Attributes
-    ----------
-    check
-        Does not return where another worker has this one's jobs.
-    """
-
-    check: Callable[[], None]
-
-    def step(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        try:
-            return DBOS.run_step({"name": name}, partial(self._checked, stage))
-        except PortableWorkflowError as error:
-            # What an earlier process recorded of a failing step has its name and its words alone.
-            known = error_classes().get(error.name)
-            if known is None:
-                raise
-            raise known(error.message) from error
-
-    def timed(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        def timed() -> dict[str, Any]:
-            with stage_timed(name):
-                return stage()
-
-        return self.step(name, timed)
-
-    def report_to(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """Progress of a job, which stops where it is no longer this worker's to deliver."""
-
-        def checked(progress: Progress) -> None:
-            if progress.stage.startswith("deliver"):
-                self.check()
-            report(progress)
-
-        return checked
-
-    def _checked(self, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        try:
-            return stage()
-        finally:
-            # Before DBOS records what came of it: that is another's, once another has the job.
-            self.check()
-
-
-def _nothing() -> None:
-    """With SQLite a worker's lock is enough."""
-
-
-def _register(settings: Settings, steps: _Steps) -> None:
+def _register(settings: Settings, steps: Steps) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
@@ -202,7 +151,7 @@ def _register(settings: Settings, steps: _Steps) -> None:
     def review_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
             report = steps.report_to(progress_file(settings, try_id).report)
-            place = ReviewPlace.open(_sited(settings, arguments), report)
+            place = ReviewPlace.open(sited(settings, arguments), report)
             review = review_from(arguments["review"])
             result = review_result(place, arguments["identity"], review, steps.timed)
             steps.step("audit", lambda: _reviewed(place.settings, review, result))
@@ -212,7 +161,7 @@ def _register(settings: Settings, steps: _Steps) -> None:
     def await_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
             arrived = await_whole(
-                _sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
+                sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
             )
             steps.step("queue", lambda: _queued(settings, try_id, arguments | arrived))
             return arrived
@@ -220,11 +169,11 @@ def _register(settings: Settings, steps: _Steps) -> None:
     @DBOS.workflow(name=FIND)
     def find(arguments: dict[str, Any]) -> Any:
         def search() -> dict[str, Any]:
-            slides = find_slides(_sited(settings, arguments), arguments)
+            slides = find_slides(sited(settings, arguments), arguments)
             with open_job_queue(settings) as queue:
                 if arguments.get("by_rules"):
                     return _by_rules(settings, queue, slides, arguments)
-                place = Workplace.open(_sited(settings, arguments), lambda progress: None)
+                place = Workplace.open(sited(settings, arguments), lambda progress: None)
                 jobs = [
                     queue.submit(
                         slide,
@@ -274,7 +223,7 @@ def _by_rules(
 def _audited(
     settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any]:
-    slide_analysed(_sited(settings, arguments), result)
+    slide_analysed(sited(settings, arguments), result)
     return {}
 
 
@@ -305,7 +254,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _call_back(
     settings: Settings,
-    steps: _Steps,
+    steps: Steps,
     arguments: Mapping[str, Any],
     try_id: str,
     status: str,
@@ -344,7 +293,7 @@ def _queued(
 
 
 @contextmanager
-def _try(settings: Settings, steps: _Steps, arguments: Mapping[str, Any]) -> Iterator[str]:
+def _try(settings: Settings, steps: Steps, arguments: Mapping[str, Any]) -> Iterator[str]:
     """One try of a job: its failure is counted and told, and tried again later if it may pass."""
     try_id = (DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX)
     with telling_of(try_id, arguments["study_uid"]):
@@ -360,7 +309,7 @@ def _try(settings: Settings, steps: _Steps, arguments: Mapping[str, Any]) -> Ite
 
 def _tried_later(
     settings: Settings,
-    steps: _Steps,
+    steps: Steps,
     try_id: str,
     arguments: Mapping[str, Any],
     error: MarrowNodeError,
@@ -384,19 +333,8 @@ def _slide(arguments: Mapping[str, Any]) -> SlideReference:
     )
 
 
-def _sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
-    """The settings with the addresses and the model that a job was submitted for."""
-    return replace(
-        settings,
-        pacs_url=arguments["pacs_url"],
-        results_url=arguments["results_url"],
-        ehr_url=arguments["ehr_url"],
-        model=replace(settings.model, name=arguments["model"]),
-    )
-
-
 def _workplace(
-    settings: Settings, steps: _Steps, arguments: Mapping[str, Any], try_id: str
+    settings: Settings, steps: Steps, arguments: Mapping[str, Any], try_id: str
 ) -> Workplace:
     """The workplace a job was submitted for.
 
@@ -406,7 +344,7 @@ def _workplace(
         When the settings or the model package have changed since then.
     """
     report = steps.report_to(progress_file(settings, try_id).report)
-    place = Workplace.open(_sited(settings, arguments), report)
+    place = Workplace.open(sited(settings, arguments), report)
     now = job_arguments(_slide(arguments), place)
     if now != {name: arguments.get(name) for name in now}:
         raise ConfigurationInvalid(

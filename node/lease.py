@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import (
@@ -27,6 +27,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    cast,
     create_engine,
     delete,
     func,
@@ -109,7 +110,7 @@ class Lease:
         if not beaten.rowcount:
             self._end()
 
-    def bury(self, recover: Callable[[Sequence[str]], object]) -> None:
+    def bury(self, recover: Callable[[list[str]], object]) -> None:
         """Give the jobs of workers that are dead to the living.
 
         Parameters
@@ -177,7 +178,7 @@ def held_lease(settings: Settings, name: str) -> Iterator[Lease]:
 
 
 @contextmanager
-def beating(lease: Lease, recover: Callable[[Sequence[str]], object]) -> Iterator[None]:
+def beating(lease: Lease, recover: Callable[[list[str]], object]) -> Iterator[None]:
     """Keep a lease, and look after the other workers, while the block runs."""
     ended = threading.Event()
 
@@ -206,4 +207,4 @@ def _executor(name: str, fence: int) -> str:
 
 def _now_s() -> ColumnElement[float]:
     """By the database's clock: those of hosts may differ."""
-    return func.extract("epoch", func.clock_timestamp())
+    return cast(func.extract("epoch", func.clock_timestamp()), Float)

@@ -335,11 +335,8 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
         What ``analyse --json`` prints of a completed job.
     """
     place.progress("reconcile", 0.0)
-    sent = {artifact.kind: document for artifact, document in _documents(place, written)}
+    compare(place, written)
     artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
-    with delivery.open_destination(place.settings) as pacs:
-        returned = delivery.read_back(pacs, artifacts, sent)
-    delivery.reconcile(sent, returned, _reported(place, written))
     place.progress("reconcile", 1.0, written["summary"]["cells"])
     seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
     return {
@@ -367,6 +364,21 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
             for kind, artifact in written["artifacts"].items()
         },
     }
+
+
+def compare(place: Desk, written: Json) -> None:
+    """Read a revision's documents and report back from where they went, and compare.
+
+    Raises
+    ------
+    MarrowNodeError
+        Where one cannot be read, or they do not say what was written.
+    """
+    sent = {artifact.kind: document for artifact, document in _documents(place, written)}
+    artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
+    with delivery.open_destination(place.settings) as pacs:
+        returned = delivery.read_back(pacs, artifacts, sent)
+    delivery.reconcile(sent, returned, _reported(place, written))
 
 
 def _reported(place: Desk, written: Json) -> list[Json]:

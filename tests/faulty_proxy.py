@@ -159,12 +159,10 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
             kept = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
             if keep_host:
                 kept["Host"] = self.headers["Host"]
-            # A request to the base itself: the proxy's is the root of its host, which ends in "/".
-            target = dicomweb_url + ("" if self.path == "/" else self.path)
             try:
                 for _ in range(1 + fault.twice):
                     answer = session.request(
-                        self.command, target, data=body, headers=kept, timeout=60
+                        self.command, dicomweb_url + self.path, data=body, headers=kept, timeout=60
                     )
             except requests.RequestException:
                 # What stands behind is down: so is the proxy then, for all that can be seen.

@@ -24,7 +24,7 @@ from tests.faults.world import Worker, World
 from tests.faulty_proxy import Fault, Proxy
 
 LOOK_S = 0.002
-LONGEST_S = 90.0
+LONGEST_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
