@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,11 @@ class JobQueue:
 
     def __init__(self, settings: Settings, client: DBOSClient | None) -> None:
         self._settings, self._client = settings, client
+        # SQLite lets one write at a time, and others ask again now and then: who waits here instead
+        # goes on at once, and leaves the connections to those who only look.
+        self._writing: AbstractContextManager[object] = (
+            nullcontext() if settings.database_url else threading.Lock()
+        )
 
     def submit(
         self,
@@ -184,7 +190,7 @@ class JobQueue:
             options["priority"] = PRIORITIES[priority]
         if delay_s:
             options["delay_seconds"] = delay_s
-        with database_errors(self._settings):
+        with database_errors(self._settings), self._writing:
             self._open_client().enqueue(options, dict(arguments))
 
     def call_back(self, try_id: str, url: str, told: Mapping[str, Any]) -> None:

@@ -66,6 +66,8 @@ POLL_S = 0.1
 # to workers of the same version. A job whose steps are others by then fails visibly.
 WORKFLOWS = "1"
 ARRIVALS_AT_A_TIME = 16
+# Many may wait there, and each look at the queue reads them all.
+ARRIVALS_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,9 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.launch()
             DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
             DBOS.register_queue(
-                ARRIVALS, worker_concurrency=ARRIVALS_AT_A_TIME, polling_interval_sec=POLL_S
+                ARRIVALS,
+                worker_concurrency=ARRIVALS_AT_A_TIME,
+                polling_interval_sec=ARRIVALS_POLL_S,
             )
             DBOS.register_queue(REVIEWS, worker_concurrency=1, polling_interval_sec=POLL_S)
             with ExitStack() as watching, open_job_queue(settings) as jobs:

@@ -121,7 +121,7 @@ class ServeSettings:
     port: int = 8080
     public_url: str = ""
     workers: int = 1
-    threads: int = 32
+    threads: int = 64
     certificate: Path | None = None
     certificate_key: Path | None = None
     ca_bundle: Path | None = None

@@ -33,7 +33,7 @@ def serve_under_load() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         smear = small_smear(Path(name))
         # Slides that never come: the jobs stay, and looking for them is work beside.
-        tables = {"jobs": {"quiet_s": 3600.0, "look_s": 2.0}, "serve": {"threads": 32}}
+        tables = {"jobs": {"quiet_s": 3600.0, "look_s": 2.0}, "serve": {"threads": 64}}
         with running_service(smear, tables) as service:
             port = int(service.url.rpartition(":")[2])
             listed, submitted = _Answers(), _Answers()
