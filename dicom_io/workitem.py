@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydicom.dataset import Dataset
 
+from dicom_io.arrival import LONGEST_UID
 from dicom_io.dicom_json import (
     FROM_JSON_ERRORS,
     Json,
@@ -30,7 +31,6 @@ from dicom_io.folder import UID
 
 # Of every workitem, whichever of the UPS SOP classes a system speaks (PS3.4 CC.3.1).
 UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"
-LONGEST_UID = 64
 State = Literal["SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED"]
 SCHEDULED: State = "SCHEDULED"
 IN_PROGRESS: State = "IN PROGRESS"

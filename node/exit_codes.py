@@ -5,6 +5,14 @@ from __future__ import annotations
 import dicom_io.errors  # noqa: F401  its classes are found as subclasses of the root
 from models.errors import MarrowNodeError
 
+# Of sysexits.h, EX_IOERR and EX_TEMPFAIL: the process gives its jobs up, and is started again.
+RECORDING_FAILED = 74
+FENCED = 75
+_ENDINGS = (
+    (RECORDING_FAILED, "worker: the job database cannot be written; started again, it goes on"),
+    (FENCED, "worker: silent for longer than jobs.lease_s, others have its jobs; start it again"),
+)
+
 
 def error_classes() -> dict[str, type[MarrowNodeError]]:
     """Every class of the error tree by its name."""
@@ -21,4 +29,5 @@ def exit_code_table() -> list[tuple[int, str]]:
     """(code, meaning) of every way a command can end, in order."""
     own = {(error.exit_code, error.meaning) for error in error_classes().values()}
     usage = (2, "the command line could not be understood")
-    return sorted({(0, "done: everything asked for is delivered and reconciled"), usage} | own)
+    done = (0, "done: everything asked for is delivered and reconciled")
+    return sorted({done, usage, *_ENDINGS} | own)

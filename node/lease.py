@@ -39,14 +39,13 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import Settings
+from node.exit_codes import FENCED
 from node.job_queue import database_errors
 
 log = logging.getLogger(__name__)
 
 BEATS_IN_A_LEASE = 5
 DATABASE_WAIT_S = 0.5
-# EX_TEMPFAIL of sysexits.h: start it again.
-FENCED_EXIT_CODE = 75
 # Of an advisory lock: two hosts that start at the same time make the table once.
 _MAKING = 7_155_021
 _METADATA = MetaData()
@@ -145,7 +144,7 @@ class Lease:
         log.error("Worker %s was taken for dead and ends: others do its jobs.", self.executor)
         sys.stderr.flush()
         # Neither handlers nor threads may run on: what they would record is another worker's now.
-        os._exit(FENCED_EXIT_CODE)
+        os._exit(FENCED)
 
 
 @contextmanager

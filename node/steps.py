@@ -12,14 +12,11 @@ from typing import Any
 from dbos import DBOS, PortableWorkflowError
 from sqlalchemy.exc import SQLAlchemyError
 
-from node.exit_codes import error_classes
+from node.exit_codes import RECORDING_FAILED, error_classes
 from node.metrics import stage_timed
 from node.progress import Progress
 
 log = logging.getLogger(__name__)
-
-# EX_IOERR of sysexits.h.
-RECORDING_FAILED_EXIT_CODE = 74
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class Steps:
             log.error(
                 "The job database cannot be written (%s): the worker ends.", type(error).__name__
             )
-            os._exit(RECORDING_FAILED_EXIT_CODE)
+            os._exit(RECORDING_FAILED)
 
     def timed(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a step whose seconds are measured."""

@@ -15,9 +15,10 @@ from dbos._serialization import deserialize_exception, serialize_exception
 
 from dicom_io.errors import PacsBusy
 from node.config import Settings, load_settings
+from node.exit_codes import FENCED
 from node.job import ENDED, Job
 from node.job_queue import JobQueue, open_job_queue, prepare_database
-from node.lease import FENCED_EXIT_CODE, held_lease
+from node.lease import held_lease
 from node.steps import Steps, still_ours
 from tests.faults.run import run, submit
 from tests.faults.schedule import schedule_of
@@ -137,7 +138,7 @@ def test_a_worker_that_was_thought_dead_delivers_nothing_more(
             assert ended.status == "completed", ended
             os.kill(int(first.pid or 0), signal.SIGCONT)
             first.join(30)
-            assert first.exitcode == FENCED_EXIT_CODE, (tmp_path / "a.log").read_text()
+            assert first.exitcode == FENCED, (tmp_path / "a.log").read_text()
             assert violations(servers, settings, queue.get(job)) == []
         finally:
             for process in (first, second):

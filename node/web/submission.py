@@ -12,7 +12,9 @@ from flask import Request
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from dicom_io.arrival import LONGEST_UID
 from dicom_io.errors import ConfigurationInvalid
+from dicom_io.folder import UID
 from node.callback import check_callback
 from node.config import Settings
 from node.job import Job, Priority
@@ -21,8 +23,8 @@ from node.pipeline import SlideReference
 from node.workplace import Workplace
 
 # PS3.5 §9.1
-UID_PATTERN = r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$"
-Uid = Annotated[str, Field(max_length=64, pattern=UID_PATTERN)]
+UID_PATTERN = f"^{UID.pattern}$"
+Uid = Annotated[str, Field(max_length=LONGEST_UID, pattern=UID_PATTERN)]
 # A model package that is installed anew is seen after so many seconds.
 PACKAGES_KEPT_S = 10
 MODELS_KEPT = 64
