@@ -249,9 +249,15 @@ def store_reasons() -> Iterator[Status]:
         yield Status(_hex(code), meaning, "The job ends with code 35 (PacsRefused).")
 
 
+WORKER_ENDINGS = (
+    (74, "worker: the job database cannot be written; started again, it goes on"),
+    (75, "worker: silent for longer than jobs.lease_s, others have its jobs; start it again"),
+)
+
+
 def exit_codes() -> list[tuple[int, str]]:
-    """(code, meaning) of every way a job can end."""
-    known = {(0, "done: everything asked for is delivered and reconciled")}
+    """(code, meaning) of every way a job, or the worker it runs in, can end."""
+    known = {(0, "done: everything asked for is delivered and reconciled"), *WORKER_ENDINGS}
     waiting: list[type[MarrowNodeError]] = [MarrowNodeError]
     while waiting:
         error = waiting.pop()

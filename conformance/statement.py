@@ -312,7 +312,7 @@ def _network() -> list[str]:
         "",
         *_statuses(store_reasons()),
         "",
-        "### How a job ends",
+        "### How a job, or its worker, ends",
         "",
         *_table(("exit code", "meaning"), ((str(code), what) for code, what in exit_codes())),
     ]
