@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -64,6 +65,8 @@ class AuditRecord:
         As the study has it; empty where it is not known.
     what
         What it is about otherwise, such as a job.
+    query
+        What was searched for: path and keys of the request, which may name a patient.
     """
 
     event: str
@@ -76,6 +79,7 @@ class AuditRecord:
     sop_classes: Mapping[str, int] = field(default_factory=dict)
     patient_id: str = ""
     what: str = ""
+    query: str = ""
 
 
 def audit_message(record: AuditRecord, source_id: str, site_id: str) -> bytes:
@@ -99,6 +103,8 @@ def audit_message(record: AuditRecord, source_id: str, site_id: str) -> bytes:
     ElementTree.SubElement(source, "AuditSourceTypeCode", {"csd-code": "4"})
     if record.study_uid:
         _study(root, record)
+    if record.query:
+        _query(root, record.query)
     if record.patient_id:
         patient = ElementTree.SubElement(
             root,
@@ -190,6 +196,28 @@ def _study(root: ElementTree.Element, record: AuditRecord) -> None:
             )
 
 
+def _query(root: ElementTree.Element, query: str) -> None:
+    """As IHE RAD TF-2 RAD-129 has it: the request, in Base64."""
+    asked = ElementTree.SubElement(
+        root,
+        "ParticipantObjectIdentification",
+        ParticipantObjectID="QIDO-RS Query",
+        ParticipantObjectTypeCode="2",
+        ParticipantObjectTypeCodeRole="24",
+    )
+    kind = ElementTree.SubElement(asked, "ParticipantObjectIDTypeCode")
+    kind.attrib |= {
+        "csd-code": "RAD-129",
+        "codeSystemName": "IHE Transactions",
+        "originalText": "QIDO-RS Query",
+    }
+    ElementTree.SubElement(asked, "ParticipantObjectQuery").text = _base64(query)
+
+
+def _base64(text: str) -> str:
+    return b64encode(text.encode()).decode("ascii")
+
+
 def _agent(user: Mapping[str, Any]) -> dict[str, Any]:
     agent: dict[str, Any] = {
         "who": {"identifier": {"value": str(user["id"])}},
@@ -222,6 +250,12 @@ def _entities(record: AuditRecord) -> Any:
             "what": {"identifier": {"value": record.patient_id}},
             "type": {"system": f"{_FHIR}/audit-entity-type", "code": "1"},
             "role": {"system": f"{_FHIR}/object-role", "code": "1"},
+        }
+    if record.query:
+        yield {
+            "type": {"system": f"{_FHIR}/audit-entity-type", "code": "2"},
+            "role": {"system": f"{_FHIR}/object-role", "code": "24"},
+            "query": _base64(record.query),
         }
     if record.what:
         yield {

@@ -63,6 +63,21 @@ def job_submitted(trail: AuditTrail, user: str, address: str, study_uid: str, jo
     )
 
 
+def job_changed(
+    trail: AuditTrail, user: str, address: str, study_uid: str, job: str, change: str
+) -> None:
+    """Record that somebody had a job tried again, or cancelled."""
+    who = {"id": user, "requestor": True, "address": address}
+    what = f"job {job}, {change}"
+    trail.record(AuditRecord("110111", "U", audited_now(), [who], study_uid=study_uid, what=what))
+
+
+def results_searched(trail: AuditTrail, user: str, address: str, query: str) -> None:
+    """Record that somebody searched for results, and for which."""
+    who = {"id": user, "requestor": True, "address": address}
+    trail.record(AuditRecord("110112", "E", audited_now(), [who], query=query))
+
+
 def result_read(trail: AuditTrail, user: str, address: str, study_uid: str, what: str) -> None:
     """Record that somebody read a result."""
     who = {"id": user, "requestor": True, "address": address}

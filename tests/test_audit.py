@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,15 @@ def test_a_dicom_message_reads_as_the_standard_has_it() -> None:
     assert objects == ["1.2.3", "P<1>&"]
     sop_class = next(root.iter("SOPClass"))
     assert sop_class.attrib == {"UID": "1.2.840.10008.5.1.4.1.1.91.1", "NumberOfInstances": "1"}
+
+
+def test_a_search_is_recorded_with_its_keys() -> None:
+    record = AuditRecord("110112", "E", TRANSFER.at, TRANSFER.users, query="/series?PatientID=7")
+    root = ElementTree.fromstring(audit_message(record, "node 1", ""))  # noqa: S314
+    asked = root.find("ParticipantObjectIdentification/ParticipantObjectQuery")
+    assert asked is not None
+    assert b64decode(asked.text or "") == b"/series?PatientID=7"
+    AuditEvent.model_validate(audit_event(record, "node 1", ""))
 
 
 def test_a_syslog_line_is_rfc_5424() -> None:
@@ -176,14 +186,27 @@ def test_the_service_leaves_a_trail(tmp_path: Path, fhir_server: FhirServer) -> 
         assert done["status"] == "completed", done
         assert service.ask("GET", done["result"]["files"]["overview"], "read").ok
         service.ask("GET", "/jobs", None, headers={"Authorization": "Bearer mnk_wrong"})
-        wanted = {"110100", "110104", "110106", "110111", "110103", "110114"}
-        _until(lambda: {each["type"]["code"] for each in events_in(fhir_server)} >= wanted, 40)
-        events = {each["type"]["code"]: each for each in events_in(fhir_server)}
-    transferred = [e for e in events_in(fhir_server) if e["type"]["code"] == "110104"]
-    assert sorted(event["action"] for event in transferred) == ["C", "R"]
-    assert events["110111"]["agent"][0]["who"]["identifier"]["value"] == "submit"
-    assert events["110114"]["outcome"] == "4"
-    assert "mnk_wrong" not in json.dumps(events)
+        assert service.ask("GET", "/dicom-web/series?Modality=SR", "read").ok
+        lost = service.submit(study_uid="1.2.3", series_uid="1.2.3.4")["job"]
+        service.ended(lost)
+        assert service.ask("POST", f"/jobs/{lost}/retry", "operate").ok
+        service.ended(lost)
+        wanted = {"110100", "110103", "110104", "110106", "110111", "110112", "110114"}
+        _until(lambda: {code for code, _ in events_of(fhir_server)} >= wanted, 40)
+        _until(lambda: "tried again" in json.dumps(events_in(fhir_server)))
+        events = events_of(fhir_server)
+    assert {("110104", "C"), ("110104", "R"), ("110111", "C"), ("110111", "U")} <= set(events)
+    assert events["110111", "C"]["agent"][0]["who"]["identifier"]["value"] == "submit"
+    assert events["110111", "U"]["agent"][0]["who"]["identifier"]["value"] == "operate"
+    (asked,) = events["110112", "E"]["entity"]
+    assert b64decode(asked["query"]) == b"/dicom-web/series?Modality=SR"
+    assert events["110114", "E"]["outcome"] == "4"
+    assert "mnk_wrong" not in json.dumps(events_in(fhir_server))
+
+
+def events_of(server: FhirServer) -> dict[tuple[str, str], dict[str, Any]]:
+    """One of each kind of event and action."""
+    return {(each["type"]["code"], each["action"]): each for each in events_in(server)}
 
 
 def events_in(server: FhirServer) -> list[dict[str, Any]]:

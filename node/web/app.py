@@ -30,7 +30,7 @@ from dicom_io.errors import (
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
 from node.audit import AuditTrail
-from node.audited import audit_trail, login_refused, result_read
+from node.audited import audit_trail, login_refused, result_read, results_searched
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -153,10 +153,14 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
 
 
 def _audit(trail: AuditTrail, answer: Response) -> None:
-    """Record who read results over DICOMweb; a preflight is nobody's."""
+    """Record who searched for results or read them over DICOMweb; a preflight is nobody's."""
     user, study = g.get("user"), (request.view_args or {}).get("study")
     was_read = request.blueprint == "dicomweb" and answer.status_code in _READ
-    if user is not None and study and was_read:
+    if user is None or not was_read:
+        return
+    if request.endpoint == "dicomweb.search":
+        results_searched(trail, user.name, request.remote_addr or "", request.full_path)
+    elif study:
         result_read(trail, user.name, request.remote_addr or "", study, "DICOMweb")
 
 

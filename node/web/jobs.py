@@ -15,7 +15,7 @@ from werkzeug.exceptions import BadRequest, NotFound, ServiceUnavailable
 
 from models.package import installed_packages
 from node.audit import AuditTrail
-from node.audited import job_submitted, result_read
+from node.audited import job_changed, job_submitted, result_read
 from node.config import Settings
 from node.job import ENDED, STATUSES, Job, JobStatus
 from node.job_queue import JobQueue
@@ -100,18 +100,22 @@ def jobs_blueprint(
 
     @jobs.post("/jobs/<job>/retry")
     def retry(job: str) -> tuple[Response, int]:
-        return jsonify(summary(queue.retry(job))), HTTPStatus.ACCEPTED
+        queued = queue.retry(job)
+        job_changed(trail, *_who(), queued.study_uid, queued.job, "tried again")
+        return jsonify(summary(queued)), HTTPStatus.ACCEPTED
 
     @jobs.post("/jobs/<job>/cancel")
     def cancel(job: str) -> tuple[Response, int]:
-        return jsonify(summary(queue.cancel(job))), HTTPStatus.ACCEPTED
+        ended = queue.cancel(job)
+        job_changed(trail, *_who(), ended.study_uid, ended.job, "cancelled")
+        return jsonify(summary(ended)), HTTPStatus.ACCEPTED
 
     @jobs.post("/jobs/<job>/rerun")
     def rerun(job: str) -> tuple[Response, int]:
         wanted: RerunRequest = body_of(request, RerunRequest)
-        return jsonify(
-            summary(submissions.rerun(queue.get(job), wanted.model))
-        ), HTTPStatus.ACCEPTED
+        queued = submissions.rerun(queue.get(job), wanted.model)
+        job_submitted(trail, *_who(), queued.study_uid, queued.job)
+        return jsonify(summary(queued)), HTTPStatus.ACCEPTED
 
     @jobs.get("/searches/<search>")
     def search(search: str) -> Response:
@@ -119,21 +123,7 @@ def jobs_blueprint(
 
     @jobs.get("/models")
     def models() -> Response:
-        packages = installed_packages(settings.model.folders)
-        return jsonify(
-            {
-                "models": [
-                    {
-                        "name": package.manifest.name,
-                        "version": package.manifest.version,
-                        "digest": package.digest,
-                        "demonstration": package.manifest.demonstration,
-                        "intended_use": package.manifest.intended_use,
-                    }
-                    for package in packages
-                ]
-            }
-        )
+        return jsonify({"models": _models(settings)})
 
     return jobs
 
@@ -196,6 +186,20 @@ def whole(job: Job) -> dict[str, Any]:
         kind: url_for("jobs.file", job=job.job, name=FILE_NAMES[kind]) for kind in result["files"]
     }
     return summary(job) | {"result": result}
+
+
+def _models(settings: Settings) -> list[dict[str, Any]]:
+    """The installed packages, as a client chooses from them."""
+    return [
+        {
+            "name": package.manifest.name,
+            "version": package.manifest.version,
+            "digest": package.digest,
+            "demonstration": package.manifest.demonstration,
+            "intended_use": package.manifest.intended_use,
+        }
+        for package in installed_packages(settings.model.folders)
+    ]
 
 
 def _who() -> tuple[str, str]:

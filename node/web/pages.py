@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE, reading_order
 from models.package import installed_packages
 from node.audit import AuditTrail
-from node.audited import result_read
+from node.audited import job_changed, job_submitted, result_read
 from node.config import Settings
 from node.job import ENDED, STATUSES, Job
 from node.job_queue import JobQueue
@@ -73,12 +73,16 @@ def pages_blueprint(
 
     @pages.post("/slides/<job>/<action>")
     def act(job: str, action: str) -> Response:
+        user, address = request_user().name, request.remote_addr or ""
         if action == "retry":
             shown = queue.retry(job)
+            job_changed(trail, user, address, shown.study_uid, shown.job, "tried again")
         elif action == "cancel":
             shown = queue.cancel(job)
+            job_changed(trail, user, address, shown.study_uid, shown.job, "cancelled")
         elif action == "rerun":
             shown = submissions.rerun(queue.get(job), request.form.get("model", ""))
+            job_submitted(trail, user, address, shown.study_uid, shown.job)
         else:
             raise NotFound("There is no such action.")
         return redirect(url_for("pages.slide", job=shown.job), 303)
