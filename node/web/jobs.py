@@ -87,11 +87,7 @@ def jobs_blueprint(
     @jobs.get("/jobs/<job>/files/<name>")
     def file(job: str, name: str) -> Response:
         seen = queue.get(job)
-        result = seen.result
-        kinds = [kind for kind, known in FILE_NAMES.items() if known == name]
-        if result is None or not kinds or kinds[0] not in result["files"]:
-            raise NotFound("The job has no such file.")
-        digest = result["files"][kinds[0]].rpartition("/")[2]
+        digest = _digest(seen, name)
         result_read(trail, *_who(), seen.study_uid, f"{name} of job {seen.job}")
         answer = Response(work.get(digest), content_type=MEDIA_TYPES[name[name.rindex(".") :]])
         answer.set_etag(digest)
@@ -186,6 +182,14 @@ def whole(job: Job) -> dict[str, Any]:
         kind: url_for("jobs.file", job=job.job, name=FILE_NAMES[kind]) for kind in result["files"]
     }
     return summary(job) | {"result": result}
+
+
+def _digest(job: Job, name: str) -> str:
+    """Under which a file of the job's result lies in the work folder."""
+    kinds = [kind for kind, known in FILE_NAMES.items() if known == name]
+    if job.result is None or not kinds or kinds[0] not in job.result["files"]:
+        raise NotFound("The job has no such file.")
+    return str(job.result["files"][kinds[0]].rpartition("/")[2])
 
 
 def _models(settings: Settings) -> list[dict[str, Any]]:
