@@ -32,6 +32,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    inspect,
     select,
     text,
     update,
@@ -156,9 +157,8 @@ def held_lease(settings: Settings, name: str) -> Iterator[Lease]:
     DiskFull
         When the database cannot be used.
     """
-    url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
     with database_errors(settings):
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = _engine(settings.database_url)
         with engine.begin() as connection:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING})"))
             _METADATA.create_all(connection)
@@ -174,6 +174,34 @@ def held_lease(settings: Settings, name: str) -> Iterator[Lease]:
         except SQLAlchemyError:
             log.warning("The job database does not answer: worker %s is missed later.", name)
         engine.dispose()
+
+
+class Roll:
+    """Who lives of the workers of a PostgreSQL database, for those who only look.
+
+    Parameters
+    ----------
+    settings
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._engine = settings, _engine(settings.database_url)
+
+    def living(self) -> int:
+        """Workers of all hosts that have been heard of within a lease; 0 before the first.
+
+        Raises
+        ------
+        DiskFull
+            When the database cannot be used.
+        """
+        living = WORKERS.c.fenced.is_(False) & (
+            WORKERS.c.seen_s >= _now_s() - self._settings.jobs.lease_s
+        )
+        with database_errors(self._settings), self._engine.connect() as connection:
+            if not inspect(connection).has_table(WORKERS.name):
+                return 0
+            return connection.execute(select(func.count()).where(living)).scalar_one()
 
 
 @contextmanager
@@ -198,6 +226,12 @@ def beating(lease: Lease, recover: Callable[[list[str]], object]) -> Iterator[No
     finally:
         ended.set()
         thread.join()
+
+
+def _engine(url: str) -> Engine:
+    return create_engine(
+        url.replace("postgresql://", "postgresql+psycopg://", 1), pool_pre_ping=True
+    )
 
 
 def _executor(name: str, fence: int) -> str:

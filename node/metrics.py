@@ -54,8 +54,8 @@ def _counters() -> Any:
     return SimpleNamespace(
         slides=Counter(
             "marrow_node_slides_total",
-            "Analyses that ended, by outcome and model package.",
-            ["outcome", "model", "model_version", "model_digest"],
+            "Analyses that were completed, by model package.",
+            ["model", "model_version", "model_digest"],
         ),
         stage_s=Histogram(
             "marrow_node_stage_seconds",
@@ -99,7 +99,7 @@ def stage_timed(name: str) -> Iterator[None]:
 def count_result(result: Mapping[str, Any]) -> None:
     """Count a completed job."""
     counters, model = _counters(), result["model"]
-    counters.slides.labels("completed", model["name"], model["version"], model["digest"]).inc()
+    counters.slides.labels(model["name"], model["version"], model["digest"]).inc()
     counters.cells.inc(result["cells"])
     counters.bytes_read.inc(result["bytes_read"])
     for receipt in result["receipts"]:

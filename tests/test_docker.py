@@ -427,7 +427,7 @@ class Queue:
     def oldest_active_ms(self): return None
 from prometheus_client.parser import text_string_to_metric_families
 settings = Settings(work_folder=Path(sys.argv[1]))
-text = metrics.exposition(_gauges(settings, Queue(), audit_trail(settings))).decode()
+text = metrics.exposition(_gauges(Queue(), audit_trail(settings), lambda: 1)).decode()
 families = text_string_to_metric_families(text)
 samples = [sample for family in families for sample in family.samples]
 print(json.dumps([[sample.name, list(sample.labels)] for sample in samples]))

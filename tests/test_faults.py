@@ -18,7 +18,7 @@ from node.config import Settings, load_settings
 from node.exit_codes import FENCED
 from node.job import ENDED, Job
 from node.job_queue import JobQueue, open_job_queue, prepare_database
-from node.lease import held_lease
+from node.lease import Roll, held_lease
 from node.steps import Steps, still_ours
 from tests.faults.run import run, submit
 from tests.faults.schedule import schedule_of
@@ -153,6 +153,8 @@ def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> N
     settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
     settings = replace(settings, jobs=replace(settings.jobs, lease_s=LEASE_S))
     recovered: list[str] = []
+    roll = Roll(settings)
+    assert roll.living() == 0
     with (
         held_lease(settings, "a.worker-0") as first,
         held_lease(settings, "b.worker-0") as second,
@@ -160,9 +162,11 @@ def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> N
     ):
         second.bury(recovered.extend)
         assert recovered == []
+        assert roll.living() == 3
         time.sleep(LEASE_S + 0.1)
         for lease in (second, third):
             lease.beat()
+        assert roll.living() == 2
         for lease in (second, third, second):
             lease.bury(recovered.extend)
         assert recovered == [first.executor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify
 
@@ -13,6 +14,7 @@ from node.audit import AuditTrail
 from node.config import Settings
 from node.gpu_use import gpu_use
 from node.job_queue import JobQueue
+from node.lease import Roll
 from node.metrics import exposition
 from node.work_lock import live_workers, lock_folder
 
@@ -23,6 +25,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> Blueprint:
     """Routes ``/healthz``, ``/readyz`` and ``/metrics``."""
     health = Blueprint("health", __name__)
+    workers = _workers(settings)
 
     @health.get("/healthz")
     def alive() -> Response:
@@ -30,34 +33,36 @@ def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
 
     @health.get("/readyz")
     def ready() -> tuple[Response, int]:
-        wrong = [name for name, holds in _conditions(settings, queue) if not holds]
+        wrong = [name for name, holds in _conditions(settings, queue, workers) if not holds]
         status = "not ready" if wrong else "ready"
         return jsonify({"status": status, "wrong": wrong}), 503 if wrong else 200
 
     @health.get("/metrics")
     def metrics() -> Response:
-        text = exposition(_gauges(settings, queue, trail), gpu_use())
+        text = exposition(_gauges(queue, trail, workers), gpu_use())
         return Response(text, content_type=METRICS_TYPE)
 
     return health
 
 
-def _conditions(settings: Settings, queue: JobQueue) -> list[tuple[str, bool]]:
+def _conditions(
+    settings: Settings, queue: JobQueue, workers: Callable[[], int]
+) -> list[tuple[str, bool]]:
     """What has to hold for a job to be taken and worked on."""
     return [
-        ("job database", _answers(queue)),
+        ("job database", _answers(lambda: queue.list(limit=1) is not None)),
         ("free space in the work folder", _has_space(settings)),
         ("model package", _is_installed(settings)),
-        ("worker", bool(settings.database_url) or _workers(settings) > 0),
+        ("worker", _answers(workers)),
     ]
 
 
-def _answers(queue: JobQueue) -> bool:
+def _answers(ask: Callable[[], object]) -> bool:
+    """Whether there is an answer, and one that is not empty."""
     try:
-        queue.list(limit=1)
+        return bool(ask())
     except MarrowNodeError:
         return False
-    return True
 
 
 def _has_space(settings: Settings) -> bool:
@@ -75,11 +80,16 @@ def _is_installed(settings: Settings) -> bool:
     return True
 
 
-def _workers(settings: Settings) -> int:
-    return len(live_workers(lock_folder(settings)))
+def _workers(settings: Settings) -> Callable[[], int]:
+    """Counts the workers that live: of all hosts where they share a database, else of this one."""
+    if settings.database_url:
+        return Roll(settings).living
+    return lambda: len(live_workers(lock_folder(settings)))
 
 
-def _gauges(settings: Settings, queue: JobQueue, trail: AuditTrail) -> dict[str, tuple[str, float]]:
+def _gauges(
+    queue: JobQueue, trail: AuditTrail, workers: Callable[[], int]
+) -> dict[str, tuple[str, float]]:
     counts = queue.counts()
     oldest_ms = queue.oldest_active_ms()
     age_s = max(0.0, time.time() - oldest_ms / 1000) if oldest_ms is not None else 0.0
@@ -92,5 +102,5 @@ def _gauges(settings: Settings, queue: JobQueue, trail: AuditTrail) -> dict[str,
             "Audit records that a repository has not taken yet.",
             trail.waiting(),
         ),
-        "marrow_node_workers": ("Worker processes that live on this host.", _workers(settings)),
+        "marrow_node_workers": ("Worker processes that live.", workers()),
     }
