@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +10,7 @@ from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from tests.faulty_proxy import Proxy, faulty_proxy
 from tests.fhir_fixture import fhir_server, fhir_server_process  # noqa: F401  fixtures
 from tests.loopback_host import Host, running_host
-from tests.servers import MISSING_ORTHANC, Orthanc, orthanc_missing, running_orthanc
+from tests.servers import Orthanc, running_orthanc
 from tests.slides import WrittenSlide
 
 QUICK = PacsSettings(timeout_s=5, retries=1, retry_wait_s=0.01, frames_per_request=7)
@@ -20,10 +19,6 @@ QUICK = PacsSettings(timeout_s=5, retries=1, retry_wait_s=0.01, frames_per_reque
 @pytest.fixture(scope="session")
 def orthanc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     """One Orthanc for the session."""
-    if orthanc_missing():
-        if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
-            pytest.fail(MISSING_ORTHANC)
-        pytest.skip(MISSING_ORTHANC)
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as server:
         yield server
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.npm_packages import CACHE, cannot_run, install
+from tests.npm_packages import CACHE, install
+from tests.servers import cannot_run
 
 SOURCE = Path(__file__).parent / "fhir_server"
 INSTALLED = CACHE / SOURCE.name

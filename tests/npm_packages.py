@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NoReturn
-
-import pytest
 
 CACHE = Path(__file__).parent.parent / ".cache"
 
@@ -58,10 +54,3 @@ def _install(source: Path, installed: Path, what: str) -> str:
         return f"npm could not install {what}: {done.stderr.strip()[-300:]}"
     marker.write_bytes(wanted)
     return ""
-
-
-def cannot_run(reason: str) -> NoReturn:
-    """Skip with the reason, or fail where all servers are required."""
-    if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
-        pytest.fail(reason)
-    pytest.skip(reason)

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import free_port
+from tests.servers import cannot_run, free_port
 
-MISSING_POSTGRESQL = "no PostgreSQL here: apt-get install postgresql"
 # Debian keeps the programs of a server out of the path.
 _DEBIAN = map(str, Path("/usr/lib/postgresql").glob("*/bin"))
 _PLACES = os.pathsep.join([os.environ["PATH"], *_DEBIAN])
@@ -21,13 +20,11 @@ INITDB = shutil.which("initdb", path=_PLACES)
 PG_CTL = shutil.which("pg_ctl", path=_PLACES)
 
 
-def postgresql_missing() -> bool:
-    return INITDB is None or PG_CTL is None
-
-
 @contextmanager
 def running_postgresql() -> Iterator[str]:
-    """Start an empty server; yields the URL of its database."""
+    """Start an empty server; yields the URL of its database. Without one the test is skipped."""
+    if INITDB is None or PG_CTL is None:
+        cannot_run("no PostgreSQL here: apt-get install postgresql")
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/data"

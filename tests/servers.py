@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 import requests
 
 ORTHANC = shutil.which("Orthanc")
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 MISSING_ORTHANC = "no Orthanc with DICOMweb here: apt-get install orthanc orthanc-dicomweb"
+PYTHON_PLUGIN = DICOMWEB_PLUGIN.with_name("libOrthancPython.so")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,21 @@ class Orthanc:
             requests.delete(f"{self.rest_url}/patients/{patient}", timeout=30).raise_for_status()
 
 
+def cannot_run(reason: str) -> NoReturn:
+    """Skip with the reason, or fail where all servers are required."""
+    if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def program(name: str, package: str) -> str:
+    """Path of a program that a test runs, which `package` of apt-get brings."""
+    found = shutil.which(name)
+    if found is None:
+        cannot_run(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
 def orthanc_missing() -> bool:
     return ORTHANC is None or not DICOMWEB_PLUGIN.exists()
 
@@ -72,6 +90,8 @@ def running_orthanc(
 ) -> Iterator[Orthanc]:
     """Start Orthanc with its storage in `folder`; the same folder again is the same archive.
 
+    Without Orthanc the test is skipped.
+
     Parameters
     ----------
     node_port
@@ -79,6 +99,8 @@ def running_orthanc(
     further
         Configuration beside the usual one.
     """
+    if orthanc_missing():
+        cannot_run(MISSING_ORTHANC)
     port = (further or {}).get("HttpPort") or free_port()
     dicom_port = None if node_port is None else free_port()
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,16 +36,13 @@ from node.delivery import deliver_to_pacs, read_back
 from node.outputs import encode_documents, from_bytes, to_bytes
 from tests.analyses import small_slide, some_analysis
 from tests.servers import (
-    MISSING_ORTHANC,
     Orthanc,
     free_port,
-    orthanc_missing,
     running_orthanc,
     wait_for_port,
 )
 from tests.test_delivery import artifacts_of, reference
 
-needs_orthanc = pytest.mark.skipif(orthanc_missing(), reason=MISSING_ORTHANC)
 QUICK = DimseSettings(timeout_s=5, retries=1, retry_wait_s=0.01, commitment_wait_s=10)
 
 
@@ -80,7 +77,6 @@ def opened(
     return open_dimse(url, settings, "file:///", PacsSettings(), folder / "commitments")
 
 
-@needs_orthanc
 @pytest.mark.parametrize("over_dicomweb", [True, False])
 def test_results_are_stored_committed_and_asked_for(
     archive: Orthanc,
@@ -106,7 +102,6 @@ def test_results_are_stored_committed_and_asked_for(
     assert list((tmp_path / "commitments").iterdir()) == []
 
 
-@needs_orthanc
 def test_an_object_that_went_missing_is_named(
     archive: Orthanc, documents: dict[str, Dataset], tmp_path: Path, node_port: int
 ) -> None:
@@ -118,7 +113,6 @@ def test_an_object_that_went_missing_is_named(
             read_back(pacs, artifacts_of(documents), documents)
 
 
-@needs_orthanc
 def test_a_report_that_never_comes_is_in_the_receipt(
     archive: Orthanc, documents: dict[str, Dataset], tmp_path: Path
 ) -> None:
@@ -127,7 +121,6 @@ def test_a_report_that_never_comes_is_in_the_receipt(
         assert "no report within 0.2 s" in pacs.commitment(documents["SR"])
 
 
-@needs_orthanc
 def test_the_receiver_of_this_node_hears_reports_too(
     archive: Orthanc, documents: dict[str, Dataset], tmp_path: Path, node_port: int
 ) -> None:
@@ -143,7 +136,6 @@ def test_the_receiver_of_this_node_hears_reports_too(
         assert pacs.commitment(documents["SR"]) == "storage committed"
 
 
-@needs_orthanc
 def test_addresses_that_do_not_work(
     archive: Orthanc, documents: dict[str, Dataset], tmp_path: Path
 ) -> None:

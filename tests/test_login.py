@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.fhir_fixture import INSTALLED, NODE, SOURCE
-from tests.npm_packages import cannot_run, install
-from tests.servers import free_port
+from tests.npm_packages import install
+from tests.servers import cannot_run, free_port
 from tests.service import Service, service_settings
 from tests.smears import small_smear
 from tests.viewer.browser import CHROMIUM

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.npm_packages import CACHE, install
+from tests.servers import cannot_run
 from tests.service import Service, key_of, running_service
 from tests.smears import small_smear
 from tests.viewer.browser import CHROMIUM
@@ -28,9 +29,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         else install(AXE_SOURCE, "axe")
     )
     if missing:
-        if os.environ.get("MARROW_NODE_TESTS_REQUIRE_SERVERS"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        cannot_run(missing)
     with running_service(small_smear(tmp_path_factory.mktemp("pages"))) as running:
         yield running
 

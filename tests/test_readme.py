@@ -11,11 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 import requests
 
 from tests.fhir_fixture import FhirServer
-from tests.servers import MISSING_ORTHANC, free_port, orthanc_missing, running_orthanc
+from tests.servers import free_port, running_orthanc
 from tests.smears import write_small_slide
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +27,6 @@ def block(heading: str, language: str, number: int = 0) -> str:
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[number]
 
 
-@pytest.mark.skipif(orthanc_missing(), reason=MISSING_ORTHANC)
 def test_put_it_beside_your_pacs(tmp_path: Path, fhir_server: FhirServer) -> None:
     port, orthanc_port = free_port(), free_port()
     home = tmp_path / "home"

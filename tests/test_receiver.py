@@ -29,7 +29,7 @@ from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.receiver import Receiver, ReceiveSettings
 from dicom_io.slide import open_slide
-from tests.servers import MISSING_ORTHANC, free_port, orthanc_missing, running_orthanc
+from tests.servers import free_port, running_orthanc
 from tests.slides import ENCODERS, write_slide
 from tests.smears import small_smear
 
@@ -133,7 +133,6 @@ def test_a_slide_from_dcmtk_can_be_opened(
         assert open_slide(pacs, slide.study_uid, slide.series_uid).base.size_px == (500, 380)
 
 
-@pytest.mark.skipif(orthanc_missing(), reason=MISSING_ORTHANC)
 @pytest.mark.parametrize("encoding", ENCODERS)
 def test_a_slide_that_orthanc_routes_comes_as_it_is_stored(
     receiving: Callable[..., Received], tmp_path: Path, encoding: str

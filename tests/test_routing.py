@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from tests.fhir_fixture import FhirServer
-from tests.servers import MISSING_ORTHANC, free_port, orthanc_missing, running_orthanc
+from tests.servers import (
+    DICOMWEB_PLUGIN,
+    PYTHON_PLUGIN,
+    cannot_run,
+    free_port,
+    running_orthanc,
+)
 from tests.service import Service, key_of, service_settings
 from tests.smears import small_smear
 
-RULE = Path(__file__).parents[1] / "docker" / "rules" / "orthanc.lua"
+RULES = Path(__file__).parents[1] / "docker" / "rules"
 
 
-@pytest.mark.skipif(orthanc_missing(), reason=MISSING_ORTHANC)
+def lua(node_url: str, key: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Orthanc's configuration with its Lua rule."""
+    return {
+        "LuaScripts": [str(RULES / "orthanc.lua")],
+        "MarrowNode": {"Url": node_url, "Key": key},
+    }
+
+
+def python(node_url: str, key: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Orthanc's configuration with its Python rule, which reads its environment."""
+    if not PYTHON_PLUGIN.exists():
+        cannot_run("Orthanc has no Python here: apt-get install orthanc-python")
+    monkeypatch.setenv("MARROW_NODE_URL", node_url)
+    monkeypatch.setenv("MARROW_NODE_KEY", key)
+    plugins = [str(DICOMWEB_PLUGIN), str(PYTHON_PLUGIN)]
+    return {"Plugins": plugins, "PythonScript": str(RULES / "orthanc_rule.py")}
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"), [(lua, "Orthanc OnStableSeries"), (python, "Orthanc, stable series")]
+)
 def test_orthancs_rule_brings_results_into_archive_and_ehr(
-    tmp_path: Path, fhir_server: FhirServer
+    rule: Callable[..., dict[str, Any]],
+    reason: str,
+    tmp_path: Path,
+    fhir_server: FhirServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     smear = small_smear(tmp_path)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    rule = {
-        "LuaScripts": [str(RULE)],
-        "StableAge": 1,
-        "MarrowNode": {"Url": url, "Key": key_of("submit")},
-    }
-    with running_orthanc(tmp_path / "orthanc", further=rule) as orthanc:
+    further = {"StableAge": 1, **rule(url, key_of("submit"), monkeypatch)}
+    with running_orthanc(tmp_path / "orthanc", further=further) as orthanc:
         config = service_settings(
             smear, port, pacs_url=orthanc.dicomweb_url, ehr_url=fhir_server.url
         )
@@ -40,7 +68,7 @@ def test_orthancs_rule_brings_results_into_archive_and_ehr(
             job = _only_job(service)
             done = service.ended(job)
             assert done["status"] == "completed", done
-            assert done["reason"] == "Orthanc OnStableSeries"
+            assert done["reason"] == reason
             modalities = {
                 requests.get(f"{orthanc.rest_url}/series/{series}", timeout=10).json()[
                     "MainDicomTags"

@@ -31,7 +31,7 @@ from node.rule_settings import RuleSettings
 from node.rules import decide, settings_by
 from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
-from tests.servers import MISSING_ORTHANC, Orthanc, free_port, orthanc_missing, running_orthanc
+from tests.servers import Orthanc, free_port, running_orthanc
 from tests.service import Service, service_settings
 from tests.smears import Smear, small_smear
 
@@ -309,8 +309,6 @@ priority = "urgent"
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    if orthanc_missing():
-        pytest.skip(MISSING_ORTHANC)
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as running:
         yield running
 

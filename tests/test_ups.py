@@ -34,7 +34,7 @@ from node.worklist_database import (
     WorklistDatabase,
     worklist_database,
 )
-from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
+from tests.postgresql import running_postgresql
 
 LISTS = "/dicom-web/workitems"
 JSON = "application/dicom+json"
@@ -821,7 +821,6 @@ def test_refusals_are_as_the_conformance_statement_has_them() -> None:
     assert set(_ANSWERS) == set(Refusal), "every refusal has its answer"
 
 
-@pytest.mark.skipif(postgresql_missing(), reason=MISSING_POSTGRESQL)
 def test_a_list_in_postgresql(settings: Settings) -> None:
     """The same list where several nodes share a database: of 32 that claim, one gets it."""
     pytest.importorskip("psycopg", reason="the extra postgres is not installed")

@@ -23,9 +23,8 @@ from scipy.ndimage import find_objects, label
 from dicom_io.annotation import CoordinateType, GraphicType, encode_annotation
 from models.cell_types import CELL_TYPES
 from tests.known_slides import GREY, WHITE, KnownSlide, known_slide
-from tests.npm_packages import cannot_run
 from tests.result_folders import listening, put_result, whole_service
-from tests.servers import Orthanc, free_port
+from tests.servers import Orthanc, cannot_run, free_port
 
 if TYPE_CHECKING:
     from tests.viewer.browser import Viewer

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from pydicom.dataset import Dataset
 
 from node.outputs import to_bytes
+from tests.servers import program
 
 # DCMTK 3.6.7 checks values in some character sets only, and says so of every other one.
 UTF8_UNCHECKED = "The VR checker does not support this Specific Character Set: ISO_IR 192"
@@ -56,10 +55,12 @@ def dciodvfy(path: Path, profile: str = "") -> list[str]:
 
 def dsrdump(path: Path) -> tuple[str, str]:
     """(what DCMTK prints of a structured report, its warnings and errors)."""
-    if shutil.which("dsrdump") is None:
-        pytest.skip("dsrdump (DCMTK) is not installed: run tests/install_servers")
     done = subprocess.run(
-        ["dsrdump", "+Pc", path], capture_output=True, text=True, check=False, timeout=60
+        [program("dsrdump", "dcmtk"), "+Pc", path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     if done.returncode:
         return done.stdout, f"exit {done.returncode}"

@@ -3,6 +3,8 @@
 Orthanc does not wait: a thread posts, and tries again while the node cannot be reached. What is
 still waiting when Orthanc stops is lost; the node's own search of the archive finds it.
 
+The file may have any name but orthanc.py, which is that of the plugin's own module.
+
 Environment of Orthanc: MARROW_NODE_URL=http://node:8080, MARROW_NODE_KEY=mnk_… (role submit).
 """
 
