@@ -117,6 +117,10 @@ def test_signing_out_ends_it(browser: Browser, service: Service) -> None:
     assert page.locator("h1").inner_text() == "Signed out"
     answer = page.context.request.get(f"{service.url}/jobs")
     assert answer.status == 401
+    page.click("text=sign out there too")
+    page.click("text=Yes, sign me out")
+    page.goto(f"{service.url}/")
+    assert page.locator("input[name=password]").count() == 1, "the provider asks who it is again"
 
 
 def test_a_forged_answer_signs_nobody_in(service: Service) -> None:

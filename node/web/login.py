@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.flask_client import OAuth
@@ -69,7 +70,7 @@ def login_blueprint(app: Flask, settings: ServeSettings) -> Blueprint:
     def leave() -> str:
         session.clear()
         # No redirect to the provider: pages' forms may lead nowhere else (form-action 'self').
-        return render_template("signed_out.html")
+        return render_template("signed_out.html", provider_logout=_provider_logout(provider))
 
     return login
 
@@ -105,6 +106,19 @@ def _provider(app: Flask, settings: ServeSettings) -> Any:
             "verify": str(oidc.ca_bundle) if oidc.ca_bundle else True,
         },
     )
+
+
+def _provider_logout(provider: Any) -> str:
+    """Where a person signs out of the provider too (RP-Initiated Logout 1.0); empty: nowhere."""
+    if provider is None:
+        return ""
+    try:
+        end = str(provider.load_server_metadata().get("end_session_endpoint", ""))
+    except (AuthlibBaseError, RequestException, ValueError):
+        return ""  # whoever wanted to leave the node has left it
+    if urlsplit(end).scheme not in ("https", "http"):
+        return ""
+    return f"{end}?{urlencode({'client_id': provider.client_id})}"
 
 
 def _unreachable(error: Exception) -> ProviderUnreachable:
