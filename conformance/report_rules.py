@@ -280,6 +280,7 @@ def _percentages(document: Dataset) -> Iterator[Fault]:
             yield Fault("", f"The percentage of {key} lies outside its interval.")
 
 
+# Which rows have to be there was compared with DCMTK's TID1500_MeasurementReport::isValid.
 _TID = "PS3.16 TID 1500"
 REPORT_RULES: tuple[Rule[Dataset], ...] = (
     Rule("sr-title", "warning", f"{_TID} row 1", "The title is of CID 7021.", _title),
