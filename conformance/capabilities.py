@@ -521,7 +521,7 @@ IHE: dict[str, tuple[Demand, ...]] = {
             "cells are Microscopy Bulk Simple Annotations, which the profile does not list; no "
             "SCOORD3D in the SR",
         ),
-        Demand("Parametric maps", "not yet", "probabilities of regions are not written"),
+        Demand("Parametric maps", "met", "of regions, where `output.parametric_map` asks for it"),
         Demand("Tracking identifiers", "met", "derived from slide, model and settings"),
         Demand(
             "Algorithm identification (TID 4019, Algorithm Identification Macro)",
