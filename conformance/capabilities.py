@@ -450,7 +450,18 @@ SECURITY: tuple[tuple[str, str, str], ...] = (
         "allowed networks, this machine alone unless set; allowed calling AE titles; the called "
         "AE title must be right",
     ),
-    ("Audit messages (PS3.15 A.5)", "–", "not yet"),
+    (
+        "Access to the service",
+        "DICOMweb and UPS-RS of the node, its pages and jobs",
+        "API keys (kept as digests), OpenID Connect tokens or sign-in, client certificates; a role "
+        "for every route but health checks; TLS by `serve.certificate`",
+    ),
+    (
+        "Audit trail (PS3.15 A.5, A.6)",
+        "syslog over TLS; FHIR AuditEvent",
+        "applications that start and stop, refused credentials, what was read, searched, stored, "
+        "exported, submitted, changed and signed; kept until a repository has taken it",
+    ),
     ("De-identification (PS3.15 E)", "–", "not done: patient attributes are carried over"),
 )
 CHARACTER_SETS = (
@@ -490,7 +501,7 @@ class Demand:
     ----------
     what
     state
-        ``met``, ``partly`` or ``not yet``.
+        ``met`` or ``partly``.
     how
     """
 
