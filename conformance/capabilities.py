@@ -324,20 +324,25 @@ WEB_SERVICES: tuple[tuple[str, str, str, str], ...] = (
         "results, once; never again without asking",
     ),
 )
+# How datasets are given.
+DATASETS = (
+    'application/dicom+json; multipart/related; type="application/dicom+xml"; one alone also '
+    "application/dicom+xml"
+)
 # What the node serves of its own results (PS3.18 section 10): transaction, resources, media types.
 SERVED: tuple[tuple[str, str, str], ...] = (
     (
         "QIDO-RS search",
         "/studies; /studies/{study}/series; /studies/{study}/instances; "
         "/studies/{study}/series/{series}/instances; /series; /instances",
-        "application/dicom+json",
+        DATASETS,
     ),
     (
         "WADO-RS instance",
         "study, series, instance",
         'multipart/related; type="application/dicom"; of one instance also application/dicom',
     ),
-    ("WADO-RS metadata", "…/metadata of study, series, instance", "application/dicom+json"),
+    ("WADO-RS metadata", "…/metadata of study, series, instance", DATASETS),
     (
         "WADO-RS bulk data",
         "…/bulkdata of study, series, instance; as BulkDataURI tells",
@@ -397,11 +402,11 @@ UPS_STATUSES: tuple[Status, ...] = (
     Status("400", "The Transaction UID is incorrect.", "C301"),
     Status("400", _UPS_STATE, "C303: to SCHEDULED"),
     Status("404", "", "C307: workitem or subscription unknown"),
-    Status("406", "", "another media type than DICOM JSON is asked for"),
+    Status("406", "", "another media type than DICOM JSON and XML is asked for"),
     Status("409", "", "0111: the workitem exists"),
     Status("409", _UPS_STATE, "C300, C302, C304, C310, C311, C312"),
     Status("410", "", "C307: the workitem was deleted after its end"),
-    Status("415", "", "the body is not DICOM JSON"),
+    Status("415", "", "the body is neither DICOM JSON nor DICOM XML"),
     Status("400", _UPS_CLAIM, "an update: C301"),
     Status("400", _UPS_CURRENT, "an update: C300, or an attribute that it may not set"),
     Status("409", _UPS_CLAIM, "an update: C310"),

@@ -225,10 +225,10 @@ def _services() -> list[str]:
         "",
         *_table(("transaction", "resource", "origin server", "user agent"), UPS_SERVICES),
         "",
-        "As origin server (`marrow-node serve`) the node keeps one worklist. Media type is "
-        "application/dicom+json; XML, which",
-        "PS3.18 table 11.1.3-1 requires too, is answered 406 or 415. A Transaction UID of an "
-        "update is taken from the address",
+        "As origin server (`marrow-node serve`) the node keeps one worklist. Media types are "
+        "application/dicom+json and,",
+        "both ways, application/dicom+xml alone or in multipart/related; event reports are JSON. "
+        "A Transaction UID of an update is taken from the address",
         "or from the dataset. Attributes of type 1 at N-CREATE are demanded, those of type 2 are "
         "filled in empty with a warning.",
         "A subscription is never refused; a Deletion Lock is not granted to those who may only "

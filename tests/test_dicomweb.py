@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
 from dicom_io.annotation import encode_annotation
+from dicom_io.native_model import from_xml
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.search import ATTRIBUTES, LEVELS, Level
 from models.records import Cells
@@ -35,7 +36,7 @@ ALL = OutputSettings(pdf=True, captures=True, parametric_map=True)
 NAME = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 STUDY, SERIES = "2.25.1111", "2.25.2222"
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 20
-JSON = "application/dicom+json"
+JSON, XML = "application/dicom+json", "application/dicom+xml"
 MULTIPART = 'multipart/related; type="application/octet-stream"'
 
 
@@ -267,6 +268,11 @@ def test_metadata_and_bulk_data_are_the_object(client: FlaskClient, folder: Fold
         assert told.pop("00080005", {"Value": ["ISO_IR 192"]})["Value"] == ["ISO_IR 192"]
         addresses += json.dumps(told).count("BulkDataURI")
         assert read(json.dumps(told), client.get) == stored
+        as_xml = client.get(f"{path_of(document)}/metadata", headers={"Accept": XML})
+        assert as_xml.content_type == XML
+        told_in_xml = from_xml(as_xml.data)
+        told_in_xml.pop("00080005", None)
+        assert read(json.dumps(told_in_xml), client.get) == stored
     assert addresses > 100
 
 
@@ -387,7 +393,9 @@ def test_ranges(client: FlaskClient, folder: Folder) -> None:
         ("", 'multipart/related; type="image/jpeg"', 406),
         ("/metadata", "application/dicom+json", 200),
         ("/metadata", "application/json", 200),
-        ("/metadata", 'multipart/related; type="application/dicom+xml"', 406),
+        ("/metadata", 'multipart/related; type="application/dicom+xml"', 200),
+        ("/metadata", "application/dicom+xml", 200),
+        ("/metadata", "application/xml", 406),
         ("/bulkdata", MULTIPART, 200),
         ("/bulkdata", "multipart/related", 200),
         ("/bulkdata", "application/octet-stream", 406),

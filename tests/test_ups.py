@@ -16,6 +16,8 @@ from werkzeug.test import TestResponse
 from conformance.capabilities import UPS_STATUSES
 from dicom_io.dicom_json import Json, attributes, value, values
 from dicom_io.errors import Refusal, WorkitemRefused
+from dicom_io.multipart import Multipart
+from dicom_io.native_model import from_xml, to_xml
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
 from node.audit import AuditSettings
 from node.claims import Claims
@@ -37,7 +39,7 @@ from node.worklist_database import (
 from tests.postgresql import running_postgresql
 
 LISTS = "/dicom-web/workitems"
-JSON = "application/dicom+json"
+JSON, XML = "application/dicom+json", "application/dicom+xml"
 OWN, OTHER = "2.25.1001", "2.25.1002"
 INCONSISTENT = "The submitted request is inconsistent with the state of the UPS Instance."
 NOT_CURRENT = "The submitted request is inconsistent with the current state of the Workitem."
@@ -115,7 +117,8 @@ class Caller:
     def ask(self, method: str, path: str, body: Any = None, **more: Any) -> TestResponse:
         headers = {"Authorization": f"Bearer mnk_{self._role}"} | more.pop("headers", {})
         if body is not None:
-            more |= {"data": json.dumps(body), "content_type": more.get("content_type", JSON)}
+            data = body if isinstance(body, bytes) else json.dumps(body)
+            more |= {"data": data, "content_type": more.get("content_type", JSON)}
         return self._client.open(f"{LISTS}{path}", method=method, headers=headers, **more)
 
     def create(self, **more: Any) -> str:
@@ -289,7 +292,11 @@ def test_a_workitem_is_created_once(caller: Caller) -> None:
         ('{"00741200": 7}', JSON, 400),
         ('{"00741200": {"vr": "DS", "Value": ["x"]}}', JSON, 400),
         ('{"0074120Z": {"vr": "CS", "Value": ["HIGH"]}}', JSON, 400),
-        ("<NativeDicomModel/>", "application/dicom+xml", 415),
+        ("{}", "application/dicom+xml", 400),
+        ("<NativeDicomModel", "application/dicom+xml", 400),
+        ("<NativeDicomModel/>", "application/xml", 415),
+        ("--", 'multipart/related; type="application/dicom+xml"', 400),
+        ("--a--", 'multipart/related; type="application/dicom+xml"; boundary=a', 400),
         ("{}", "text/plain", 415),
     ],
 )
@@ -346,16 +353,33 @@ def test_unknown_and_deleted_are_told_apart(caller: Caller, workitems: Workitems
         ("application/json", 200),
         ("*/*", 200),
         ("text/html, application/*;q=0.5", 200),
-        ('multipart/related; type="application/dicom+xml"', 406),
+        (XML, 200),
+        ('multipart/related; type="application/dicom+xml"', 200),
+        ("multipart/related; type=application/dicom+xml", 200),
+        ("multipart/related", 406),
         ("text/html", 406),
     ],
 )
-def test_answers_are_json(caller: Caller, accept: str, status: int) -> None:
+def test_answers_are_json_or_xml(caller: Caller, accept: str, status: int) -> None:
     uid = caller.create()
     for path in (f"/{uid}", ""):
         assert caller.ask("GET", path, headers={"Accept": accept}).status_code == status
     assert caller.ask("GET", f"/{uid}?accept=text/html").status_code == 406
     assert caller.ask("GET", "/x.y").status_code == 400
+
+
+def test_xml_says_what_json_says(caller: Caller) -> None:
+    uid = caller.create()
+    sent = to_xml(workitem())
+    assert caller.ask("POST", "?2.25.77", sent, content_type=XML).status_code == 201
+    (one,) = caller.ask("GET", f"/{uid}").json
+    assert from_xml(caller.ask("GET", f"/{uid}", headers={"Accept": XML}).data) == one
+    several = caller.ask("GET", "", headers={"Accept": f'multipart/related; type="{XML}"'})
+    boundary = several.content_type.rpartition("boundary=")[2]
+    parts = list(Multipart(iter([several.data]), boundary, framed=True))
+    assert [from_xml(part.content) for part in parts] == caller.ask("GET", "").json
+    assert len(parts) == 2
+    assert caller.ask("GET", "", headers={"Accept": XML}).status_code == 406
 
 
 # Update, §11.6

@@ -8,29 +8,23 @@ answered 405.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.request import parse_http_list
 from uuid import uuid4
 
 from flask import Blueprint, Response, request, send_file, url_for
 from werkzeug.exceptions import BadRequest, NotAcceptable, NotFound, ServiceUnavailable
 
-from dicom_io.dicom_json import Json
 from dicom_io.instance_content import BulkValue, with_addresses
-from dicom_io.multipart import media_type
 from dicom_io.search import Level, Search, SearchInvalid, answer, read_search
 from node.result_store import ResultStore, StoredObject
+from node.web.representation import MULTIPART, accepted_types, representation
 
 DICOM = "application/dicom"
-DICOM_JSON = "application/dicom+json"
-JSON_TYPES = {DICOM_JSON, "application/json", "application/*", "*/*"}
 OCTETS = "application/octet-stream"
-MULTIPART = "multipart/related"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 CHUNK_BYTES = 2**18
 # What a viewer of another origin may send and see besides what every browser allows.
@@ -118,7 +112,7 @@ class _Service:
     @_unless_purged()
     def search(self, level: Level, study: str = "", series: str = "") -> Response:
         """QIDO-RS (PS3.18 section 10.6)."""
-        _json_accepted()
+        taken = representation()
         target = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
         asked = [(name, given) for name, given in request.args.items(multi=True)]
         path = [(name, given) for name, given in target.items() if given]
@@ -128,7 +122,7 @@ class _Service:
             raise BadRequest(str(error)) from error
         objects = self._store.objects(_studies(found))
         headers = [self._store.header(each) for each in objects]
-        response = _json(answer(found, headers, self._url))
+        response = taken.answer(answer(found, headers, self._url))
         for name in found.ignored:
             response.headers.add("Warning", LITERAL_ONLY.format(name))
         return response
@@ -161,8 +155,8 @@ class _Service:
     @_unless_purged()
     def metadata(self, study: str, series: str = "", instance: str = "") -> Response:
         """WADO-RS: metadata (PS3.18 section 10.4, Table 10.4.1-2)."""
-        _json_accepted()
-        return _json(
+        taken = representation()
+        return taken.answer(
             [
                 with_addresses(self._store.content(each).attributes, self._bulk_url(each))
                 for each in self._found(study, series, instance)
@@ -237,26 +231,9 @@ def _studies(search: Search) -> list[str] | None:
     return named.replace("\\", ",").split(",") if named not in ("", "*") else None
 
 
-def _accepts() -> list[tuple[str, Mapping[str, str]]]:
-    """Media types that the client takes, best first; the parameter counts (section 8.3.3.1)."""
-    given = request.args.getlist("accept") or request.headers.getlist("Accept") or ["*/*"]
-    # Not werkzeug's parser: it drops type=application/dicom without quotes, which clients send.
-    taken = [media_type(each) for each in parse_http_list(",".join(given))]
-    weighed = [(_quality(parameters), kind, parameters) for kind, parameters in taken]
-    weighed.sort(key=lambda each: each[0], reverse=True)
-    return [(kind, parameters) for quality, kind, parameters in weighed if quality > 0]
-
-
-def _quality(parameters: Mapping[str, str]) -> float:
-    try:
-        return float(parameters.get("q", "1"))
-    except ValueError:
-        return 0.0
-
-
 def _accepted(kind: str) -> _Chosen:
     """Multipart or single part of `kind`; where the client takes anything, multipart (8.7.4)."""
-    for taken, parameters in _accepts():
+    for taken, parameters in accepted_types():
         if parameters.get("transfer-syntax", "*") not in ("*", EXPLICIT_LITTLE_ENDIAN):
             continue
         if taken in ("*/*", "multipart/*") or (
@@ -268,20 +245,10 @@ def _accepted(kind: str) -> _Chosen:
     _not_acceptable(f'{MULTIPART}; type="{kind}" or {kind}')
 
 
-def _json_accepted() -> None:
-    if not {kind for kind, _ in _accepts()} & JSON_TYPES:
-        _not_acceptable(DICOM_JSON)
-
-
 def _not_acceptable(given: str) -> NoReturn:
     raise NotAcceptable(
         f"This resource is given as {given}, in Explicit VR Little Endian where that applies."
     )
-
-
-def _json(content: list[Json]) -> Response:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return Response(text, content_type=DICOM_JSON)
 
 
 def _multipart(kind: str, parts: list[_Part]) -> Response:

@@ -18,24 +18,19 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Response, g, request, url_for
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed, Server
-from werkzeug.exceptions import (
-    BadRequest,
-    NotAcceptable,
-    UnsupportedMediaType,
-)
+from werkzeug.exceptions import BadRequest
 
-from dicom_io.dicom_json import Json, value
+from dicom_io.dicom_json import value
 from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.workitem_search import search_of
 from node.audit import AuditTrail
 from node.audited import workitem_handled
 from node.config import Settings
 from node.web.access import request_user
+from node.web.representation import DICOM_JSON, BodyInvalid, representation, sent_datasets
 from node.workitems import FILTERED_WORKLIST, LONGEST_TITLE, Workitems
 
 PREFIX = "/dicom-web"
-DICOM_JSON = "application/dicom+json"
-_ACCEPTED = (DICOM_JSON, "application/json")
 LOOK_S = 0.2
 # Each open connection holds a thread; the others have to stay free.
 SHARE_OF_LISTENERS = 0.25
@@ -114,13 +109,13 @@ def _add_workitems(ups: Blueprint, settings: Settings, workitems: Workitems) -> 
 
     @ups.get("/workitems")
     def search() -> Response:
-        _check_accept()
+        taken = representation()
         wanted = search_of((name, each) for name, each in request.args.items(multi=True))
         found = workitems.search(wanted)
         if not found.items:
             return Response(status=HTTPStatus.NO_CONTENT)
         status = HTTPStatus.PARTIAL_CONTENT if found.further else HTTPStatus.OK
-        answer = _datasets(found.items, status)
+        answer = taken.answer(found.items, status)
         if wanted.fuzzy:
             answer.headers.add("Warning", _warning(_LITERAL))
         if found.further:
@@ -130,8 +125,7 @@ def _add_workitems(ups: Blueprint, settings: Settings, workitems: Workitems) -> 
 
     @ups.get("/workitems/<uid>")
     def retrieve(uid: str) -> Response:
-        _check_accept()
-        return _datasets([workitems.retrieve(uid)], HTTPStatus.OK)
+        return representation().answer([workitems.retrieve(uid)])
 
     @ups.post("/workitems/<uid>")
     def update(uid: str) -> Response:
@@ -246,17 +240,13 @@ def _address(settings: Settings, path: str) -> str:
 
 def _dataset() -> Any:
     """The one dataset of a request's body."""
-    if request.mimetype not in _ACCEPTED:
-        raise UnsupportedMediaType(f"The body has to be {DICOM_JSON}.")
     try:
-        body = json.loads(request.get_data())
-    except ValueError as error:
-        raise WorkitemRefused("The body is not JSON.") from error
-    if isinstance(body, list):
-        if len(body) != 1:
-            raise WorkitemRefused("The body has to hold one dataset.")
-        return body[0]
-    return body
+        sent = sent_datasets()
+    except BodyInvalid as error:
+        raise WorkitemRefused(str(error)) from error
+    if len(sent) != 1:
+        raise WorkitemRefused("The body has to hold one dataset.")
+    return sent[0]
 
 
 def _bare(*names: str) -> str:
@@ -277,18 +267,6 @@ def _filters(uid: str) -> list[str]:
         if name not in ("filter", "deletionlock", "accept", "charset")
     ]
     return given + (keys if uid == FILTERED_WORKLIST else [])
-
-
-def _check_accept() -> None:
-    # PS3.18 §8.3.3.1: the parameter is for user agents that cannot set the header.
-    wanted = request.args.get("accept") or request.headers.get("Accept", "*/*")
-    kinds = [each.partition(";")[0].strip() for each in wanted.split(",")]
-    if not {*kinds} & {*_ACCEPTED, "application/*", "*/*", ""}:
-        raise NotAcceptable(f"Answers are {DICOM_JSON}.")
-
-
-def _datasets(items: list[Json], status: HTTPStatus) -> Response:
-    return Response(json.dumps(items), status, content_type=DICOM_JSON)
 
 
 def _told(status: HTTPStatus, warning: str) -> Response:

@@ -17,8 +17,9 @@ from requests.adapters import BaseAdapter
 from urllib3 import HTTPResponse
 
 from dicom_io.decoding import PixelFormat, decode_frame, transfer_syntax_of
-from dicom_io.dicom_json import value
+from dicom_io.dicom_json import attributes, value
 from dicom_io.folder import FolderClient
+from dicom_io.native_model import NativeModelInvalid, from_xml, to_xml
 from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
 from models.errors import MarrowNodeError
@@ -79,6 +80,18 @@ def file(data: bytes) -> None:
             client.retrieve_series_metadata(STUDY, SERIES)
             sop = str(value(found, "SOPInstanceUID"))
             client.retrieve_instance_frames(STUDY, SERIES, sop, [1, 2])
+
+
+def native_model(data: bytes) -> None:
+    """A workitem as XML; what is read is written, and read again, as the same."""
+    try:
+        dataset = from_xml(data)
+    except NativeModelInvalid as error:
+        if not 10 < len(str(error)) < UNCLEAR_BYTES:
+            raise Unclear(error) from error
+        return
+    if from_xml(to_xml(dataset)) != dataset:
+        raise Unclear("the model changes as it is written")
 
 
 class _clear(suppress):  # noqa: N801 - reads like suppress
@@ -143,6 +156,11 @@ def file_seeds() -> Iterator[bytes]:
         yield _written("TILED_FULL", encoding).read_bytes()
 
 
+def native_model_seeds() -> Iterator[bytes]:
+    yield to_xml(_described(_written("TILED_FULL")))
+    yield to_xml(attributes(PatientName=[{"Alphabetic": "A^B^C"}], ImageType=["A", None, "C"]))
+
+
 def _written(organization: str, encoding: str = "jpeg") -> Path:
     def name(ds: Any, level: int) -> None:
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = STUDY, SERIES, INSTANCE
@@ -180,6 +198,7 @@ TARGETS = {
     "metadata": Target(metadata, metadata_seeds),
     "multipart": Target(multipart, multipart_seeds),
     "file": Target(file, file_seeds),
+    "native_model": Target(native_model, native_model_seeds),
 }
 CORPUS = Path(__file__).parent / "corpus"
 
