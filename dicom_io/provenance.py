@@ -73,12 +73,15 @@ def complete_laterality(document: Dataset) -> None:
 def finish(document: Dataset, analysis: Analysis) -> None:
     """Make a document the same whenever it is made, and readable everywhere.
 
-    All times become that of the revision; text that is plain ASCII needs no character set, which
-    some readers complain of; the node's own coding scheme is named.
+    The series begins when the analysis does, so that its documents can be made again from their
+    own header; all other times become that of the revision. Text that is plain ASCII needs no
+    character set, which some readers complain of; the node's own coding scheme is named.
     """
     date, time = analysis.issued.strftime("%Y%m%d"), analysis.issued.strftime("%H%M%S.%f")
-    document.InstanceCreationDate = document.ContentDate = document.SeriesDate = date
-    document.InstanceCreationTime = document.ContentTime = document.SeriesTime = time
+    begun = analysis.started if analysis.signature is None else analysis.issued
+    document.SeriesDate, document.SeriesTime = begun.strftime("%Y%m%d"), begun.strftime("%H%M%S.%f")
+    document.InstanceCreationDate = document.ContentDate = date
+    document.InstanceCreationTime = document.ContentTime = time
     document.TimezoneOffsetFromUTC = "+0000"
     for equipment in document.get("ContributingEquipmentSequence", []):
         if "ContributionDateTime" in equipment:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -179,6 +180,7 @@ def encode_report(
         When the slide's header lacks an identifier.
     """
     header, signature = source_header(analysis), analysis.signature
+    _, series_uid, uid = report_place(analysis)
     content = MeasurementReport(
         observation_context=_context(header, analysis),
         procedure_reported=LIGHT_MICROSCOPY,
@@ -189,9 +191,9 @@ def encode_report(
     document = Comprehensive3DSR(
         evidence=[each for each in (header, annotation, segmentation) if each is not None],
         content=content[0],
-        series_instance_uid=result_uid(analysis, "SR", "series"),
+        series_instance_uid=series_uid,
         series_number=SERIES_NUMBER,
-        sop_instance_uid=result_uid(analysis, "SR", "instance"),
+        sop_instance_uid=uid,
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
@@ -211,6 +213,35 @@ def encode_report(
     finish(document, analysis)
     _settle_items(document, analysis)
     return document
+
+
+def report_place(analysis: Analysis) -> tuple[UID, UID, UID]:
+    """(study, series, instance) UIDs of the report of an analysis."""
+    return (
+        UID(analysis.slide.study_uid),
+        result_uid(analysis, "SR", "series"),
+        result_uid(analysis, "SR", "instance"),
+    )
+
+
+def report_times(document: Dataset) -> tuple[datetime, datetime] | None:
+    """(started, issued) of the analysis or review that a report of this node is of.
+
+    Returns
+    -------
+    tuple or None
+        With their zone; None where the header does not say them.
+    """
+    zone = document.get("TimezoneOffsetFromUTC", "")
+    stamps = (
+        f"{document.get(f'{what}Date', '')}{document.get(f'{what}Time', '')}{zone}"
+        for what in ("Series", "Content")
+    )
+    try:
+        started, issued = (datetime.strptime(stamp, "%Y%m%d%H%M%S.%f%z") for stamp in stamps)
+    except ValueError:
+        return None
+    return started, issued
 
 
 def tracking_uid(analysis: Analysis) -> UID:

@@ -23,6 +23,7 @@ from node.config import Settings
 from node.outputs import Artifact
 
 CONTENT_NOT_READ = "listed by C-FIND, content not read back"
+ALREADY_THERE = "already there"
 CONTENT_NOT_READABLE = "acknowledged by MLLP, which cannot be asked for what it holds"
 
 
@@ -82,7 +83,7 @@ def deliver_to_pacs(pacs: Pacs | DimseArchive, artifact: Artifact, document: Dat
     """
     there = pacs.has_instance(artifact.study_uid, artifact.series_uid, artifact.uid)
     remark = "" if there else pacs.store([document])
-    status = "already there" if there else "stored"
+    status = ALREADY_THERE if there else "stored"
     notes = [remark]
     if isinstance(pacs, DimseArchive):
         notes += [pacs.commitment(document), "" if pacs.reads_back else CONTENT_NOT_READ]
@@ -140,12 +141,7 @@ def reconcile(
     ResultsDisagree
         When counts, percentages, references or standing differ between the documents.
     """
-    if "ANN" in sent:
-        _same_cells(sent["ANN"], returned["ANN"])
-    if "SEG" in sent:
-        _same_mask(sent["SEG"], returned["SEG"])
-    for kind in sent.keys() - {"ANN", "SEG", "SR"}:
-        _same_payload(kind, sent[kind], returned[kind])
+    same_objects(sent, returned)
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
     findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
     findings += check_standing(returned["SR"], bundle)
@@ -156,6 +152,24 @@ def reconcile(
             f"{first.sentence} Withdraw the report of SR {returned['SR'].SOPInstanceUID} and "
             "look for what changed an object on its way."
         )
+
+
+def same_objects(sent: Mapping[str, Dataset], returned: Mapping[str, Dataset]) -> None:
+    """Compare cells, regions, PDF and pictures with what the archive has.
+
+    What reports say is compared with the others by :func:`reconcile`.
+
+    Raises
+    ------
+    PacsReadBackDiffers
+        When an object came back with other content.
+    """
+    if "ANN" in sent:
+        _same_cells(sent["ANN"], returned["ANN"])
+    if "SEG" in sent:
+        _same_mask(sent["SEG"], returned["SEG"])
+    for kind in sent.keys() - {"ANN", "SEG", "SR"}:
+        _same_payload(kind, sent[kind], returned[kind])
 
 
 def _same_cells(sent: Dataset, returned: Dataset) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from dicom_io.analysis import FIRST_REVISION, Analysis, ModelIdentity
 from dicom_io.colour import carried_profile
@@ -36,6 +37,7 @@ from node.ehr import open_ehr
 from node.ehr_mllp import MllpEhr
 from node.ehr_records import report_in, would_undo_review
 from node.fhir import report_identifier
+from node.first_run import is_what_the_archive_has, with_first_times
 from node.networks import open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, from_bytes
 from node.pictures import draw_differential, draw_overview
@@ -226,12 +228,18 @@ def count(place: Workplace, opened: Json, detected: Json) -> Json:
 
 
 def write(place: Workplace, opened: Json, localised: Json, detected: Json, counted: Json) -> Json:
-    """Write every document and picture once; later runs of the same analysis reuse them."""
+    """Write every document and picture once; later runs of the same analysis reuse them.
+
+    Where those files are gone they are made again, as they were: see :mod:`node.first_run`.
+    """
     place.progress("write", 0.0)
     with opened_slide(place, opened) as (pacs, slide):
-        analysis = replace(
-            _analysis(place, slide, opened, localised, detected, counted),
-            icc_profile=carried_profile(slide, pacs.bulk_data),
+        analysis = with_first_times(
+            place.settings,
+            replace(
+                _analysis(place, slide, opened, localised, detected, counted),
+                icc_profile=carried_profile(slide, pacs.bulk_data),
+            ),
         )
         overview, field = read_views(pacs, analysis, place.settings.read)
         place.progress("write", 0.4)
@@ -247,7 +255,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         "revision": analysis.revision,
         "standing": analysis.standing,
         "issued": analysis.issued.isoformat(),
-        "analysis": _kept_for_review(place, opened, localised, detected, counted),
+        "analysis": _kept_for_review(place, analysis, opened, localised, detected, counted),
         "summary": {
             **summary_of(analysis),
             "optical_path": asdict(analysis.slide.optical_path),
@@ -264,14 +272,19 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
 
 
 def _kept_for_review(
-    place: Workplace, opened: Json, localised: Json, detected: Json, counted: Json
+    place: Workplace,
+    analysis: Analysis,
+    opened: Json,
+    localised: Json,
+    detected: Json,
+    counted: Json,
 ) -> Json:
     """All that a later revision is made from: neither the model nor today's settings have a say."""
     return {
         "study_uid": opened["study_uid"],
         "series_uid": opened["series_uid"],
-        "started": opened["started"],
-        "finished": counted["finished"],
+        "started": analysis.started.isoformat(),
+        "finished": analysis.finished.isoformat(),
         "regions": localised["regions"],
         "cells": detected["cells"],
         "differential": counted["differential"],
@@ -286,15 +299,30 @@ def _kept_for_review(
 
 
 def deliver_to_pacs(place: Desk, written: Json) -> Json:
-    """Store every DICOM document unless it is there."""
+    """Store every DICOM document unless it is there.
+
+    What is there is compared before anything goes to the EHR, which would else be told of cells
+    that the archive's documents do not show.
+
+    Raises
+    ------
+    PacsReadBackDiffers
+        When what is there is not what was written.
+    """
     place.progress("deliver to PACS", 0.0)
     receipts = []
+    was_there: dict[str, tuple[Artifact, Dataset]] = {}
     with delivery.open_destination(place.settings) as pacs:
         for number, (artifact, document) in enumerate(_documents(place, written)):
             # Told before each one: who has lost the job meanwhile sends nothing further.
             place.progress("deliver to PACS", number / len(written["artifacts"]))
-            receipts.append(asdict(delivery.deliver_to_pacs(pacs, artifact, document)))
-    return {"receipts": receipts}
+            receipts.append(delivery.deliver_to_pacs(pacs, artifact, document))
+            if receipts[-1].status == delivery.ALREADY_THERE:
+                was_there[artifact.kind] = artifact, document
+        made = {kind: document for kind, (_, document) in was_there.items()}
+        asked = {kind: artifact for kind, (artifact, _) in was_there.items()}
+        delivery.same_objects(made, delivery.read_back(pacs, asked, made))
+    return {"receipts": [asdict(receipt) for receipt in receipts]}
 
 
 def deliver_to_ehr(place: Desk, written: Json) -> Json:
@@ -336,7 +364,7 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
     """
     place.progress("reconcile", 0.0)
     compare(place, written)
-    artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
+    artifacts = _artifacts(written)
     place.progress("reconcile", 1.0, written["summary"]["cells"])
     seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
     return {
@@ -375,9 +403,8 @@ def compare(place: Desk, written: Json) -> None:
         Where one cannot be read, or they do not say what was written.
     """
     sent = {artifact.kind: document for artifact, document in _documents(place, written)}
-    artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
     with delivery.open_destination(place.settings) as pacs:
-        returned = delivery.read_back(pacs, artifacts, sent)
+        returned = delivery.read_back(pacs, _artifacts(written), sent)
     delivery.reconcile(sent, returned, _reported(place, written))
 
 
@@ -449,21 +476,29 @@ def _analysis(
     )
 
 
-def _documents(place: Desk, written: Json) -> Iterator[tuple[Artifact, Any]]:
-    for values in written["artifacts"].values():
-        artifact = Artifact(**values)
-        if artifact.media_type == DICOM_MEDIA_TYPE:
-            yield artifact, from_bytes(place.work.get(artifact.sha256))
+def _artifacts(written: Json) -> dict[str, Artifact]:
+    """The DICOM artifacts of a revision, by kind."""
+    artifacts = {kind: Artifact(**values) for kind, values in written["artifacts"].items()}
+    return {k: each for k, each in artifacts.items() if each.media_type == DICOM_MEDIA_TYPE}
+
+
+def _documents(place: Desk, written: Json) -> Iterator[tuple[Artifact, Dataset]]:
+    for artifact in _artifacts(written).values():
+        yield artifact, from_bytes(place.work.get(artifact.sha256))
 
 
 def _written_before(place: Workplace, identity: str) -> Json | None:
     """The newest revision of this very result, if all its artifacts are still in the work files.
 
     An analysis that is asked for again delivers what a person has made of it since, and never what
-    that person replaced.
+    that person replaced; nor what another node was quicker to deliver.
     """
     known = revisions(place.settings.work_folder, identity)
     if not known or "identity" not in known[-1]:  # the latter of a version that knew no reviews
         return None
     stored = (place.work.path(each["sha256"]) for each in known[-1]["artifacts"].values())
-    return known[-1] if all(each.exists() for each in stored) else None
+    if not all(each.exists() for each in stored):
+        return None
+    if len(known) > 1 or is_what_the_archive_has(place.settings, known[0]):
+        return known[-1]
+    return None

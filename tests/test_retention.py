@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
+from pydicom.misc import is_dicom
 
 from node.config import load_settings
 from node.job_queue import open_job_queue
@@ -73,6 +76,86 @@ def test_what_is_old_goes_and_can_be_made_again(
     told = {(each["target"], each["status"]) for each in again["receipts"]}
     assert ("PACS", "stored") not in told  # the archive has the objects, and keeps the first
     assert len(list((smear.folder / "ehr").rglob("DiagnosticReport*"))) == 1
+
+
+@pytest.fixture
+def every_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PDF", "CAPTURES", "PARAMETRIC_MAP"):
+        monkeypatch.setenv(f"MARROW_NODE__OUTPUT__{name}", "true")
+
+
+def made_again(smear: Smear) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The files of a result, and those of another run after the first ones were purged."""
+    folder = smear.folder / "out"
+    code, first, told = smear.analyse("--out", str(folder / "first"))
+    assert code == 0, told
+    purged(smear, 0)
+    assert files_of(smear) == set()
+    code, again, told = smear.analyse("--out", str(folder / "again"))
+    assert code == 0, told
+    assert {each["status"] for each in first["receipts"] if each["target"] == "PACS"} == {"stored"}
+    assert {each["status"] for each in again["receipts"]} == {"already there"}
+    one, other = (
+        {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+        for name in ("first", "again")
+    )
+    return one, other
+
+
+@pytest.mark.usefixtures("every_output")
+def test_a_result_made_again_is_the_first_byte_for_byte(tmp_path: Path) -> None:
+    """Also what holds a time: the PDF, the reports, the message."""
+    first, again = made_again(small_smear(tmp_path))
+    assert len(first) == 12
+    assert [name for name, content in first.items() if again[name] != content] == []
+
+
+@pytest.mark.usefixtures("every_output")
+def test_another_nodes_result_is_the_one_that_counts(tmp_path: Path) -> None:
+    """Two nodes were at it at the same time: the slower one's documents become the quicker one's.
+
+    The archive has the documents of one, the work files of the other say another time.
+    """
+    smear = small_smear(tmp_path)
+    folder = tmp_path / "archives"
+    shutil.copytree(tmp_path / "pacs", folder / "slower")
+    quicker = {"pacs_url": smear.pacs_url}
+    code, first, told = smear.analyse("--out", str(tmp_path / "quicker"), **quicker)
+    assert code == 0, told
+    shutil.move(smear.work, tmp_path / "work of the quicker")
+    code, _, told = smear.analyse(pacs_url=(folder / "slower").as_uri())
+    assert code == 0, told
+    code, again, told = smear.analyse("--out", str(tmp_path / "slower"), **quicker)
+    assert code == 0, told
+    assert again["sr"] == first["sr"]
+    assert {each["status"] for each in again["receipts"] if each["target"] == "PACS"} == {
+        "already there"
+    }
+    for path in (tmp_path / "quicker").iterdir():
+        assert (tmp_path / "slower" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.usefixtures("every_output")
+def test_the_ehr_is_not_told_of_cells_that_the_archive_does_not_have(tmp_path: Path) -> None:
+    """Some hardware counts a little differently each time."""
+    smear = small_smear(tmp_path)
+    assert smear.analyse()[0] == 0
+    (stored,) = (
+        path
+        for path in (tmp_path / "pacs").rglob("*")
+        if path.is_file() and is_dicom(path) and dcmread(path).Modality == "ANN"
+    )
+    annotation = dcmread(stored)
+    points = bytearray(annotation.AnnotationGroupSequence[0].PointCoordinatesData)
+    points[0] ^= 1
+    annotation.AnnotationGroupSequence[0].PointCoordinatesData = bytes(points)
+    annotation.save_as(stored)
+    purged(smear, 0)
+    shutil.rmtree(tmp_path / "ehr")
+    (tmp_path / "ehr").mkdir()
+    code, _, told = smear.analyse()
+    assert code == 38, told
+    assert not list((tmp_path / "ehr").rglob("DiagnosticReport*"))
 
 
 def test_a_results_files_stay_as_long_as_the_result(
