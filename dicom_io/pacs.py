@@ -31,6 +31,7 @@ from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error, refusal_in
 from dicom_io.pacs_http import Faults, Service, services
 from dicom_io.pacs_settings import PacsSettings, secret
 from dicom_io.request_size import Bounds, RequestSizes
+from dicom_io.search import Search, fits_study
 from dicom_io.whole_instances import WholeInstances
 
 __all__ = ["InstanceReference", "Pacs", "PacsSettings", "open_pacs", "secret"]
@@ -219,36 +220,40 @@ class Pacs:
             lambda: client.search_for_studies(search_filters=dict(filters)),
         )
 
-    def search_slide_studies(self, since: str) -> Iterator[str]:
-        """QIDO-RS: UIDs of the studies with slides that are dated on a day (DA) or later.
+    def search_slide_studies(self, search: Search) -> Iterator[str]:
+        """QIDO-RS: UIDs of the studies with slides that are searched for.
 
-        Some archives do not page, and some give no more than a page: both are asked page by page.
+        Archives page in their own ways. Some give everything at once or fewer than was asked for:
+        they are asked until nothing new comes. Orthanc knows no offset where it is asked for
+        modalities: where nothing comes after a full page, all is asked for at once.
         """
-        client, what = self._query.client, "the search for studies with slides"
-        wanted = {"ModalitiesInStudy": "SM", "StudyDate": f"{since}-"}
-        if not isinstance(self._query, Service):  # a folder knows no ranges
+        if not isinstance(self._query, Service):  # a folder knows neither ranges nor wild cards
             for study in self.search_studies({}):
-                if str(value(study, "StudyDate") or since) >= since:
+                if fits_study(search, study):
                     yield str(value(study, "StudyInstanceUID"))
             return
-        told: set[str] = set()
+        wanted = {**search.matches, "ModalitiesInStudy": "SM"}
+        told: dict[str, None] = {}
+        full = False
         while True:
-            offset = len(told)
-            page = self._datasets(
-                self._query,
-                what,
-                lambda: client.search_for_studies(
-                    search_filters=wanted,
-                    limit=STUDIES_PER_PAGE,
-                    offset=offset or None,  # noqa: B023
-                ),
-            )
-            found = [str(value(study, "StudyInstanceUID")) for study in page]
+            page = {"limit": STUDIES_PER_PAGE} | ({"offset": len(told)} if told else {})
+            found = dict.fromkeys(self._study_uids(wanted, page))
             fresh = [uid for uid in found if uid not in told]
             yield from fresh
-            told |= set(fresh)
-            if not fresh or len(page) < STUDIES_PER_PAGE:
-                return
+            if not fresh:
+                break
+            told |= dict.fromkeys(fresh)
+            full = len(found) == STUDIES_PER_PAGE
+        if full:
+            everything = dict.fromkeys(self._study_uids(wanted, {}))
+            yield from (uid for uid in everything if uid not in told)
+
+    def _study_uids(self, matches: Mapping[str, str], page: Mapping[str, int]) -> list[str]:
+        client, what = self._query.client, "the search for studies with slides"
+        studies = self._datasets(
+            self._query, what, lambda: client.search_for_studies(search_filters=matches, **page)
+        )
+        return [str(value(study, "StudyInstanceUID")) for study in studies]
 
     def search_series(self, study_uid: str) -> list[dict[str, Any]]:
         """QIDO-RS: one DICOM JSON object per series of the study; empty if there is none."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import pybreaker
 import requests
@@ -28,6 +28,7 @@ from dicom_io.deadline import TIMED_POOLS, begin
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsUnreachable
 from dicom_io.pacs_errors import FOREIGN_ERRORS, fault_kind, pacs_error
 from dicom_io.pacs_settings import PacsSettings
+from dicom_io.search import LEVELS
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class _OriginAdapter(HTTPAdapter):
         request = request.copy()
         # The client writes it without the port, and that of its own host after a redirect.
         request.headers.pop("Host", None)
+        request.url = _wild_cards_plain(request.url or "")
         for name in SECRET_HEADERS:
             if self._proof is None:
                 request.headers.pop(name, None)
@@ -137,6 +139,17 @@ def archive_session(
 
 def _nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
+
+
+def _wild_cards_plain(url: str) -> str:
+    """A search with its wild cards as they are, which RFC 3986 §3.4 allows.
+
+    Orthanc takes an encoded one for a character of the value, and finds nothing.
+    """
+    parts = urlsplit(url)
+    if parts.path.rpartition("/")[2] not in LEVELS:
+        return url
+    return urlunsplit(parts._replace(query=parts.query.replace("%2A", "*").replace("%3F", "?")))
 
 
 def _prefixes(url: str) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -149,6 +149,23 @@ def answer(search: Search, headers: Sequence[Json], address: Address) -> list[Js
     end = None if search.limit is None else search.offset + search.limit
     page = islice(_results(search, headers, address), search.offset, end)
     return [dict(sorted(result.items())) for result in page]
+
+
+def fits_study(search: Search, header: Json) -> bool:
+    """Whether a study's attributes are what is searched for; which modalities it has is not seen.
+
+    Parameters
+    ----------
+    search
+        Of the level ``studies``.
+    header
+        Attributes of the study in DICOM JSON. Without a StudyDate it fits any, so that no slide of
+        an undated study is lost.
+    """
+    if value(header, "StudyDate") is None and "StudyDate" in search.matches:
+        dateless = {name: of for name, of in search.matches.items() if name != "StudyDate"}
+        search = replace(search, matches=dateless)
+    return _matches(search, header, "studies")
 
 
 def _results(search: Search, headers: Sequence[Json], address: Address) -> Iterator[Json]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from models.errors import MarrowNodeError
 from models.package import installed_packages
 from node import __version__
+from node.batch_command import batch
 from node.check import check
 from node.config import Settings, load_settings, settings_rows
 from node.console import OUT, print_job, run_job
@@ -233,6 +234,6 @@ def config(settings: Settings, as_json: bool) -> None:
 
 for _command in (
     train, evaluate, compare, field, probe, receive, check, review, reconcile,
-    serve, web, work, perform, poll, rules, key, purge,
+    serve, web, work, perform, poll, rules, batch, key, purge,
 ):  # fmt: skip
     main.add_command(_command)

@@ -26,6 +26,7 @@ from dicom_io.pacs import PacsSettings
 from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
 from node.audit import AuditSettings
+from node.batch_settings import BatchSettings
 from node.ehr import EhrSettings
 from node.fhir_r5 import FhirVersion
 from node.log import LogFormat
@@ -164,7 +165,7 @@ class Settings:
     log_format
         plain lines for people, or json for a collector of logs.
     pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve, audit, ups,
-    poll
+    poll, batch
         Tables of their own.
     rules
         [[rules]]: which slides are analysed, and how; without any, all are. What they make of a
@@ -191,6 +192,7 @@ class Settings:
     audit: AuditSettings = field(default_factory=AuditSettings)
     ups: UpsSettings = field(default_factory=UpsSettings)
     poll: PollSettings = field(default_factory=PollSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
     rules: tuple[RuleSettings, ...] = ()
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import delete, insert, select
 from dicom_io.dicom_json import value
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import Pacs, open_pacs
+from dicom_io.search import Search
 from models.errors import MarrowNodeError
 from node.attempts import Attempts, run_loops
 from node.config import Settings
@@ -31,7 +32,8 @@ from node.intake import SLIDE_MODALITY
 from node.job_queue import JobQueue, open_job_queue, prepare_database
 from node.pipeline import SlideReference
 from node.rules import submit_by_rules
-from node.worklist_database import CURSORS, SEEN, WorklistDatabase, worklist_database
+from node.seen_slides import SeenSlides
+from node.worklist_database import CURSORS, WorklistDatabase, worklist_database
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ def poll_until(settings: Settings, stopped: threading.Event) -> None:
     with closing(worklist_database(settings)) as database, open_job_queue(settings) as queue:
         loops: list[Callable[[], None]] = []
         if settings.poll.pacs_every_s > 0:
-            search = Search(settings, database, queue)
-            loops.append(lambda: _look_every(settings.poll.pacs_every_s, search.look, stopped))
+            looks = ArchiveLooks(settings, database, queue)
+            loops.append(lambda: _look_every(settings.poll.pacs_every_s, looks.look, stopped))
         if settings.poll.folder is not None:
             folder = DropFolder(settings, queue)
             loops.append(lambda: _look_every(settings.poll.folder_every_s, folder.look, stopped))
@@ -80,7 +82,7 @@ def _look_every(seconds: float, look: Callable[[], None], stopped: threading.Eve
         looks.make(look)
 
 
-class Search:
+class ArchiveLooks:
     """Searches the archive for slides that are new.
 
     Parameters
@@ -103,7 +105,7 @@ class Search:
         rules = json.dumps([asdict(rule) for rule in settings.rules], sort_keys=True)
         digest = hashlib.sha256(rules.encode()).hexdigest()[:16]
         self._archive = settings.pacs_url[:256]
-        self._source = f"{self._archive} {digest}"
+        self._seen = SeenSlides(database, f"{self._archive} {digest}")
         self._failed: dict[str, str] = {}
 
     def look(self) -> None:
@@ -117,16 +119,16 @@ class Search:
         today = self._today()
         since = self._since(today)
         with open_pacs(self._settings.pacs_url, self._settings.pacs) as pacs:
-            for study_uid in pacs.search_slide_studies(since.strftime(DATE)):
+            dated = Search("studies", {"StudyDate": f"{since.strftime(DATE)}-"})
+            for study_uid in pacs.search_slide_studies(dated):
                 self._look_through(pacs, study_uid)
         self._searched(today)
 
     def _look_through(self, pacs: Pacs, study_uid: str) -> None:
         for series in pacs.search_series(study_uid):
             series_uid = str(value(series, "SeriesInstanceUID") or "")
-            if value(series, "Modality") == SLIDE_MODALITY and not self._seen(
-                study_uid, series_uid
-            ):
+            known = (study_uid, series_uid) in self._seen
+            if value(series, "Modality") == SLIDE_MODALITY and not known:
                 self._decide(SlideReference(study_uid, series_uid, "found by polling"))
 
     def _decide(self, slide: SlideReference) -> None:
@@ -140,24 +142,7 @@ class Search:
                 log.warning("Series %s: %s", slide.series_uid, error)
             self._failed[slide.series_uid] = str(error)
             return
-        with self._database.changing() as connection:
-            connection.execute(
-                insert(SEEN).values(
-                    source=self._source,
-                    study_uid=slide.study_uid,
-                    series_uid=slide.series_uid,
-                    decision=decision.why,
-                )
-            )
-
-    def _seen(self, study_uid: str, series_uid: str) -> bool:
-        one = (
-            (SEEN.c.source == self._source)
-            & (SEEN.c.study_uid == study_uid)
-            & (SEEN.c.series_uid == series_uid)
-        )
-        with self._database.reading() as connection:
-            return connection.execute(select(SEEN.c.series_uid).where(one)).first() is not None
+        self._seen.add(slide.study_uid, slide.series_uid, decision.why)
 
     def _since(self, today: date) -> date:
         """The first day to look through: not later than today, whatever a clock said once."""

@@ -29,8 +29,10 @@ from dicom_io.errors import (
     PixelsUnsupported,
 )
 from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
+from dicom_io.search import Search
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
+from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Fault, Proxy
 from tests.servers import Orthanc, free_port
 from tests.slides import WrittenSlide, write_slide
@@ -346,3 +348,14 @@ def test_connections_are_reused_and_bounded(proxy: Proxy, orthanc: Orthanc, tmp_
     assert len(proxy.requests) == 8
     assert seconds < 0.7  # one after another they would wait 0.8 s
     assert threading.active_count() < 30
+
+
+def test_a_wild_card_finds_what_it_stands_for(orthanc: Orthanc, tmp_path: Path) -> None:
+    """Orthanc finds nothing where the wild card is percent-encoded, as requests would send it."""
+    source = write_slide(tmp_path / "slide")
+    copies = copied_slides(source.paths[:1], tmp_path / "copies", ("20200101", "20200102"))
+    orthanc.add(*(path for slide in copies for path in slide))
+    with open_pacs(orthanc.dicomweb_url, QUICK) as pacs:
+        for wanted in ({"AccessionNumber": "COPY-*"}, {"AccessionNumber": "COPY-?"}):
+            assert len(pacs.search_studies(wanted)) == 2
+            assert len(list(pacs.search_slide_studies(Search("studies", wanted)))) == 2

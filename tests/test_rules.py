@@ -25,7 +25,7 @@ from node.drop_folder import DropFolder
 from node.job_queue import JobQueue, open_job_queue, prepare_database
 from node.jobs import Worker
 from node.pipeline import SlideReference
-from node.poll import Search
+from node.poll import ArchiveLooks
 from node.receive import _submitted
 from node.rule_settings import RuleSettings
 from node.rules import decide, settings_by
@@ -175,7 +175,7 @@ def test_a_slide_that_is_found_again_is_one_job(
     settings: Settings, database: WorklistDatabase, queue: JobQueue, smear: Smear
 ) -> None:
     for _ in range(3):
-        search = Search(settings, database, queue, lambda: date(2000, 1, 1))
+        search = ArchiveLooks(settings, database, queue, lambda: date(2000, 1, 1))
         search.look()
         search.look()
     (job,) = queue.list()
@@ -187,10 +187,10 @@ def test_other_rules_decide_anew(
     settings: Settings, database: WorklistDatabase, queue: JobQueue
 ) -> None:
     none = replace(settings, rules=(RuleSettings("ct", modality="CT"),))
-    Search(none, database, queue, lambda: date(2000, 1, 1)).look()
+    ArchiveLooks(none, database, queue, lambda: date(2000, 1, 1)).look()
     assert queue.list() == []
     some = replace(settings, rules=(RuleSettings("slides", priority="urgent"),))
-    Search(some, database, queue, lambda: date(2000, 1, 1)).look()
+    ArchiveLooks(some, database, queue, lambda: date(2000, 1, 1)).look()
     (job,) = queue.list()
     assert (job.priority, job.reason) == ("urgent", "found by polling, rule slides")
 
@@ -208,7 +208,7 @@ def test_clocks_that_jump_lose_nothing(
     ]
     begun = []
     for day in days:
-        search = Search(settings, database, queue, lambda day=day: day)  # type: ignore[misc]
+        search = ArchiveLooks(settings, database, queue, lambda day=day: day)  # type: ignore[misc]
         begun.append(search._since(day))
         search._searched(day)
     assert begun == [
@@ -225,7 +225,7 @@ def test_a_slide_that_cannot_be_decided_on_does_not_hide_others(
 ) -> None:
     missing = RuleSettings("missing", accession_numbers=("DEMO-*",), model="none")
     ruled = replace(settings, rules=(missing,))
-    search = Search(ruled, database, queue, lambda: date(2000, 1, 1))
+    search = ArchiveLooks(ruled, database, queue, lambda: date(2000, 1, 1))
     search.look()
     assert queue.list() == []
     search.look()  # and it is looked at again, in case that the package has come
