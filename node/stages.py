@@ -286,14 +286,17 @@ def _kept_for_review(
 
 
 def deliver_to_pacs(place: Desk, written: Json) -> Json:
-    """Store every DICOM document unless it is there."""
+    """Store every DICOM document unless it is there, and compare what the archive then gives."""
     place.progress("deliver to PACS", 0.0)
     receipts = []
+    sent, artifacts = _sent(place, written)
     with delivery.open_destination(place.settings) as pacs:
-        for number, (artifact, document) in enumerate(_documents(place, written)):
+        for number, (kind, artifact) in enumerate(artifacts.items()):
             # Told before each one: who has lost the job meanwhile sends nothing further.
             place.progress("deliver to PACS", number / len(written["artifacts"]))
-            receipts.append(asdict(delivery.deliver_to_pacs(pacs, artifact, document)))
+            receipts.append(asdict(delivery.deliver_to_pacs(pacs, artifact, sent[kind])))
+        within_s = place.settings.pacs.shown_within_s
+        delivery.check_unchanged(sent, delivery.read_back(pacs, artifacts, sent, within_s))
     return {"receipts": receipts}
 
 
@@ -335,7 +338,7 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
         What ``analyse --json`` prints of a completed job.
     """
     place.progress("reconcile", 0.0)
-    compare(place, written)
+    compare(place, written, place.settings.pacs.shown_within_s)
     artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
     place.progress("reconcile", 1.0, written["summary"]["cells"])
     seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
@@ -366,18 +369,24 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
     }
 
 
-def compare(place: Desk, written: Json) -> None:
+def compare(place: Desk, written: Json, within_s: float = 0.0) -> None:
     """Read a revision's documents and report back from where they went, and compare.
+
+    Parameters
+    ----------
+    place
+    written
+    within_s
+        Seconds to wait for what the archive does not give at once.
 
     Raises
     ------
     MarrowNodeError
         Where one cannot be read, or they do not say what was written.
     """
-    sent = {artifact.kind: document for artifact, document in _documents(place, written)}
-    artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
+    sent, artifacts = _sent(place, written)
     with delivery.open_destination(place.settings) as pacs:
-        returned = delivery.read_back(pacs, artifacts, sent)
+        returned = delivery.read_back(pacs, artifacts, sent, within_s)
     delivery.reconcile(sent, returned, _reported(place, written))
 
 
@@ -446,6 +455,15 @@ def _analysis(
         finished=datetime.fromisoformat(counted["finished"]),
         icc=place.settings.read.icc,
         pixels_sha256=detected["pixels_sha256"],
+    )
+
+
+def _sent(place: Desk, written: Json) -> tuple[dict[str, Any], dict[str, Artifact]]:
+    """The DICOM documents of a revision, and what names them, by kind."""
+    pairs = list(_documents(place, written))
+    return (
+        {artifact.kind: document for artifact, document in pairs},
+        {artifact.kind: artifact for artifact, _ in pairs},
     )
 
 

@@ -154,7 +154,8 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
             time.sleep(fault.delay_s)
             if fault.html or fault.status is not None:
                 page = HTML if fault.html else fault.body or b'{"Message": "told to fail"}'
-                self._answer(fault.status or 200, {"Content-Type": "text/html"}, page, fault)
+                told = "application/dicom+json" if fault.body else "text/html"
+                self._answer(fault.status or 200, {"Content-Type": told}, page, fault)
                 return
             kept = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
             if keep_host:
