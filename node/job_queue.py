@@ -421,7 +421,7 @@ def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
         "study_uid": slide.study_uid,
         "series_uid": slide.series_uid,
         "model": place.package.manifest.name,
-        "package_digest": place.package.digest,
+        "package_digest": place.package_digest,
         "configuration_digest": place.configuration_digest,
         "pacs_url": place.settings.pacs_url,
         "results_url": place.settings.results_url,

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dbos import DBOS, DBOSPortableJSONSerializer
@@ -41,7 +41,6 @@ from node.job_queue import (
     JobQueue,
     database_errors,
     database_url,
-    job_arguments,
     open_job_queue,
     prepare_database,
     progress_file,
@@ -50,7 +49,7 @@ from node.job_queue import (
 from node.lease import beating, held_lease
 from node.log import telling_of
 from node.metrics import count_failure, count_result
-from node.pipeline import SlideReference, analyse
+from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
@@ -65,6 +64,8 @@ POLL_S = 0.1
 # Not that of the node: the next version finishes the jobs of this one, which DBOS would else leave
 # to workers of the same version. A job whose steps are others by then fails visibly.
 WORKFLOWS = "1"
+# Steps that depend on model, settings and version; those after them deliver what these have made.
+_MAKING = ("localise", "detect", "count", "write")
 ARRIVALS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
@@ -144,8 +145,8 @@ def _register(settings: Settings, steps: Steps) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
-            place = _workplace(settings, steps, arguments, try_id)
-            result = analyse(place, _slide(arguments), steps.timed)
+            place, step = _workplace(settings, steps, arguments, try_id)
+            result = analyse(place, _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
             _call_back(settings, steps, arguments, try_id, "completed")
@@ -339,20 +340,29 @@ def _slide(arguments: Mapping[str, Any]) -> SlideReference:
 
 def _workplace(
     settings: Settings, steps: Steps, arguments: Mapping[str, Any], try_id: str
-) -> Workplace:
-    """The workplace a job was submitted for.
+) -> tuple[Workplace, Step]:
+    """The workplace a job was submitted for, and how its steps run.
 
-    Raises
-    ------
-    ConfigurationInvalid
-        When the settings or the model package have changed since then.
+    What was written before an upgrade of the node, its model or its settings is delivered as it is:
+    parts of it may have been delivered before. Nothing is computed for the job after that.
     """
     report = steps.report_to(progress_file(settings, try_id).report)
-    place = Workplace.open(sited(settings, arguments), report)
-    now = job_arguments(_slide(arguments), place)
-    if now != {name: arguments.get(name) for name in now}:
+    now = Workplace.open(sited(settings, arguments), report)
+    submitted_for = (arguments["package_digest"], arguments["configuration_digest"])
+    place = replace(now, package_digest=submitted_for[0], configuration_digest=submitted_for[1])
+
+    def step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return steps.timed(name, unchanged(stage) if name in _MAKING else stage)
+
+    def unchanged(stage: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        if submitted_for == (now.package_digest, now.configuration_digest):
+            return stage
+        return refuse
+
+    def refuse() -> dict[str, Any]:
         raise ConfigurationInvalid(
-            f"The model package or the settings changed since job {try_id} was submitted: "
-            "submit the slide again."
+            f"The version of the node, the model package or the settings changed since job "
+            f"{try_id} was submitted, and nothing of it was delivered: submit the slide again."
         )
-    return place
+
+    return place, step

@@ -75,7 +75,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
                     study_uid,
                     series_uid,
                     sorted(slide.source_instances),
-                    place.package.digest,
+                    place.package_digest,
                     place.configuration_digest,
                     FIRST_REVISION,
                 ]

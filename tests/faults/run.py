@@ -110,8 +110,12 @@ class Scene:
 
 
 def run(world: World, seed: int, folder: Path) -> Outcome:
+    """Run the schedule of a seed."""
+    return play(world, schedule_of(seed), folder, seed)
+
+
+def play(world: World, schedule: Schedule, folder: Path, seed: int = 0) -> Outcome:
     """Run one schedule; the faults are over before what a failed job has left is tried again."""
-    schedule = schedule_of(seed)
     scene = _scene(world, schedule, folder)
     begin = time.monotonic()
     with open_job_queue(scene.site.settings) as queue:
