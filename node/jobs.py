@@ -21,6 +21,7 @@ from models.errors import MarrowNodeError
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
+from node.delays import delays_kept
 from node.intake import await_whole, find_slides
 from node.job import (
     ANALYSE,
@@ -44,6 +45,7 @@ from node.job_queue import (
     open_job_queue,
     prepare_database,
     progress_file,
+    retry_delay_s,
     sited,
 )
 from node.lease import beating, held_lease
@@ -136,6 +138,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                     DBOS._recover_pending_workflows(dead_workers(folder, name))
                 else:
                     watching.enter_context(beating(lease, DBOS._recover_pending_workflows))
+                watching.enter_context(delays_kept(jobs))
                 yield Worker(jobs)
         finally:
             DBOS.destroy()
@@ -166,7 +169,7 @@ def _register(settings: Settings, steps: Steps) -> None:
     def await_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
             arrived = await_whole(
-                sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
+                sited(settings, arguments), _slide(arguments), steps.step, steps.sleep
             )
             steps.step("queue", lambda: _queued(settings, try_id, arguments | arrived))
             return arrived
@@ -191,7 +194,7 @@ def _register(settings: Settings, steps: Steps) -> None:
                 ]
             return {"jobs": jobs}
 
-        return _patient_step(settings, "find", search)
+        return steps.patient("find", search, settings.jobs)
 
     @DBOS.workflow(name=CALL_BACK)
     def tell(arguments: dict[str, Any]) -> Any:
@@ -199,7 +202,7 @@ def _register(settings: Settings, steps: Steps) -> None:
             call_back(arguments["url"], arguments["told"], settings.serve)
             return {}
 
-        return _patient_step(settings, "post", post)
+        return steps.patient("post", post, settings.jobs)
 
 
 def _by_rules(
@@ -235,26 +238,6 @@ def _audited(
 def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> dict[str, Any]:
     result_reviewed(settings, review, result)
     return {}
-
-
-def _patient_step(
-    settings: Settings, name: str, stage: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """A step that is tried again, while it waits, after failures that may pass."""
-    return DBOS.run_step(
-        {
-            "name": name,
-            "retries_allowed": True,
-            "max_attempts": settings.jobs.retries + 1,
-            "interval_seconds": settings.jobs.retry_wait_s,
-            "should_retry": _may_pass,
-        },
-        stage,
-    )
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, MarrowNodeError) and error.transient
 
 
 def _call_back(
@@ -325,7 +308,7 @@ def _tried_later(
         return False
     job, number = try_of(try_id)
     later = {**arguments, "failures": failures, "tried_before": str(error)}
-    delay_s = settings.jobs.retry_wait_s * 2 ** (failures - 1)
+    delay_s = retry_delay_s(settings, failures)
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
     steps.step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))

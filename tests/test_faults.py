@@ -13,8 +13,8 @@ import pytest
 from dbos import DBOS, DBOSPortableJSONSerializer
 from dbos._serialization import deserialize_exception, serialize_exception
 
-from dicom_io.errors import ConfigurationInvalid, PacsBusy, PacsReadBackDiffers
-from node.config import Settings, load_settings
+from dicom_io.errors import CallbackFailed, ConfigurationInvalid, PacsBusy, PacsReadBackDiffers
+from node.config import JobSettings, Settings, load_settings
 from node.exit_codes import FENCED
 from node.job import ENDED, Job
 from node.job_queue import JobQueue, open_job_queue, prepare_database
@@ -92,6 +92,59 @@ def test_a_failure_that_was_recorded_before_a_kill_is_still_one_that_may_pass(
     with pytest.raises(PacsBusy, match="wait") as raised:
         Steps(still_ours).step("open", dict)
     assert raised.value.transient
+
+
+def test_a_patient_step_asks_whether_the_job_is_still_ours_before_each_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(DBOS, "run_step", lambda options, stage: stage())
+    happened: list[str] = []
+
+    def fails_once() -> dict[str, object]:
+        happened.append("told")
+        if happened.count("told") == 1:
+            raise CallbackFailed("The callback got no answer: check that it runs.")
+        return {"done": True}
+
+    def refused() -> dict[str, object]:
+        happened.append("told")
+        raise ConfigurationInvalid("The callback's origin is not configured: add it.")
+
+    def lost() -> None:
+        raise InterruptedError
+
+    settings = JobSettings(retries=2, retry_wait_s=0.01)
+    steps = Steps(lambda: happened.append("asked"))
+    assert steps.patient("post", fails_once, settings) == {"done": True}
+    # The last time before DBOS records the outcome.
+    assert happened == ["asked", "told", "asked", "told", "asked"]
+    with pytest.raises(ConfigurationInvalid):
+        steps.patient("post", refused, settings)
+    assert happened.count("told") == 3
+    with pytest.raises(InterruptedError):
+        Steps(lost).patient("post", fails_once, settings)
+    assert happened.count("told") == 3
+
+
+def test_a_clock_that_is_turned_back_does_not_let_a_try_wait(tmp_path: Path) -> None:
+    settings = replace(Settings(), work_folder=tmp_path)
+    settings = replace(settings, jobs=replace(settings.jobs, retry_wait_s=30.0))
+    prepare_database(settings)
+
+    def left_s(queue: JobQueue) -> dict[str, float]:
+        return {
+            workflow.workflow_id: (workflow.delay_until_epoch_ms or 0) / 1000 - time.time()
+            for workflow in queue._workflows(status="DELAYED")
+        }
+
+    with open_job_queue(settings) as queue:
+        # As an hour later by the clock then; and one that waits as long as it should.
+        queue.enqueue("late-2", {"failures": 1}, delay_s=3600 + 30.0)
+        queue.enqueue("due-3", {"failures": 2}, delay_s=59.0)
+        queue.shorten_delays()
+        left = left_s(queue)
+    assert 25 < left["late-2"] <= 30
+    assert 50 < left["due-3"] <= 59
 
 
 def test_all_follows_from_the_seed() -> None:
