@@ -39,13 +39,18 @@ from dicom_io.dimse import STUDY_ROOT_FIND, UNCOMPRESSED
 from dicom_io.dimse_association import DimseSettings
 from dicom_io.dimse_errors import (
     COMMITMENT_FAILURES,
-    DUPLICATE,
-    STORE_WARNINGS,
     SUCCESS,
     answer_error,
 )
 from dicom_io.pacs import PacsSettings
-from dicom_io.pacs_errors import FAILURE_CLASSES, FAILURE_REASONS, pacs_error
+from dicom_io.pacs_errors import (
+    DUPLICATE,
+    FAILURE_CLASSES,
+    FAILURE_REASONS,
+    STORE_WARNINGS,
+    pacs_error,
+    refusal_in,
+)
 from dicom_io.receiver import (
     CANNOT_UNDERSTAND,
     CLASS_MISMATCH,
@@ -244,9 +249,30 @@ def web_statuses() -> Iterator[Status]:
 
 
 def store_reasons() -> Iterator[Status]:
-    """Failure Reason (0008,1197) in a STOW-RS response."""
+    """Failure Reason (0008,1197), then Warning Reason (0008,1196), in a STOW-RS response."""
     for code, meaning in FAILURE_REASONS.items():
-        yield Status(_hex(code), meaning, "The job ends with code 35 (PacsRefused).")
+        if code == DUPLICATE:
+            yield Status(_hex(code), meaning, "The result counts as stored; the receipt tells it.")
+            continue
+        yield Status(_hex(code), meaning, _after_refusal(code))
+    for high, meaning in _failure_classes():
+        yield Status(high, meaning, _after_refusal(int(high[2:4], 16) << 8))
+    for code, meaning in STORE_WARNINGS.items():
+        yield Status(
+            _hex(code),
+            f"warning: {meaning}",
+            "The result counts as stored. The receipt tells the warning.",
+        )
+
+
+def _after_refusal(code: int) -> str:
+    item, answer = Dataset(), Dataset()
+    item.FailureReason = code
+    answer.FailedSOPSequence = [item]
+    refused = refusal_in("the archive", answer)
+    if refused is None:
+        raise RuntimeError(f"0x{code:04X} is no refusal")
+    return after_error(refused)
 
 
 WORKER_ENDINGS = (

@@ -21,14 +21,10 @@ from dicom_io.commitment import (
     verdict,
 )
 from dicom_io.dimse_association import DimsePeer, DimseSettings, accepts
-from dicom_io.dimse_errors import (
-    DUPLICATE,
-    PENDING,
-    STORE_WARNINGS,
-    answer_error,
-)
+from dicom_io.dimse_errors import PENDING, answer_error
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsRefused, PacsUnreachable
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
+from dicom_io.pacs_errors import DUPLICATE, IS_THERE, STORE_WARNINGS
 
 T = TypeVar("T")
 
@@ -191,7 +187,7 @@ class DimseArchive:
         code = status.get("Status")
         if code == DUPLICATE:
             LOG.warning("%s answered %s: it has the instance (0x0111).", self.name, what)
-            return "the archive says that it had the instance already (0x0111)"
+            return IS_THERE
         error = answer_error(self.name, what, status)
         if error is not None:
             raise error

@@ -17,21 +17,18 @@ from dicom_io.errors import (
     PacsUnauthorized,
     PacsUnreachable,
 )
-from dicom_io.pacs_errors import FAILURE_CLASSES, FAILURE_REASONS
+from dicom_io.pacs_errors import (
+    FAILURE_CLASSES,
+    FAILURE_REASONS,
+    OUT_OF_RESOURCES,
+    STORE_WARNINGS,
+)
 
 SUCCESS = 0x0000
-DUPLICATE = 0x0111
 NOT_AUTHORIZED = 0x0124
 RESOURCE_LIMITATION = 0x0213
-OUT_OF_RESOURCES = 0xA7  # A7xx
 PENDING = (0xFF00, 0xFF01)
 
-# C-STORE was done, but: PS3.4 table B.2-1.
-STORE_WARNINGS = {
-    0xB000: "it coerced data elements",
-    0xB006: "it discarded data elements",
-    0xB007: "it says that the data set does not match its SOP class",
-}
 # Of an instance that an archive does not commit itself to keep: PS3.3 C.14.1.1, Failure Reason.
 COMMITMENT_FAILURES = {
     0x0110: "it failed while processing",

@@ -148,11 +148,14 @@ class PacsError(MarrowNodeError):
         HTTP status of the answer, if one came.
     retry_after_s
         Seconds to wait as the archive asked, if it did.
+    failure_reason
+        Of a STOW answer (0008,1197), if it gave one.
     """
 
     exit_code = 30
     meaning = "PACS: the archive could not be used"
     status: int | None = None
+    failure_reason: int | None = None
     retry_after_s: float | None = None
 
 

@@ -27,7 +27,15 @@ from dicom_io.dicom_json import is_dicom_json, value
 from dicom_io.errors import PacsAnswerInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.folder import FolderClient
 from dicom_io.frame_requests import FrameRequests, InstanceReference
-from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error, refusal_in
+from dicom_io.pacs_errors import (
+    DUPLICATE,
+    FOREIGN_ERRORS,
+    IS_THERE,
+    duplicates_in,
+    pacs_error,
+    refusal_in,
+    remark_in,
+)
 from dicom_io.pacs_http import Faults, Service, services
 from dicom_io.pacs_settings import PacsSettings, secret
 from dicom_io.request_size import Bounds, RequestSizes
@@ -290,25 +298,41 @@ class Pacs:
             )
         return dataset
 
-    def store(self, datasets: Sequence[Dataset]) -> None:
-        """STOW-RS; raises PacsRefused naming the first instance that was not taken.
+    def store(self, datasets: Sequence[Dataset]) -> str:
+        """STOW-RS; returns what the archive remarked, empty if nothing.
 
         Sent once: whether to send again is for the caller to ask with :meth:`has_instance`,
-        because some archives duplicate or refuse what they are sent twice.
+        because some archives duplicate or refuse what they are sent twice. One that says that it
+        has an instance already has not failed: whether it is ours, reading it back tells.
+
+        Raises
+        ------
+        PacsRefused
+            Naming the first instance that was not taken.
+        PacsBusy
+            The same, out of resources.
         """
         wanted = {str(dataset.SOPInstanceUID) for dataset in datasets}
         what = f"storing instance {', '.join(sorted(wanted))}"
         client, name = self._store.client, self._store.name
-        answer: Dataset = self._store.once(what, lambda: client.store_instances(datasets))
-        refused = refusal_in(name, answer)
-        if refused is not None:
-            raise refused
+        try:
+            answer: Dataset = self._store.once(what, lambda: client.store_instances(datasets))
+        except PacsRefused as refused:
+            if refused.failure_reason != DUPLICATE:
+                raise
+            return IS_THERE
+        failed = refusal_in(name, answer)
+        if failed is not None and failed.failure_reason != DUPLICATE:
+            raise failed
         taken = {str(i.ReferencedSOPInstanceUID) for i in answer.get("ReferencedSOPSequence", [])}
-        if not wanted <= taken:
+        there = duplicates_in(answer)
+        missing = wanted - taken - there
+        if missing:
             raise PacsAnswerInvalid(
-                f"{name} did not say that it stored instance {min(wanted - taken)}:"
+                f"{name} did not say that it stored instance {min(missing)}:"
                 " look for it in the archive and check that its STOW-RS answers as PS3.18 §10.5."
             )
+        return "; ".join(filter(None, [remark_in(answer), IS_THERE if there else ""]))
 
     def bulk_data(self, uri: str) -> bytes:
         """Bytes of an attribute that the metadata name by a BulkDataURI (PS3.18 §8.6.1.2.2).

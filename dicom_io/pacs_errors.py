@@ -45,10 +45,13 @@ FOREIGN_ERRORS = (
     struct.error,
 )
 
+DUPLICATE = 0x0111
+OUT_OF_RESOURCES = 0xA7  # A7xx
+IS_THERE = "the archive says that it had the instance already (0x0111)"
 # Failure Reason (0008,1197) of a STOW answer, PS3.4 table B.2-1 and PS3.18 §10.5.3 (I.2.2).
 FAILURE_REASONS = {
     0x0110: "processing failure",
-    0x0111: "duplicate SOP instance",
+    DUPLICATE: "duplicate SOP instance",
     0x0122: "SOP class not supported",
     0x0124: "not authorized",
     0x0131: "SOP class and instance do not belong together",
@@ -57,9 +60,15 @@ FAILURE_REASONS = {
 }
 # Of those given as A7xx, A9xx, Cxxx: by their first two digits.
 FAILURE_CLASSES = {
-    0xA7: "out of resources",
+    OUT_OF_RESOURCES: "out of resources",
     0xA9: "dataset does not match SOP class",
     **dict.fromkeys(range(0xC0, 0xD0), "cannot understand"),
+}
+# An object was stored, but: Warning Reason (0008,1196) and C-STORE status, PS3.4 table B.2-1.
+STORE_WARNINGS = {
+    0xB000: "it coerced data elements",
+    0xB006: "it discarded data elements",
+    0xB007: "it says that the data set does not match its SOP class",
 }
 
 # Read from the top: a later line is for what the lines before it left.
@@ -234,13 +243,39 @@ def _dataset_in(response: requests.Response) -> Dataset:
         return Dataset()
 
 
-def refusal_in(name: str, answer: Dataset) -> PacsRefused | None:
-    """First failed instance of a STOW answer, if any."""
-    for item in answer.get("FailedSOPSequence", None) or []:
-        code = int(item.get("FailureReason", 0))
+def refusal_in(name: str, answer: Dataset) -> PacsError | None:
+    """First failed instance of a STOW answer, if any; one that is there already comes last."""
+    failed = [
+        (int(item.get("FailureReason", 0)), item)
+        for item in answer.get("FailedSOPSequence", None) or []
+    ]
+    for code, item in sorted(failed, key=lambda each: each[0] == DUPLICATE):
         meaning = FAILURE_REASONS.get(code) or FAILURE_CLASSES.get(code >> 8, "reason not known")
-        return PacsRefused(
+        make = PacsBusy if code >> 8 == OUT_OF_RESOURCES else PacsRefused
+        refused = make(
             f"{name} did not store instance {item.get('ReferencedSOPInstanceUID', 'unknown')}:"
             f" {meaning} (0x{code:04X}); check what the archive accepts."
         )
+        refused.failure_reason = code
+        return refused
     return None
+
+
+def duplicates_in(answer: Dataset) -> set[str]:
+    """UIDs of the instances that an archive refused because it has them."""
+    return {
+        str(item.get("ReferencedSOPInstanceUID", ""))
+        for item in answer.get("FailedSOPSequence", None) or []
+        if item.get("FailureReason") == DUPLICATE
+    }
+
+
+def remark_in(answer: Dataset) -> str:
+    """What a STOW answer warns of, empty if of nothing."""
+    codes = [
+        int(item.WarningReason)
+        for item in answer.get("ReferencedSOPSequence", None) or []
+        if "WarningReason" in item
+    ]
+    told = (f"{STORE_WARNINGS.get(code, 'reason not known')} (0x{code:04X})" for code in codes)
+    return "; ".join(f"the archive warns: {each}" for each in dict.fromkeys(told))

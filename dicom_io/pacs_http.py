@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -183,6 +185,25 @@ def _plain_media_type(response: requests.Response, **_: Any) -> requests.Respons
     return response
 
 
+class _SteadyStorage(pybreaker.CircuitMemoryStorage):
+    """Remembers when a breaker opened by a clock that nobody turns back.
+
+    pybreaker compares times of day: set back by an hour, the host would be left alone for an hour.
+    """
+
+    _opened_s: float | None = None
+
+    @property
+    def opened_at(self) -> datetime | None:
+        if self._opened_s is None:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._opened_s)
+
+    @opened_at.setter
+    def opened_at(self, now: datetime) -> None:
+        self._opened_s = time.monotonic()
+
+
 @functools.cache
 def _breaker(netloc: str, failures: int, wait_s: float) -> pybreaker.CircuitBreaker:
     """The circuit breaker of a host, which every archive opened on it shares."""
@@ -192,6 +213,7 @@ def _breaker(netloc: str, failures: int, wait_s: float) -> pybreaker.CircuitBrea
         exclude=[lambda error: not (isinstance(error, PacsError) and error.transient)],
         name=netloc,
         throw_new_error_on_trip=False,
+        state_storage=_SteadyStorage(pybreaker.STATE_CLOSED),
     )
 
 

@@ -41,6 +41,9 @@ class PacsSettings:
         all connections.
     breaker_wait_s
         Seconds for which it is left alone.
+    shown_within_s
+        Seconds that the archive may take to give what it has stored; a job fails whose results it
+        does not give by then.
     connections
         Most requests in flight at a time; fewer where more gain nothing.
     frames_per_request
@@ -82,6 +85,7 @@ class PacsSettings:
     retry_after_max_s: float = 60.0
     breaker_failures: int = 20
     breaker_wait_s: float = 30.0
+    shown_within_s: float = 30.0
     connections: int = 4
     frames_per_request: int = 2000
     bytes_in_flight: int = 64 * 2**20

@@ -2,10 +2,18 @@
 
 Some archives delete, refuse or duplicate on a second STOW, so an object that is there is never sent
 again. A job is done only when what was read back says the same in ANN, SR and FHIR as was computed.
+
+The EHR is told only once the archive has given back what was stored, unchanged and under the same
+patient. Archives coerce patient attributes as they store (PS3.18 10.5.3, Warning Reason B000). A
+name in another spelling, or an attribute filled in that the slide did not have, is accepted;
+another ID or issuer, another name, birth date or sex is a failed job: the report would be read as
+another person's.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,15 +24,19 @@ from pydicom.dataset import Dataset
 
 from conformance.agreement import check_agreement, check_standing
 from dicom_io.dimse import DimseArchive, open_dimse
-from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
+from dicom_io.errors import PacsNotFound, PacsReadBackDiffers, PacsRefused, ResultsDisagree
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.segmentation import decode_segmentation
 from node.config import Settings
 from node.outputs import Artifact
 
 CONTENT_NOT_READ = "listed by C-FIND, content not read back"
-ALREADY_THERE = "already there"
 CONTENT_NOT_READABLE = "acknowledged by MLLP, which cannot be asked for what it holds"
+LOOK_S = 0.5
+# What tells persons apart, and must come back as it was sent.
+_IDENTIFIERS = ("PatientID", "IssuerOfPatientID")
+# What may be filled in besides, where the slide has nothing.
+_DEMOGRAPHICS = ("PatientName", "PatientBirthDate", "PatientSex")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +93,17 @@ def deliver_to_pacs(pacs: Pacs | DimseArchive, artifact: Artifact, document: Dat
     PacsError
         When the archive cannot be asked, or refuses the object.
     """
-    there = pacs.has_instance(artifact.study_uid, artifact.series_uid, artifact.uid)
-    remark = "" if there else pacs.store([document])
-    status = ALREADY_THERE if there else "stored"
+    place = (artifact.study_uid, artifact.series_uid, artifact.uid)
+    there, remark = pacs.has_instance(*place), ""
+    if not there:
+        try:
+            remark = pacs.store([document])
+        except PacsRefused:
+            # Some refuse what they have without saying that this is why.
+            if not pacs.has_instance(*place):
+                raise
+            there, remark = True, "the archive refused it and has it"
+    status = "already there" if there else "stored"
     notes = [remark]
     if isinstance(pacs, DimseArchive):
         notes += [pacs.commitment(document), "" if pacs.reads_back else CONTENT_NOT_READ]
@@ -92,32 +112,56 @@ def deliver_to_pacs(pacs: Pacs | DimseArchive, artifact: Artifact, document: Dat
 
 
 def read_back(
-    pacs: Pacs | DimseArchive, artifacts: Mapping[str, Artifact], sent: Mapping[str, Dataset]
+    pacs: Pacs | DimseArchive,
+    artifacts: Mapping[str, Artifact],
+    sent: Mapping[str, Dataset],
+    within_s: float = 0.0,
 ) -> dict[str, Dataset]:
     """Retrieve every DICOM artifact from the archive, by kind.
 
     An archive that can only be asked by C-FIND has to list each; then `sent` stands for what it
     holds, and the receipts say so.
 
+    Parameters
+    ----------
+    pacs
+    artifacts, sent
+        The documents as they were made, by kind.
+    within_s
+        Seconds to wait for those that it does not give at once.
+
     Raises
     ------
     PacsReadBackDiffers
-        When such an archive does not list an object.
+        When the archive has taken an object and does not give it.
     """
-    places = {
-        kind: (artifact.study_uid, artifact.series_uid, artifact.uid)
-        for kind, artifact in artifacts.items()
-        if artifact.uid
-    }
-    if not isinstance(pacs, DimseArchive) or pacs.reads_back:
-        return {kind: pacs.retrieve_instance(*place) for kind, place in places.items()}
-    for kind, place in places.items():
-        if not pacs.has_instance(*place):
-            raise PacsReadBackDiffers(
-                f"{pacs.name} took {kind} {place[2]} and does not list it: look for it there and"
-                " submit the slide again."
-            )
-    return {kind: sent[kind] for kind in places}
+    end = time.monotonic() + within_s
+    returned: dict[str, Dataset] = {}
+    for kind, artifact in artifacts.items():
+        place = (artifact.study_uid, artifact.series_uid, artifact.uid)
+        while artifact.uid and kind not in returned:
+            given = _given(pacs, place, sent[kind])
+            if given is not None:
+                returned[kind] = given
+            elif time.monotonic() >= end:
+                raise PacsReadBackDiffers(
+                    f"{pacs.name} took {kind} {artifact.uid} and does not give it: look for it "
+                    "there, check what the archive does with such objects, and submit the slide "
+                    "again."
+                )
+            else:
+                time.sleep(min(LOOK_S, max(0.0, end - time.monotonic())))
+    return returned
+
+
+def _given(pacs: Pacs | DimseArchive, place: tuple[str, str, str], sent: Dataset) -> Dataset | None:
+    """An object as the archive gives it, None where it does not."""
+    if isinstance(pacs, DimseArchive) and not pacs.reads_back:
+        return sent if pacs.has_instance(*place) else None
+    try:
+        return pacs.retrieve_instance(*place)
+    except PacsNotFound:
+        return None
 
 
 def reconcile(
@@ -141,7 +185,7 @@ def reconcile(
     ResultsDisagree
         When counts, percentages, references or standing differ between the documents.
     """
-    same_objects(sent, returned)
+    check_unchanged(sent, returned)
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
     findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
     findings += check_standing(returned["SR"], bundle)
@@ -154,30 +198,68 @@ def reconcile(
         )
 
 
-def same_objects(sent: Mapping[str, Dataset], returned: Mapping[str, Dataset]) -> None:
-    """Compare cells, regions, PDF and pictures with what the archive has.
+def check_unchanged(sent: Mapping[str, Dataset], returned: Mapping[str, Dataset]) -> None:
+    """Compare what came back from the archive with what was sent.
 
-    What reports say is compared with the others by :func:`reconcile`.
+    Parameters
+    ----------
+    sent, returned
+        As of :func:`reconcile`.
 
     Raises
     ------
     PacsReadBackDiffers
-        When an object came back with other content.
+        Naming the object, and what differs.
     """
-    if "ANN" in sent:
-        _same_cells(sent["ANN"], returned["ANN"])
-    if "SEG" in sent:
-        _same_mask(sent["SEG"], returned["SEG"])
-    for kind in sent.keys() - {"ANN", "SEG", "SR"}:
-        _same_payload(kind, sent[kind], returned[kind])
+    for kind, document in sent.items():
+        _same_patient(kind, document, returned[kind])
+        if kind == "ANN":
+            _same_cells(document, returned[kind])
+        elif kind == "SEG":
+            _same_mask(document, returned[kind])
+        elif kind != "SR":
+            _same_payload(kind, document, returned[kind])
+
+
+def _same_patient(kind: str, sent: Dataset, returned: Dataset) -> None:
+    differ = [name for name in _IDENTIFIERS if _said(sent, name) != _said(returned, name)]
+    differ += [
+        name
+        for name in _DEMOGRAPHICS
+        if _said(sent, name) and _said(sent, name) != _said(returned, name)
+    ]
+    if differ:
+        raise PacsReadBackDiffers(
+            f"{kind} {sent.SOPInstanceUID} came back from the PACS under another patient "
+            f"({', '.join(differ)}): find out which patient the archive means, correct it or the "
+            "slide there, delete this object, and try the job again."
+        )
+
+
+def _said(document: Dataset, name: str) -> str:
+    """An attribute of the patient; of a name its letters alone, in one spelling (PS3.5 6.2.1)."""
+    value = str(document.get(name) or "").strip()
+    if name != "PatientName":
+        return value
+    alphabetic = value.split("=")[0] or value
+    return " ".join(re.split(r"[\^\s,.]+", alphabetic.casefold())).strip()
 
 
 def _same_cells(sent: Dataset, returned: Dataset) -> None:
-    if _drawn(sent) != _drawn(returned):
-        raise PacsReadBackDiffers(
-            f"ANN {sent.SOPInstanceUID} came back from the PACS with other coordinates, types or "
-            "values: do not use it, and check whether the archive alters bulk annotations."
-        )
+    groups, back = _drawn(sent), _drawn(returned)
+    if groups == back:
+        return
+    pairs = enumerate(zip(groups, back, strict=False), 1)
+    differ = [str(number) for number, (ours, theirs) in pairs if ours != theirs]
+    what = (
+        f"{len(back)} groups instead of {len(groups)}"
+        if len(back) != len(groups)
+        else f"other coordinates, types or values in group {', '.join(differ)}"
+    )
+    raise PacsReadBackDiffers(
+        f"ANN {sent.SOPInstanceUID} came back from the PACS with {what}: do not use it, and check "
+        "whether the archive alters bulk annotations."
+    )
 
 
 def _drawn(annotation: Dataset) -> list[tuple[str | bytes, ...]]:

@@ -68,6 +68,8 @@ _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
     "cancelled": ("CANCELLED",),
 }
 CONNECTIONS = 16
+# Hosts need not agree better than that on what time it is.
+CLOCKS_AGREE_S = 1.0
 _FIRST_PAGE, _PAGE = 60, 500
 # What a review takes over from the job that it is about.
 _PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
@@ -192,6 +194,20 @@ class JobQueue:
             options["delay_seconds"] = delay_s
         with database_errors(self._settings), self._writing:
             self._open_client().enqueue(options, dict(arguments))
+
+    def shorten_delays(self) -> None:
+        """Let tries that wait for longer than they were told to wait for that long from now on."""
+        now_ms = time.time() * 1000
+        for workflow in self._workflows(status=["DELAYED"], name=_JOBS, load_output=False):
+            failures = int(arguments_of(workflow).get("failures", 0))
+            delay_s = retry_delay_s(self._settings, failures)
+            left_s = ((workflow.delay_until_epoch_ms or 0) - now_ms) / 1000
+            if left_s > delay_s + CLOCKS_AGREE_S:
+                log.warning("The clock went back: %s is not let wait.", workflow.workflow_id)
+                with database_errors(self._settings), self._writing:
+                    self._open_client().set_workflow_delay(
+                        workflow.workflow_id, delay_seconds=delay_s
+                    )
 
     def call_back(self, try_id: str, url: str, told: Mapping[str, Any]) -> None:
         """Queue the news of a try's end."""
@@ -409,6 +425,11 @@ class JobQueue:
         return self._client
 
 
+def retry_delay_s(settings: Settings, failures: int) -> float:
+    """Seconds before the try that follows so many failures."""
+    return settings.jobs.retry_wait_s * 2.0 ** (failures - 1)
+
+
 def progress_file(settings: Settings, workflow_id: str) -> ProgressFile:
     """Where a try and its arrival tell how far they are."""
     try_id = workflow_id.removesuffix(ARRIVAL_SUFFIX)
@@ -421,7 +442,7 @@ def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
         "study_uid": slide.study_uid,
         "series_uid": slide.series_uid,
         "model": place.package.manifest.name,
-        "package_digest": place.package.digest,
+        "package_digest": place.package_digest,
         "configuration_digest": place.configuration_digest,
         "pacs_url": place.settings.pacs_url,
         "results_url": place.settings.results_url,

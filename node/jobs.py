@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dbos import DBOS, DBOSPortableJSONSerializer
@@ -21,6 +21,7 @@ from models.errors import MarrowNodeError
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
+from node.delays import delays_kept
 from node.intake import await_whole, find_slides
 from node.job import (
     ANALYSE,
@@ -41,16 +42,16 @@ from node.job_queue import (
     JobQueue,
     database_errors,
     database_url,
-    job_arguments,
     open_job_queue,
     prepare_database,
     progress_file,
+    retry_delay_s,
     sited,
 )
 from node.lease import beating, held_lease
 from node.log import telling_of
 from node.metrics import count_failure, count_result
-from node.pipeline import SlideReference, analyse
+from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
@@ -65,6 +66,8 @@ POLL_S = 0.1
 # Not that of the node: the next version finishes the jobs of this one, which DBOS would else leave
 # to workers of the same version. A job whose steps are others by then fails visibly.
 WORKFLOWS = "1"
+# Steps that depend on model, settings and version; those after them deliver what these have made.
+_MAKING = ("localise", "detect", "count", "write")
 ARRIVALS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
@@ -135,6 +138,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                     DBOS._recover_pending_workflows(dead_workers(folder, name))
                 else:
                     watching.enter_context(beating(lease, DBOS._recover_pending_workflows))
+                watching.enter_context(delays_kept(jobs))
                 yield Worker(jobs)
         finally:
             DBOS.destroy()
@@ -144,8 +148,8 @@ def _register(settings: Settings, steps: Steps) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
-            place = _workplace(settings, steps, arguments, try_id)
-            result = analyse(place, _slide(arguments), steps.timed)
+            place, step = _workplace(settings, steps, arguments, try_id)
+            result = analyse(place, _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
             _call_back(settings, steps, arguments, try_id, "completed")
@@ -165,7 +169,7 @@ def _register(settings: Settings, steps: Steps) -> None:
     def await_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
             arrived = await_whole(
-                sited(settings, arguments), _slide(arguments), steps.step, DBOS.sleep
+                sited(settings, arguments), _slide(arguments), steps.step, steps.sleep
             )
             steps.step("queue", lambda: _queued(settings, try_id, arguments | arrived))
             return arrived
@@ -190,7 +194,7 @@ def _register(settings: Settings, steps: Steps) -> None:
                 ]
             return {"jobs": jobs}
 
-        return _patient_step(settings, "find", search)
+        return steps.patient("find", search, settings.jobs)
 
     @DBOS.workflow(name=CALL_BACK)
     def tell(arguments: dict[str, Any]) -> Any:
@@ -198,7 +202,7 @@ def _register(settings: Settings, steps: Steps) -> None:
             call_back(arguments["url"], arguments["told"], settings.serve)
             return {}
 
-        return _patient_step(settings, "post", post)
+        return steps.patient("post", post, settings.jobs)
 
 
 def _by_rules(
@@ -234,26 +238,6 @@ def _audited(
 def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> dict[str, Any]:
     result_reviewed(settings, review, result)
     return {}
-
-
-def _patient_step(
-    settings: Settings, name: str, stage: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """A step that is tried again, while it waits, after failures that may pass."""
-    return DBOS.run_step(
-        {
-            "name": name,
-            "retries_allowed": True,
-            "max_attempts": settings.jobs.retries + 1,
-            "interval_seconds": settings.jobs.retry_wait_s,
-            "should_retry": _may_pass,
-        },
-        stage,
-    )
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, MarrowNodeError) and error.transient
 
 
 def _call_back(
@@ -324,7 +308,7 @@ def _tried_later(
         return False
     job, number = try_of(try_id)
     later = {**arguments, "failures": failures, "tried_before": str(error)}
-    delay_s = settings.jobs.retry_wait_s * 2 ** (failures - 1)
+    delay_s = retry_delay_s(settings, failures)
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
     steps.step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
@@ -339,20 +323,29 @@ def _slide(arguments: Mapping[str, Any]) -> SlideReference:
 
 def _workplace(
     settings: Settings, steps: Steps, arguments: Mapping[str, Any], try_id: str
-) -> Workplace:
-    """The workplace a job was submitted for.
+) -> tuple[Workplace, Step]:
+    """The workplace a job was submitted for, and how its steps run.
 
-    Raises
-    ------
-    ConfigurationInvalid
-        When the settings or the model package have changed since then.
+    What was written before an upgrade of the node, its model or its settings is delivered as it is:
+    parts of it may have been delivered before. Nothing is computed for the job after that.
     """
     report = steps.report_to(progress_file(settings, try_id).report)
-    place = Workplace.open(sited(settings, arguments), report)
-    now = job_arguments(_slide(arguments), place)
-    if now != {name: arguments.get(name) for name in now}:
+    now = Workplace.open(sited(settings, arguments), report)
+    submitted_for = (arguments["package_digest"], arguments["configuration_digest"])
+    place = replace(now, package_digest=submitted_for[0], configuration_digest=submitted_for[1])
+
+    def step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return steps.timed(name, unchanged(stage) if name in _MAKING else stage)
+
+    def unchanged(stage: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        if submitted_for == (now.package_digest, now.configuration_digest):
+            return stage
+        return refuse
+
+    def refuse() -> dict[str, Any]:
         raise ConfigurationInvalid(
-            f"The model package or the settings changed since job {try_id} was submitted: "
-            "submit the slide again."
+            f"The version of the node, the model package or the settings changed since job "
+            f"{try_id} was submitted, and nothing of it was delivered: submit the slide again."
         )
-    return place
+
+    return place, step

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from dicom_io.analysis import FIRST_REVISION, Analysis, ModelIdentity
 from dicom_io.colour import carried_profile
@@ -77,7 +76,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
                     study_uid,
                     series_uid,
                     sorted(slide.source_instances),
-                    place.package.digest,
+                    place.package_digest,
                     place.configuration_digest,
                     FIRST_REVISION,
                 ]
@@ -299,30 +298,18 @@ def _kept_for_review(
 
 
 def deliver_to_pacs(place: Desk, written: Json) -> Json:
-    """Store every DICOM document unless it is there.
-
-    What is there is compared before anything goes to the EHR, which would else be told of cells
-    that the archive's documents do not show.
-
-    Raises
-    ------
-    PacsReadBackDiffers
-        When what is there is not what was written.
-    """
+    """Store every DICOM document unless it is there, and compare what the archive then gives."""
     place.progress("deliver to PACS", 0.0)
     receipts = []
-    was_there: dict[str, tuple[Artifact, Dataset]] = {}
+    sent, artifacts = _sent(place, written)
     with delivery.open_destination(place.settings) as pacs:
-        for number, (artifact, document) in enumerate(_documents(place, written)):
+        for number, (kind, artifact) in enumerate(artifacts.items()):
             # Told before each one: who has lost the job meanwhile sends nothing further.
             place.progress("deliver to PACS", number / len(written["artifacts"]))
-            receipts.append(delivery.deliver_to_pacs(pacs, artifact, document))
-            if receipts[-1].status == delivery.ALREADY_THERE:
-                was_there[artifact.kind] = artifact, document
-        made = {kind: document for kind, (_, document) in was_there.items()}
-        asked = {kind: artifact for kind, (artifact, _) in was_there.items()}
-        delivery.same_objects(made, delivery.read_back(pacs, asked, made))
-    return {"receipts": [asdict(receipt) for receipt in receipts]}
+            receipts.append(asdict(delivery.deliver_to_pacs(pacs, artifact, sent[kind])))
+        within_s = place.settings.pacs.shown_within_s
+        delivery.check_unchanged(sent, delivery.read_back(pacs, artifacts, sent, within_s))
+    return {"receipts": receipts}
 
 
 def deliver_to_ehr(place: Desk, written: Json) -> Json:
@@ -363,8 +350,8 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
         What ``analyse --json`` prints of a completed job.
     """
     place.progress("reconcile", 0.0)
-    compare(place, written)
-    artifacts = _artifacts(written)
+    compare(place, written, place.settings.pacs.shown_within_s)
+    artifacts = {artifact.kind: artifact for artifact, _ in _documents(place, written)}
     place.progress("reconcile", 1.0, written["summary"]["cells"])
     seconds = datetime.fromisoformat(delivery.now_utc()) - datetime.fromisoformat(opened["started"])
     return {
@@ -394,17 +381,24 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
     }
 
 
-def compare(place: Desk, written: Json) -> None:
+def compare(place: Desk, written: Json, within_s: float = 0.0) -> None:
     """Read a revision's documents and report back from where they went, and compare.
+
+    Parameters
+    ----------
+    place
+    written
+    within_s
+        Seconds to wait for what the archive does not give at once.
 
     Raises
     ------
     MarrowNodeError
         Where one cannot be read, or they do not say what was written.
     """
-    sent = {artifact.kind: document for artifact, document in _documents(place, written)}
+    sent, artifacts = _sent(place, written)
     with delivery.open_destination(place.settings) as pacs:
-        returned = delivery.read_back(pacs, _artifacts(written), sent)
+        returned = delivery.read_back(pacs, artifacts, sent, within_s)
     delivery.reconcile(sent, returned, _reported(place, written))
 
 
@@ -476,15 +470,20 @@ def _analysis(
     )
 
 
-def _artifacts(written: Json) -> dict[str, Artifact]:
-    """The DICOM artifacts of a revision, by kind."""
-    artifacts = {kind: Artifact(**values) for kind, values in written["artifacts"].items()}
-    return {k: each for k, each in artifacts.items() if each.media_type == DICOM_MEDIA_TYPE}
+def _sent(place: Desk, written: Json) -> tuple[dict[str, Any], dict[str, Artifact]]:
+    """The DICOM documents of a revision, and what names them, by kind."""
+    pairs = list(_documents(place, written))
+    return (
+        {artifact.kind: document for artifact, document in pairs},
+        {artifact.kind: artifact for artifact, _ in pairs},
+    )
 
 
-def _documents(place: Desk, written: Json) -> Iterator[tuple[Artifact, Dataset]]:
-    for artifact in _artifacts(written).values():
-        yield artifact, from_bytes(place.work.get(artifact.sha256))
+def _documents(place: Desk, written: Json) -> Iterator[tuple[Artifact, Any]]:
+    for values in written["artifacts"].values():
+        artifact = Artifact(**values)
+        if artifact.media_type == DICOM_MEDIA_TYPE:
+            yield artifact, from_bytes(place.work.get(artifact.sha256))
 
 
 def _written_before(place: Workplace, identity: str) -> Json | None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import stamina
 from dbos import DBOS, PortableWorkflowError
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.errors import MarrowNodeError
+from node.config import JobSettings
 from node.exit_codes import RECORDING_FAILED, error_classes
 from node.metrics import stage_timed
 from node.progress import Progress
 
 log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,46 @@ class Steps:
             )
             os._exit(RECORDING_FAILED)
 
+    def patient(
+        self, name: str, stage: Callable[[], dict[str, Any]], settings: JobSettings
+    ) -> dict[str, Any]:
+        """Run a step that is tried again, while its job waits, after failures that may pass.
+
+        Raises
+        ------
+        MarrowNodeError
+            As the stage raised it at last.
+        """
+
+        def tried() -> dict[str, Any]:
+            for attempt in stamina.retry_context(
+                on=_may_pass,
+                attempts=settings.retries + 1,
+                timeout=None,
+                wait_initial=settings.retry_wait_s,
+                wait_max=LONGEST_WAIT_S,
+                wait_jitter=0,
+            ):
+                with attempt:
+                    # Who has lost the job while it waited asks and tells nobody further.
+                    self.check()
+                    return stage()
+            raise RuntimeError("stamina made no attempt")
+
+        return self.step(name, tried)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; a wait that was over before a restart is not waited for again.
+
+        DBOS's own would record until when, which a clock that is turned back makes later.
+        """
+
+        def waited() -> dict[str, Any]:
+            time.sleep(seconds)
+            return {}
+
+        self.step("wait", waited)
+
     def timed(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a step whose seconds are measured."""
 
@@ -84,3 +130,7 @@ class Steps:
 
 def still_ours() -> None:
     """Check nothing: of a SQLite database nobody takes a job while its worker's lock is held."""
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, MarrowNodeError) and error.transient

@@ -57,8 +57,9 @@ class Workplace:
     settings
     package
         The verified model package.
-    configuration_digest
-        SHA-256 (hex) of every setting and version that can change a result.
+    package_digest, configuration_digest
+        SHA-256 (hex) of the model package, and of every setting and version that can change a
+        result, for which the job was submitted.
     work
     report
         Told of progress while stages run.
@@ -69,6 +70,7 @@ class Workplace:
 
     settings: Settings
     package: ModelPackage
+    package_digest: str
     configuration_digest: str
     work: WorkFiles
     report: Callable[[Progress], None]
@@ -85,9 +87,11 @@ class Workplace:
         DiskFull
             When the work folder cannot be made.
         """
+        package = find_package(settings.model.name, settings.model.folders)
         return cls(
             settings=settings,
-            package=find_package(settings.model.name, settings.model.folders),
+            package=package,
+            package_digest=package.digest,
             configuration_digest=configuration_digest(settings),
             work=WorkFiles(settings.work_folder / "files"),
             report=report,

@@ -9,7 +9,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,30 @@ import requests
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 TRICKLES = 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it reached the proxy."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it is answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+Forward = Callable[[Request], Answer]
+Habit = Callable[[Request, Forward], Answer]
+"""Answers a request in another way than what stands behind, which it may ask."""
 
 Reset = Literal["before the request", "in the request", "before the answer", "in the answer"]
 
@@ -49,6 +73,10 @@ class Fault:
         and not a byte of its answer was passed on, or in the middle of that.
     twice
         Send the request to the archive twice, as balancers do that try again.
+    told_twice
+        Send the whole answer twice.
+    habit
+        Answers instead of the archive.
     trickle_s
         Seconds over which the answer's body is spread.
     met
@@ -72,6 +100,8 @@ class Fault:
     cut: bool = False
     reset: Reset | None = None
     twice: bool = False
+    told_twice: bool = False
+    habit: Habit | None = None
     trickle_s: float = 0.0
     met: Callable[[], None] | None = None
     asked: Callable[[], None] | None = None
@@ -93,6 +123,10 @@ class Proxy:
         None lets everything through.
     faults
         Further ones; a request meets the first that touches it.
+    habit
+        What the archive does with every request; None for nothing special.
+    allowed
+        Whether a request with this Authorization header may pass; else 401.
     requests
         (method, path) of every request so far.
     headers
@@ -102,6 +136,8 @@ class Proxy:
     url: str
     fault: Fault | None = None
     faults: list[Fault] = field(default_factory=list)
+    habit: Habit | None = None
+    allowed: Callable[[str | None], bool] = lambda authorization: True
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -154,16 +190,17 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
             time.sleep(fault.delay_s)
             if fault.html or fault.status is not None:
                 page = HTML if fault.html else fault.body or b'{"Message": "told to fail"}'
-                self._answer(fault.status or 200, {"Content-Type": "text/html"}, page, fault)
+                told = "application/dicom+json" if fault.body else "text/html"
+                self._answer(fault.status or 200, {"Content-Type": told}, page, fault)
                 return
-            kept = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
-            if keep_host:
-                kept["Host"] = self.headers["Host"]
+            if not proxy.allowed(self.headers.get("Authorization")):
+                self._answer(401, {"Content-Type": "application/json"}, b"{}", fault)
+                return
+            request = Request(self.command, self.path, body, dict(self.headers.items()))
+            habit = fault.habit or proxy.habit or _none
             try:
                 for _ in range(1 + fault.twice):
-                    answer = session.request(
-                        self.command, dicomweb_url + self.path, data=body, headers=kept, timeout=60
-                    )
+                    answer = habit(request, self._forwarded)
             except requests.RequestException:
                 # What stands behind is down: so is the proxy then, for all that can be seen.
                 self._reset()
@@ -174,9 +211,22 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
                 self._reset()
                 return
             content = answer.content if fault.body is None else fault.body
-            if fault.part is not None and answer.ok:
+            if fault.part is not None and answer.status < 400:
                 content = _changed(answer.headers["Content-Type"], content, fault.part)
-            self._answer(answer.status_code, dict(answer.headers), content, fault)
+            self._answer(answer.status, answer.headers, content, fault)
+
+        def _forwarded(self, request: Request) -> Answer:
+            kept = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
+            if keep_host:
+                kept["Host"] = request.headers["Host"]
+            answer = session.request(
+                request.method,
+                dicomweb_url + request.path,
+                data=request.body,
+                headers=kept,
+                timeout=60,
+            )
+            return Answer(answer.status_code, dict(answer.headers), answer.content)
 
         def _request_body(self) -> bytes:
             if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -218,17 +268,18 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
             os.close(self.connection.detach())
 
         def _answer(
-            self, status: int, headers: dict[str, str], content: bytes, fault: Fault
+            self, status: int, headers: Mapping[str, str], content: bytes, fault: Fault
         ) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in HOP_BY_HOP | {"content-encoding"}:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
             half = fault.cut or fault.reset == "in the answer"
             try:
-                self._write(content[: len(content) // 2] if half else content, fault.trickle_s)
+                for _ in range(1 + fault.told_twice):
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        if name.lower() not in HOP_BY_HOP | {"content-encoding"}:
+                            self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self._write(content[: len(content) // 2] if half else content, fault.trickle_s)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the client has given up waiting
             if fault.reset == "in the answer":
@@ -264,6 +315,10 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
         thread.join()
         server.server_close()
         session.close()
+
+
+def _none(request: Request, forward: Forward) -> Answer:
+    return forward(request)
 
 
 def _changed(

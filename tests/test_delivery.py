@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -100,6 +101,18 @@ def moved_millimetres(returned: dict[str, Dataset]) -> None:
     group.DoublePointCoordinatesData = bytes(len(group.DoublePointCoordinatesData))
 
 
+def lost_group(returned: dict[str, Dataset]) -> None:
+    del returned["ANN"].AnnotationGroupSequence[-1]
+
+
+def other_patient(returned: dict[str, Dataset]) -> None:
+    returned["SR"].PatientID = "another"
+
+
+def other_name(returned: dict[str, Dataset]) -> None:
+    returned["SEG"].PatientName = "Somebody^Else"
+
+
 def other_page(returned: dict[str, Dataset]) -> None:
     returned["PDF"].EncapsulatedDocument = b"%PDF-1.4 another one"
 
@@ -118,6 +131,9 @@ ALTERED: dict[Callable[[dict[str, Dataset]], None], str] = {
     moved_coordinates: "ANN",
     other_type: "ANN",
     other_certainty: "ANN",
+    lost_group: "ANN",
+    other_patient: "SR",
+    other_name: "SEG",
     other_mask: "SEG",
     other_page: "PDF",
     other_picture: "SC overview",
@@ -148,6 +164,31 @@ def test_an_archive_that_alters_an_object_is_named(
     with pytest.raises(PacsReadBackDiffers, match=str(documents[kind].SOPInstanceUID)) as raised:
         reconcile(documents, returned, fhir)
     assert str(documents["SR"].PatientID) not in str(raised.value)
+
+
+def test_the_patient_may_be_spelt_and_completed_by_the_archive(
+    made: tuple[dict[str, Dataset], list[Dataset]],
+) -> None:
+    documents, fhir = copy.deepcopy(made)
+    for document in documents.values():
+        document.PatientName, document.PatientBirthDate = "Doe^Jane", ""
+    returned = copy.deepcopy(documents)
+    for document in returned.values():
+        document.PatientName, document.PatientBirthDate = "DOE^JANE^^", "19500101"
+    reconcile(documents, returned, fhir)
+
+
+def test_what_the_archive_gives_only_later_is_waited_for(
+    archive: Archive, made: tuple[dict[str, Dataset], list[Dataset]]
+) -> None:
+    pacs, report = archive(None), {"SR": made[0]["SR"]}
+    artifacts = artifacts_of(report)
+    with pytest.raises(PacsReadBackDiffers, match=f"took SR {artifacts['SR'].uid}"):
+        read_back(pacs, artifacts, report, 0.1)
+    storing = threading.Timer(0.3, lambda: pacs.store([report["SR"]]))
+    storing.start()
+    assert read_back(pacs, artifacts, report, 20.0)["SR"].SOPInstanceUID == artifacts["SR"].uid
+    storing.join()
 
 
 def test_an_ehr_that_alters_a_count_is_named(

@@ -13,17 +13,18 @@ import pytest
 from dbos import DBOS, DBOSPortableJSONSerializer
 from dbos._serialization import deserialize_exception, serialize_exception
 
-from dicom_io.errors import PacsBusy
-from node.config import Settings, load_settings
+from dicom_io.errors import CallbackFailed, ConfigurationInvalid, PacsBusy, PacsReadBackDiffers
+from node.config import JobSettings, Settings, load_settings
 from node.exit_codes import FENCED
 from node.job import ENDED, Job
 from node.job_queue import JobQueue, open_job_queue, prepare_database
 from node.lease import Roll, held_lease
 from node.steps import Steps, still_ours
-from tests.faults.run import run, submit
-from tests.faults.schedule import schedule_of
+from tests.archive_habits import CHANGES, HARMFUL, REPEATS, Change
+from tests.faults.run import play, run, submit
+from tests.faults.schedule import UPGRADE, Event, Moment, schedule_of
 from tests.faults.sentence import violations
-from tests.faults.world import World, world
+from tests.faults.world import UNDISTURBED, World, world
 from tests.faulty_proxy import Fault
 from tests.fhir_fixture import SOURCE
 from tests.forked import start_marrow_node
@@ -53,6 +54,9 @@ def postgresql() -> Iterator[str]:
 
 
 def keeps_the_promise(servers: World, seed: int, folder: Path) -> None:
+    missing = servers.missing(schedule_of(seed))
+    if missing:
+        pytest.skip(missing)
     outcome = run(servers, seed, folder / "run")
     assert not outcome.violations, (
         f"replay with: make faults SEEDS={seed}..{seed}\n{outcome.told}\n{outcome.said}"
@@ -88,16 +92,100 @@ def test_a_failure_that_was_recorded_before_a_kill_is_still_one_that_may_pass(
     assert raised.value.transient
 
 
+def test_a_patient_step_asks_whether_the_job_is_still_ours_before_each_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(DBOS, "run_step", lambda options, stage: stage())
+    happened: list[str] = []
+
+    def fails_once() -> dict[str, object]:
+        happened.append("told")
+        if happened.count("told") == 1:
+            raise CallbackFailed("The callback got no answer: check that it runs.")
+        return {"done": True}
+
+    def refused() -> dict[str, object]:
+        happened.append("told")
+        raise ConfigurationInvalid("The callback's origin is not configured: add it.")
+
+    def lost() -> None:
+        raise InterruptedError
+
+    settings = JobSettings(retries=2, retry_wait_s=0.01)
+    steps = Steps(lambda: happened.append("asked"))
+    assert steps.patient("post", fails_once, settings) == {"done": True}
+    # The last time before DBOS records the outcome.
+    assert happened == ["asked", "told", "asked", "told", "asked"]
+    with pytest.raises(ConfigurationInvalid):
+        steps.patient("post", refused, settings)
+    assert happened.count("told") == 3
+    with pytest.raises(InterruptedError):
+        Steps(lost).patient("post", fails_once, settings)
+    assert happened.count("told") == 3
+
+
+def test_a_clock_that_is_turned_back_does_not_let_a_try_wait(tmp_path: Path) -> None:
+    settings = replace(Settings(), work_folder=tmp_path)
+    settings = replace(settings, jobs=replace(settings.jobs, retry_wait_s=30.0))
+    prepare_database(settings)
+
+    def left_s(queue: JobQueue) -> dict[str, float]:
+        return {
+            workflow.workflow_id: (workflow.delay_until_epoch_ms or 0) / 1000 - time.time()
+            for workflow in queue._workflows(status="DELAYED")
+        }
+
+    with open_job_queue(settings) as queue:
+        # As an hour later by the clock then; and one that waits as long as it should.
+        queue.enqueue("late-2", {"failures": 1}, delay_s=3600 + 30.0)
+        queue.enqueue("due-3", {"failures": 2}, delay_s=59.0)
+        queue.shorten_delays()
+        left = left_s(queue)
+    assert 25 < left["late-2"] <= 30
+    assert 50 < left["due-3"] <= 59
+
+
 def test_all_follows_from_the_seed() -> None:
     assert [schedule_of(seed) for seed in range(100)] == [schedule_of(seed) for seed in range(100)]
-    kinds = {event.kind for seed in range(1000) for event in schedule_of(seed)}
-    assert len(kinds) == 4 + 7 + 2 + 2 + 3 + 1  # resets, statuses, slow and twice, hits, full disk
+    schedules = [schedule_of(seed) for seed in range(1000)]
+    kinds = {event.kind for schedule in schedules for event in schedule.events}
+    # Resets, statuses, not stored or with a warning, slow, half, twice; token; worker and upgrade,
+    # servers, full disk, clock, database.
+    assert len(kinds) == 4 + 7 + 3 + 1 + 2 + 2 + 1 + 3 + 3 + 1 + 2 + 3
+    assert {schedule.repeat for schedule in schedules} == set(REPEATS)
+    assert {schedule.change for schedule in schedules} == set(CHANGES)
+    assert {schedule.hosts for schedule in schedules if schedule.database == "PostgreSQL"} == {1, 2}
+    assert {schedule.hosts for schedule in schedules if schedule.database == "SQLite"} == {1}
+
+
+@pytest.mark.parametrize("change", CHANGES[1:])
+def test_an_archive_that_changes_what_it_stores(
+    servers: World, tmp_path: Path, change: Change
+) -> None:
+    """Another spelling of a name is let pass; all else fails before the EHR is told."""
+    outcome = play(servers, replace(UNDISTURBED, change=change), tmp_path / "run")
+    assert not outcome.violations, outcome.said
+    failed = change in HARMFUL
+    assert (outcome.status, outcome.error) == (
+        ("failed", PacsReadBackDiffers.exit_code) if failed else ("completed", 0)
+    )
+
+
+@pytest.mark.parametrize(("step", "error"), [(2, ConfigurationInvalid.exit_code), (5, 0)])
+def test_an_upgrade_delivers_what_the_version_before_has_written(
+    servers: World, tmp_path: Path, step: int, error: int
+) -> None:
+    """What was not written yet fails, is submitted again, and is then there once too."""
+    upgrade = Event(UPGRADE, Moment("step", step, 0, 0.0))
+    outcome = play(servers, replace(UNDISTURBED, events=(upgrade,)), tmp_path / "run")
+    assert not outcome.violations, outcome.said
+    assert outcome.happened == (True,)
+    assert outcome.error == error
 
 
 def test_a_doubled_or_missing_object_is_a_violation(servers: World, tmp_path: Path) -> None:
     """The check itself: it sees what is there too often, and what is not there."""
-    config = servers.fresh(tmp_path / "run")
-    settings = load_settings(config)
+    settings = servers.fresh(tmp_path / "run").settings
     with open_job_queue(settings) as queue:
         job = submit(queue, settings, servers)
         seen = queue.get(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -248,15 +249,47 @@ def test_store_is_sent_once_and_its_refusal_named(
 
 def test_store_that_the_archive_fails(proxy: Proxy, orthanc: Orthanc, tmp_path: Path) -> None:
     result = result_of(write_slide(tmp_path))
-    answer = (
-        '{"00081198": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["UID"]},'
-        ' "00081197": {"vr": "US", "Value": [290]}}]}}'
-    ).replace("UID", result.SOPInstanceUID)
-    proxy.fault = Fault(path="/studies$", body=answer.encode())
+    answer = stow_answer(result.SOPInstanceUID, "00081198", "00081197", 0x0122)
+    proxy.fault = Fault(path="/studies$", body=answer)
     with open_pacs(proxy.url, QUICK) as pacs, pytest.raises(PacsRefused) as caught:
         pacs.store([result])
     assert result.SOPInstanceUID in str(caught.value)
     assert "SOP class not supported" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 202, 409])
+def test_an_archive_that_says_it_has_the_instance_has_not_failed(
+    proxy: Proxy, orthanc: Orthanc, tmp_path: Path, status: int
+) -> None:
+    result = result_of(write_slide(tmp_path))
+    answer = stow_answer(result.SOPInstanceUID, "00081198", "00081197", 0x0111)
+    proxy.fault = Fault(path="/studies$", status=status, body=answer)
+    with open_pacs(proxy.url, QUICK) as pacs:
+        assert "had the instance already" in pacs.store([result])
+
+
+def test_store_with_a_warning(proxy: Proxy, orthanc: Orthanc, tmp_path: Path) -> None:
+    result = result_of(write_slide(tmp_path))
+    answer = stow_answer(result.SOPInstanceUID, "00081199", "00081196", 0xB000)
+    proxy.fault = Fault(path="/studies$", status=202, body=answer)
+    with open_pacs(proxy.url, QUICK) as pacs:
+        assert pacs.store([result]) == "the archive warns: it coerced data elements (0xB000)"
+
+
+def test_store_while_the_archive_is_out_of_resources(
+    proxy: Proxy, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    result = result_of(write_slide(tmp_path))
+    answer = stow_answer(result.SOPInstanceUID, "00081198", "00081197", 0xA700)
+    proxy.fault = Fault(path="/studies$", status=202, body=answer)
+    with open_pacs(proxy.url, QUICK) as pacs, pytest.raises(PacsBusy) as caught:
+        pacs.store([result])
+    assert result.SOPInstanceUID in str(caught.value)
+
+
+def stow_answer(uid: str, sequence: str, reason: str, code: int) -> bytes:
+    item = {"00081155": {"vr": "UI", "Value": [uid]}, reason: {"vr": "US", "Value": [code]}}
+    return json.dumps({sequence: {"vr": "SQ", "Value": [item]}}).encode()
 
 
 def test_store_answered_by_a_page(proxy: Proxy, orthanc: Orthanc, tmp_path: Path) -> None:

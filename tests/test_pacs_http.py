@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import pybreaker
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from dicom_io import pacs_http
 from dicom_io.errors import (
     PacsAnswerInvalid,
     PacsBusy,
@@ -258,6 +261,29 @@ def test_host_that_keeps_failing_is_left_alone(host: Host) -> None:
         time.sleep(0.35)
         host.answer = lambda path: (200, {}, b"[]")
         assert search(pacs) == search(another) == []
+
+
+def test_a_clock_that_is_turned_back_does_not_leave_a_host_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AnHourAgo(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) - timedelta(hours=1)
+
+    host.answer = lambda path: (500, {}, b"")
+    settings = replace(QUICK, retries=0, breaker_failures=3, breaker_wait_s=0.3)
+    with open_pacs(host.url, settings) as pacs:
+        for _ in range(3):
+            with pytest.raises(PacsBusy):
+                search(pacs)
+        for module in (pybreaker, pacs_http):
+            monkeypatch.setattr(module, "datetime", AnHourAgo)
+        with pytest.raises(PacsUnreachable, match="left alone"):
+            search(pacs)
+        time.sleep(0.35)
+        host.answer = lambda path: (200, {}, b"[]")
+        assert search(pacs) == []
 
 
 def test_refusals_do_not_open_the_breaker(host: Host) -> None:

@@ -65,6 +65,11 @@ class TokenServer:
         self.uses[token] += 1
         return self.ends.get(token, 0.0) > time.monotonic()
 
+    def expire_all(self) -> None:
+        """End every token before its time."""
+        for token in self.ends:
+            self.ends[token] = 0.0
+
     def expire(self, authorization: str | None) -> bool:
         """End a token before its time, unless it is quite new; whether that was done."""
         token = (authorization or "").removeprefix("Bearer ")

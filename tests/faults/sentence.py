@@ -24,12 +24,26 @@ from tests.faults.world import World
 KINDS = ("ANN", "SEG", "SR")
 
 
-def violations(world: World, settings: Settings, job: Job) -> list[str]:
-    """Sentences, one for each way in which the promise is broken."""
+def violations(world: World, settings: Settings, job: Job, harmed: bool = False) -> list[str]:
+    """Sentences, one for each way in which the promise is broken.
+
+    Parameters
+    ----------
+    world
+    settings
+    job
+    harmed
+        Whether the archive has lost something of the results or filed them under somebody else:
+        then the job must have failed, and the EHR been told of nothing.
+    """
     stored, reports = stored_kinds(world), _resources(world, "DiagnosticReport")
     surplus = [f"{n} {kind} are there" for kind, n in stored.items() if n > 1 or kind not in KINDS]
     if len(reports) > 1:
         surplus.append(f"{len(reports)} DiagnosticReports are there")
+    if harmed and reports:
+        surplus.append("the EHR was told of results that the archive does not have as they are")
+    if harmed and job.status == "completed":
+        return [*surplus, "the job is completed and the archive has something else"]
     if job.status == "failed":
         hidden = [] if job.error and job.exit_code else ["the failed job does not say why"]
         return surplus + hidden

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.run import Outcome
+from tests.faults.schedule import VERSION
 
 FOLDER = Path(__file__).parent
 TABLE = FOLDER / "table.jsonl"
@@ -17,11 +18,11 @@ SUMMARY = FOLDER / "table.md"
 
 
 def read_table() -> dict[int, dict[str, Any]]:
-    """Rows by seed."""
+    """Rows by seed, of what seeds mean now."""
     if not TABLE.exists():
         return {}
     rows = map(json.loads, TABLE.read_text(encoding="utf-8").splitlines())
-    return {row["seed"]: row for row in rows}
+    return {row["seed"]: row for row in rows if row.get("version") == VERSION}
 
 
 def keep(outcome: Outcome) -> None:

@@ -7,25 +7,43 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psycopg
 import requests
 
-from node.config import load_settings
+from node.config import Settings, load_settings
 from node.job_queue import prepare_database
+from tests.faults.schedule import Schedule
 from tests.faulty_proxy import Proxy, faulty_proxy
 from tests.fhir_fixture import FhirServer, running_fhir_server
 from tests.forked import start_marrow_node
+from tests.postgresql import (
+    MISSING_POSTGRESQL,
+    PostgresServer,
+    postgresql_missing,
+    running_server,
+)
 from tests.servers import Orthanc, running_orthanc
 from tests.smears import Smear, small_smear
+from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
 
 DEADLINE_S = 1.5
+LEASE_S = 1.5
+SHOWN_WITHIN_S = 4.0
+REST_S = 0.5
+NEXT_VERSION = "999.0"
+MISSING_FAKETIME = "no libfaketime here: apt-get install libfaketime"
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+UNDISTURBED = Schedule("overwrites a repeat", 0.0, "", "SQLite", 1, False, ())
 
 
 class Archive:
@@ -60,6 +78,25 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
+class Site:
+    """A node's settings in one run.
+
+    Attributes
+    ----------
+    configs
+        Settings file of each host.
+    settings
+        The first host's.
+    clock
+        What libfaketime reads: how far the clock is off.
+    """
+
+    configs: tuple[Path, ...]
+    settings: Settings
+    clock: Path
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Servers, and the slide in them. Made by :func:`world`.
 
@@ -72,6 +109,12 @@ class World:
         What the node is told that they are.
     empty
         An empty job database.
+    postgresql
+        None where there is none here.
+    tokens
+        What proxies ask for in some runs.
+    next_version
+        Folder that makes the node another version, where it is searched first.
     """
 
     smear: Smear
@@ -80,26 +123,80 @@ class World:
     pacs_proxy: Proxy
     ehr_proxy: Proxy
     empty: Path
+    postgresql: PostgresServer | None
+    tokens: TokenServer
+    next_version: Path
 
     @property
     def orthanc(self) -> Orthanc:
         return self.archive.server
 
-    def fresh(self, work: Path) -> Path:
-        """Forget all results; the settings file of a new node with an empty work folder."""
+    def missing(self, schedule: Schedule) -> str:
+        """What a schedule needs and this machine has not; empty for nothing."""
+        if schedule.database == "PostgreSQL" and self.postgresql is None:
+            return MISSING_POSTGRESQL
+        return MISSING_FAKETIME if schedule.needs_clock and FAKETIME is None else ""
+
+    def fresh(self, work: Path, schedule: Schedule = UNDISTURBED) -> Site:
+        """Forget all results; a new node with empty work folders."""
         for proxy in (self.pacs_proxy, self.ehr_proxy):
             proxy.faults.clear()
+            proxy.habit = None
+            proxy.allowed = self.tokens.valid if schedule.tokens else _anybody
         self.archive.clear_results(self.smear.slide.series_uid)
         self.ehr.clear()
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        shutil.copy(self.empty, work / "jobs.sqlite")
-        config = self.smear.settings(
-            work_folder=str(work), pacs_url=self.pacs_proxy.url, ehr_url=self.ehr_proxy.url
+        clock = work / "clock"
+        clock.write_text("+0\n")
+        if schedule.database == "PostgreSQL":
+            url = self._empty_database()
+            configs = tuple(
+                self._host(work / host, schedule, url) for host in "ab"[: schedule.hosts]
+            )
+        else:
+            shutil.copy(self.empty, work / "jobs.sqlite")
+            configs = (self._config(work, schedule),)
+        return Site(configs, load_settings(configs[0]), clock)
+
+    def _host(self, work: Path, schedule: Schedule, url: str) -> Path:
+        """A host whose folder is its own, but for files that all hosts share."""
+        work.mkdir()
+        for shared in ("files", "results", "progress"):
+            (work.parent / shared).mkdir(exist_ok=True)
+            (work / shared).symlink_to(work.parent / shared)
+        return self._config(work, schedule, database_url=url)
+
+    def _config(self, work: Path, schedule: Schedule, **lines: str) -> Path:
+        written = self.smear.settings(
+            work_folder=str(work), pacs_url=self.pacs_proxy.url, ehr_url=self.ehr_proxy.url, **lines
         )
-        text = config.read_text().replace("timeout_s = 5.0", f"timeout_s = {DEADLINE_S}")
-        config.write_text(f"{text}[jobs]\nretries = 6\nretry_wait_s = 0.1\n")
+        deadline = f"timeout_s = {DEADLINE_S}"
+        if schedule.tokens:
+            secret = work / "secret"
+            secret.write_text(CLIENT_SECRET)
+            deadline += (
+                f'\ntoken_url = "{self.tokens.url}"\nclient_id = "{CLIENT_ID}"'
+                f'\nclient_secret = "file:{secret}"'
+            )
+        text = written.read_text().replace("timeout_s = 5.0", deadline)
+        text = text.replace("[pacs]\n", f"[pacs]\nshown_within_s = {SHOWN_WITHIN_S}\n")
+        host = f'host = "{work.name}"\nlease_s = {LEASE_S}\n' if lines else ""
+        config = work / "node.toml"
+        config.write_text(f"{text}[jobs]\nretries = 6\nretry_wait_s = 0.1\n{host}")
         return config
+
+    def _empty_database(self) -> str:
+        assert self.postgresql is not None
+        server = self.postgresql.url
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute("DROP DATABASE IF EXISTS jobs WITH (FORCE)")
+            connection.execute("CREATE DATABASE jobs TEMPLATE prepared")
+        return server.replace("/postgres", "/jobs")
+
+
+def _anybody(authorization: str | None) -> bool:
+    return True
 
 
 @contextmanager
@@ -111,6 +208,9 @@ def world(folder: Path) -> Iterator[World]:
         running.callback(archive.close)
         archive.server.add(*smear.slide.paths)
         ehr = running.enter_context(running_fhir_server())
+        postgresql = None if postgresql_missing() else running.enter_context(running_server())
+        if postgresql is not None:
+            _prepare(postgresql)
         yield World(
             smear,
             archive,
@@ -118,6 +218,9 @@ def world(folder: Path) -> Iterator[World]:
             running.enter_context(faulty_proxy(archive.server.dicomweb_url, keep_host=True)),
             running.enter_context(faulty_proxy(ehr.url, keep_host=True)),
             _empty_database(smear),
+            postgresql,
+            running.enter_context(token_server()),
+            _next_version(folder / "next"),
         )
 
 
@@ -130,59 +233,96 @@ def _empty_database(smear: Smear) -> Path:
     return made
 
 
+def _prepare(server: PostgresServer) -> None:
+    """Make the tables once; each run's database is a copy."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE prepared")
+    url = server.url.replace("/postgres", "/prepared")
+    prepare_database(replace(Settings(), database_url=url))
+
+
+def _next_version(folder: Path) -> Path:
+    """What an installation leaves, of another version of the same code."""
+    told = folder / f"marrow_node-{NEXT_VERSION}.dist-info"
+    told.mkdir(parents=True)
+    metadata = f"Metadata-Version: 2.1\nName: marrow-node\nVersion: {NEXT_VERSION}\n"
+    (told / "METADATA").write_text(metadata)
+    return folder
+
+
 @dataclass(slots=True)
 class Worker:
-    """``marrow-node work``, which is started again when it has ended, as ``serve`` does.
+    """``marrow-node work`` of one host, started again when it has ended, as ``serve`` does.
 
     Attributes
     ----------
     config
-    folder
-        Where what it says goes.
+    environment
+        Beside that of this process; with it a new interpreter starts, which takes longer.
     starts
     """
 
     config: Path
-    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
     starts: int = 0
-    _process: BaseProcess | None = field(default=None, repr=False)
+    _process: BaseProcess | subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _rest_until: float = 0.0
 
     def look(self) -> None:
         """Start it unless it lives or has to stay away."""
-        alive = self._process is not None and self._process.is_alive()
-        if alive or time.monotonic() < self._rest_until:
+        if self._pid() is not None or time.monotonic() < self._rest_until:
             return
+        # One that cannot start, as while its database is down, is not tried all the time.
+        self._rest_until = time.monotonic() + REST_S
         self.starts += 1
-        said = self.folder / f"worker-{self.starts}.log"
-        self._process = start_marrow_node(
-            "--verbose", "--config", str(self.config), "work", said=said
-        )
+        said = self.config.parent / f"worker-{self.starts}.log"
+        command = ("--verbose", "--config", str(self.config), "work")
+        if not self.environment:
+            self._process = start_marrow_node(*command, said=said)
+            return
+        with said.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "node", *command],
+                env={**os.environ, **self.environment},
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
 
     def kill(self, away_s: float = 0.0) -> None:
         self._rest_until = time.monotonic() + away_s
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        if self._process is not None and self._process.pid and self._process.is_alive():
-            os.kill(self._process.pid, number)
+        pid = self._pid()
+        if pid is not None:
+            os.kill(pid, number)
 
     def limit_files(self, largest_bytes: int) -> None:
         """Let no file grow beyond a size, as on a full disk."""
-        if self._process is not None and self._process.pid:
+        pid = self._pid()
+        if pid is not None:
             try:
-                _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
-                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (largest_bytes, hard))
+                _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest_bytes, hard))
             except ProcessLookupError:
                 return
 
     def stop(self) -> None:
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGKILL)
-        if self._process is not None:
+        if isinstance(self._process, subprocess.Popen):
+            self._process.wait(10)
+        elif self._process is not None:
             self._process.join(10)
+
+    def _pid(self) -> int | None:
+        """Of the process, while it lives."""
+        process = self._process
+        if isinstance(process, subprocess.Popen):
+            return process.pid if process.poll() is None else None
+        return process.pid if process is not None and process.is_alive() else None
 
     @property
     def said(self) -> str:
-        logs = sorted(self.folder.glob("worker-*.log"))
-        return "\n".join(f"{log.name}:\n{log.read_text()}" for log in logs)
+        logs = sorted(self.config.parent.glob("worker-*.log"))
+        return "\n".join(f"{log}:\n{log.read_text()}" for log in logs)
