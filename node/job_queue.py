@@ -280,7 +280,7 @@ class JobQueue:
             raise JobRefused(
                 f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
             )
-        told = ("tried_before", "failures", "arrival")
+        told = ("tried_before", "failures", "deaths", "arrival")
         arguments = {k: v for k, v in arguments_of(newest).items() if k not in told}
         self.enqueue(f"{seen.job}-{seen.tries + 1}", arguments, newest.name == ARRIVE)
         return self.get(job)

@@ -10,11 +10,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import requests
 
 from node.config import load_settings
@@ -168,13 +169,14 @@ class Worker:
             os.kill(self._process.pid, number)
 
     def limit_files(self, largest_bytes: int) -> None:
-        """Let no file grow beyond a size, as on a full disk."""
-        if self._process is not None and self._process.pid:
-            try:
-                _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
-                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (largest_bytes, hard))
-            except ProcessLookupError:
-                return
+        """Let no file of the worker and its slides' processes grow, as on a full disk."""
+        if self._process is None or not self._process.pid:
+            return
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            children = psutil.Process(self._process.pid).children(recursive=True)
+            for pid in (self._process.pid, *(child.pid for child in children)):
+                _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest_bytes, hard))
 
     def stop(self) -> None:
         self.signal(signal.SIGCONT)
