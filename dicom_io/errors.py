@@ -41,7 +41,9 @@
     │   ├── JobCancelled          64  somebody stopped it
     │   ├── ProviderUnreachable   65  transient; keys of the OpenID Connect provider
     │   ├── CallbackFailed        66  transient
-    │   └── AuditUnreachable      67  transient
+    │   ├── AuditUnreachable      67  transient
+    │   ├── BudgetExceeded        68  bytes, pixels, seconds or memory
+    │   └── SlideProcessDied      69  transient until the slide is put aside
     └── ReviewRefused             70  not the newest revision, withdrawn, nothing to change
         └── ReviewInvalid         71  malformed, or it does not fit the cells
 
@@ -283,4 +285,15 @@ class CallbackFailed(ResourceError):
 class AuditUnreachable(ResourceError):
     exit_code = 67
     meaning = "service: the audit repository cannot be reached; records wait"
+    transient = True
+
+
+class BudgetExceeded(ResourceError):
+    exit_code = 68
+    meaning = "resources: the slide needs more bytes, pixels, seconds or memory than its budget"
+
+
+class SlideProcessDied(ResourceError):
+    exit_code = 69
+    meaning = "resources: the process that read the slide died or hung; after some times, put aside"
     transient = True

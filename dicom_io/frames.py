@@ -111,6 +111,8 @@ def read_tiles(
     FrameInvalid
         Names the SOP Instance UID and the frame number as DICOM counts it.
     dicom_io.errors.PacsError
+    dicom_io.errors.BudgetExceeded
+        Of the archive's budget.
     """
     settings = settings or ReadSettings()
     plans = plan_tiles(slide, box_px, um_per_px, within)
@@ -125,7 +127,10 @@ def read_tiles(
     fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
     memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
 
+    width, height = plans.level.tile_size_px
+
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
+        pacs.budget.decoded(sum(len(plan.places) for plan in work[0]) * width * height)
         return _decoded(plans, *work, colours, memory.array())
 
     with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:

@@ -38,6 +38,7 @@ from dicom_io.pacs_errors import (
 )
 from dicom_io.pacs_http import Faults, Service, services
 from dicom_io.pacs_settings import PacsSettings, secret
+from dicom_io.read_budget import ReadBudget
 from dicom_io.request_size import Bounds, RequestSizes
 from dicom_io.search import Search, fits_study
 from dicom_io.whole_instances import WholeInstances
@@ -131,8 +132,10 @@ class Pacs:
         settings: PacsSettings,
         sizes: RequestSizes,
         faults: Faults,
+        budget: ReadBudget,
         close: Callable[[], None],
     ) -> None:
+        self.budget = budget
         self._query, self._retrieve, self._store = archive
         self.name = self._retrieve.name
         self._source, self._settings, self._sizes = source, settings, sizes
@@ -436,9 +439,11 @@ class Pacs:
         one_based = [int(number) + 1 for number in numbers]  # DICOM counts frames from 1
 
         def counted(frames: list[bytes]) -> None:
+            n_bytes = sum(map(len, frames))
             with self._lock:
-                self._bytes_read += sum(map(len, frames))
+                self._bytes_read += n_bytes
                 self._frames_read += len(frames)
+            self.budget.fetched(n_bytes)
             arrived(frames)
 
         self._source.frames(instance, one_based, transfer_syntax_uid, counted)
@@ -459,8 +464,15 @@ def _ended(arrived: SimpleQueue[list[bytes] | None], request: Future[None]) -> N
     arrived.put(None)
 
 
-def open_pacs(url: str, settings: PacsSettings) -> Pacs:
+def open_pacs(url: str, settings: PacsSettings, budget: ReadBudget | None = None) -> Pacs:
     """Open the archive at `url`: ``https://…/dicom-web``, ``http://…`` or ``file:///folder``.
+
+    Parameters
+    ----------
+    url
+    settings
+    budget
+        Of the frames that are read; without it there is no bound.
 
     Raises
     ------
@@ -473,12 +485,13 @@ def open_pacs(url: str, settings: PacsSettings) -> Pacs:
         Bounds(settings.frames_per_request, settings.connections, settings.bytes_in_flight)
     )
     faults = Faults()
+    budget = budget or ReadBudget()
     parts = urlsplit(url)
     if parts.scheme == "file" and not parts.netloc:
         folder = _Folder(url)
         archive = (folder, folder, folder)
-        return Pacs(archive, folder, settings, sizes, faults, folder.client.close)
+        return Pacs(archive, folder, settings, sizes, faults, budget, folder.client.close)
     query, retrieve, store = services(url, settings, faults)
     whole = WholeInstances(retrieve, settings.max_instance_bytes, settings.slide_deadline_s)
     source = FrameRequests(retrieve, whole, sizes, faults)
-    return Pacs((query, retrieve, store), source, settings, sizes, faults, whole.close)
+    return Pacs((query, retrieve, store), source, settings, sizes, faults, budget, whole.close)

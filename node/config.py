@@ -27,6 +27,7 @@ from dicom_io.receiver import ReceiveSettings
 from dicom_io.slide import SlideSettings
 from node.audit import AuditSettings
 from node.batch_settings import BatchSettings
+from node.budget_settings import BudgetSettings
 from node.ehr import EhrSettings
 from node.fhir_r5 import FhirVersion
 from node.log import LogFormat
@@ -165,7 +166,7 @@ class Settings:
     log_format
         plain lines for people, or json for a collector of logs.
     pacs, dimse, receive, ehr, slide, read, model, output, jobs, serve, audit, ups,
-    poll, batch
+    poll, batch, budget
         Tables of their own.
     rules
         [[rules]]: which slides are analysed, and how; without any, all are. What they make of a
@@ -193,6 +194,7 @@ class Settings:
     ups: UpsSettings = field(default_factory=UpsSettings)
     poll: PollSettings = field(default_factory=PollSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     rules: tuple[RuleSettings, ...] = ()
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dicom_io.errors  # noqa: F401  its classes are found as subclasses of the root
 from models.errors import MarrowNodeError
 
-# Of sysexits.h, EX_IOERR and EX_TEMPFAIL: the process gives its jobs up, and is started again.
+# Of sysexits.h, EX_IOERR and EX_TEMPFAIL, and one more: the process gives its jobs up, and is
+# started again.
 RECORDING_FAILED = 74
 FENCED = 75
+WORKER_BROKEN = 76
 _ENDINGS = (
     (RECORDING_FAILED, "worker: the job database cannot be written; started again, it goes on"),
     (FENCED, "worker: silent for longer than jobs.lease_s, others have its jobs; start it again"),
+    (WORKER_BROKEN, "worker: it can start no process for a slide; started again, it goes on"),
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from dbos import WorkflowStatus
 
-from dicom_io.errors import JobCancelled
+from dicom_io.errors import JobCancelled, SlideProcessDied
 from models.errors import MarrowNodeError
 from node.exit_codes import error_classes
 from node.progress import Progress
@@ -52,6 +52,7 @@ _STATUS: dict[str, JobStatus] = {
     "CANCELLED": "cancelled",
     "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
 }
+_PUT_ASIDE = "Put aside: the workers that took it ended again and again; it can be tried by hand."
 _CANCELLED = "Cancelled by request; submit or retry it to run it after all."
 
 
@@ -188,6 +189,8 @@ def _failure(status: WorkflowStatus, state: JobStatus) -> tuple[str | None, int 
         return _CANCELLED, JobCancelled.exit_code
     if state != "failed":
         return None, None
+    if status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        return _PUT_ASIDE, SlideProcessDied.exit_code
     name = getattr(status.error, "name", type(status.error).__name__)
     known = error_classes().get(name)
     if known is None:

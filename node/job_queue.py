@@ -199,7 +199,8 @@ class JobQueue:
         """Let tries that wait for longer than they were told to wait for that long from now on."""
         now_ms = time.time() * 1000
         for workflow in self._workflows(status=["DELAYED"], name=_JOBS, load_output=False):
-            failures = int(arguments_of(workflow).get("failures", 0))
+            arguments = arguments_of(workflow)
+            failures = int(arguments.get("failures", 0)) + int(arguments.get("deaths", 0))
             delay_s = retry_delay_s(self._settings, failures)
             left_s = ((workflow.delay_until_epoch_ms or 0) - now_ms) / 1000
             if left_s > delay_s + CLOCKS_AGREE_S:
@@ -296,7 +297,7 @@ class JobQueue:
             raise JobRefused(
                 f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
             )
-        told = ("tried_before", "failures", "arrival")
+        told = ("tried_before", "failures", "deaths", "arrival")
         arguments = {k: v for k, v in arguments_of(newest).items() if k not in told}
         self.enqueue(f"{seen.job}-{seen.tries + 1}", arguments, newest.name == ARRIVE)
         return self.get(job)

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dbos import DBOS, DBOSPortableJSONSerializer
 
-from dicom_io.errors import ConfigurationInvalid
+from dicom_io.errors import ConfigurationInvalid, SlideProcessDied
 from models.errors import MarrowNodeError
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
@@ -34,6 +35,7 @@ from node.job import (
     Job,
     try_of,
 )
+from node.job_places import analysis_place, is_as_submitted, review_place
 from node.job_queue import (
     APPLICATION,
     ARRIVALS,
@@ -56,9 +58,10 @@ from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
 from node.rules import submit_by_rules
+from node.slide_process import SlideProcesses, slide_processes
 from node.steps import Steps, still_ours
 from node.work_lock import dead_workers, host_name, lock_folder, take_worker
-from node.workplace import ReviewPlace, Workplace
+from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +109,11 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         When the work folder or its database cannot be written.
     """
     folder = lock_folder(settings)
-    name, lock = take_worker(folder)
-    with ExitStack() as held, database_errors(settings), lock:
+    with ExitStack() as held, database_errors(settings):
+        # Before the lock and all connections, which processes of slides must not have.
+        slides = held.enter_context(slide_processes(settings.budget))
+        name, lock = take_worker(folder)
+        held.enter_context(lock)
         prepare_database(settings)
         lease = None
         if settings.database_url:
@@ -123,7 +129,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "notification_listener_polling_interval_sec": POLL_S,
             }
         )
-        _register(settings, Steps(still_ours if lease is None else lease.check))
+        _register(settings, Steps(still_ours if lease is None else lease.check), slides)
         try:
             DBOS.launch()
             DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
@@ -144,12 +150,16 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.destroy()
 
 
-def _register(settings: Settings, steps: Steps) -> None:
+def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
-            place, step = _workplace(settings, steps, arguments, try_id)
-            result = analyse(place, _slide(arguments), step)
+            opener = partial(analysis_place, settings, arguments)
+            report = steps.report_to(progress_file(settings, try_id).report)
+            place = opener(report)
+            step = _step(steps, place, try_id)
+            with slides.process(opener, report, try_id, arguments["study_uid"]) as apart:
+                result = analyse(replace(place, apart=apart), _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
             _call_back(settings, steps, arguments, try_id, "completed")
@@ -158,10 +168,13 @@ def _register(settings: Settings, steps: Steps) -> None:
     @DBOS.workflow(name=REVIEW)
     def review_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
+            opener = partial(review_place, settings, arguments)
             report = steps.report_to(progress_file(settings, try_id).report)
-            place = ReviewPlace.open(sited(settings, arguments), report)
+            place = opener(report)
             review = review_from(arguments["review"])
-            result = review_result(place, arguments["identity"], review, steps.timed)
+            with slides.process(opener, report, try_id, arguments["study_uid"]) as apart:
+                place = replace(place, apart=apart)
+                result = review_result(place, arguments["identity"], review, steps.timed)
             steps.step("audit", lambda: _reviewed(place.settings, review, result))
             return dict(result)
 
@@ -287,12 +300,29 @@ def _try(settings: Settings, steps: Steps, arguments: Mapping[str, Any]) -> Iter
     with telling_of(try_id, arguments["study_uid"]):
         try:
             yield try_id
-        except MarrowNodeError as error:
-            count_failure(error)
+        except MarrowNodeError as met:
+            count_failure(met)
+            error = _put_aside(settings, arguments, met)
             log.warning("%s", error)
             if not _tried_later(settings, steps, try_id, arguments, error):
                 _call_back(settings, steps, arguments, try_id, "failed", str(error))
-            raise
+            if error is met:
+                raise
+            raise error from met
+
+
+def _put_aside(
+    settings: Settings, arguments: Mapping[str, Any], error: MarrowNodeError
+) -> MarrowNodeError:
+    """The error as it is, unless its slide has ended too many processes."""
+    deaths = int(arguments.get("deaths", 0)) + 1
+    most = settings.budget.deaths
+    if not isinstance(error, SlideProcessDied) or deaths < most or not arguments.get("priority"):
+        return error
+    return SlideProcessDied(
+        f"Put aside after {deaths} processes ended that read the slide (budget.deaths): {error} "
+        "It can be tried again by hand."
+    )
 
 
 def _tried_later(
@@ -303,12 +333,17 @@ def _tried_later(
     error: MarrowNodeError,
 ) -> bool:
     """Queue the next try where there is one: commands, for whom somebody waits, have none."""
-    failures = int(arguments.get("failures", 0)) + 1
-    if not error.transient or not arguments.get("priority") or failures > settings.jobs.retries:
+    died = isinstance(error, SlideProcessDied)
+    failures = int(arguments.get("failures", 0)) + (not died)
+    deaths = int(arguments.get("deaths", 0)) + died
+    if not error.transient or not arguments.get("priority"):
+        return False
+    if failures > settings.jobs.retries or (died and deaths >= settings.budget.deaths):
         return False
     job, number = try_of(try_id)
-    later = {**arguments, "failures": failures, "tried_before": str(error)}
-    delay_s = retry_delay_s(settings, failures)
+    counts = {"failures": failures, "deaths": deaths}
+    later = {**arguments, **counts, "tried_before": str(error)}
+    delay_s = retry_delay_s(settings, failures + deaths)
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
     steps.step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
@@ -321,26 +356,16 @@ def _slide(arguments: Mapping[str, Any]) -> SlideReference:
     )
 
 
-def _workplace(
-    settings: Settings, steps: Steps, arguments: Mapping[str, Any], try_id: str
-) -> tuple[Workplace, Step]:
-    """The workplace a job was submitted for, and how its steps run.
+def _step(steps: Steps, place: Workplace, try_id: str) -> Step:
+    """How the steps of an analysis run.
 
     What was written before an upgrade of the node, its model or its settings is delivered as it is:
     parts of it may have been delivered before. Nothing is computed for the job after that.
     """
-    report = steps.report_to(progress_file(settings, try_id).report)
-    now = Workplace.open(sited(settings, arguments), report)
-    submitted_for = (arguments["package_digest"], arguments["configuration_digest"])
-    place = replace(now, package_digest=submitted_for[0], configuration_digest=submitted_for[1])
+    as_submitted = is_as_submitted(place)
 
     def step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return steps.timed(name, unchanged(stage) if name in _MAKING else stage)
-
-    def unchanged(stage: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-        if submitted_for == (now.package_digest, now.configuration_digest):
-            return stage
-        return refuse
+        return steps.timed(name, stage if as_submitted or name not in _MAKING else refuse)
 
     def refuse() -> dict[str, Any]:
         raise ConfigurationInvalid(
@@ -348,4 +373,4 @@ def _workplace(
             f"{try_id} was submitted, and nothing of it was delivered: submit the slide again."
         )
 
-    return place, step
+    return step

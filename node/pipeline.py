@@ -59,13 +59,14 @@ def analyse(place: Workplace, slide: SlideReference, step: Step) -> Mapping[str,
     MarrowNodeError
         As the stages raise it; nothing is caught on the way.
     """
-    opened = step("open", lambda: stages.open_(place, slide.study_uid, slide.series_uid))
+    run = place.apart.run
+    opened = step("open", lambda: run(stages.open_, place, slide.study_uid, slide.series_uid))
     written = opened["written"]
     if written is None:
-        regions = step("localise", lambda: stages.localise(place, opened))
-        cells = step("detect", lambda: stages.detect(place, opened, regions))
-        counted = step("count", lambda: stages.count(place, opened, cells))
-        written = step("write", lambda: stages.write(place, opened, regions, cells, counted))
+        regions = step("localise", lambda: run(stages.localise, place, opened))
+        cells = step("detect", lambda: run(stages.detect, place, opened, regions))
+        counted = step("count", lambda: run(stages.count, place, opened, cells))
+        written = step("write", lambda: run(stages.write, place, opened, regions, cells, counted))
     stored = step("deliver to PACS", lambda: stages.deliver_to_pacs(place, written))
     reported = step("deliver to EHR", lambda: stages.deliver_to_ehr(place, written))
     return step("reconcile", lambda: stages.reconcile(place, opened, written, stored, reported))

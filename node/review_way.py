@@ -38,14 +38,15 @@ def review_result(
     MarrowNodeError
         As the stages raise it; nothing is caught on the way.
     """
-    opened = step("open review", lambda: review_stages.open_review(place, identity, review))
+    run = place.apart.run
+    opened = step("open review", lambda: run(review_stages.open_review, place, identity, review))
     written = opened["written"]
     if written is None:
         corrections = None
         if review.decision == "corrected":
-            corrections = step("correct", lambda: review_stages.correct(place, opened, review))
+            corrections = step("correct", lambda: run(review_stages.correct, place, opened, review))
         written = step(
-            "write review", lambda: review_stages.write(place, opened, review, corrections)
+            "write review", lambda: run(review_stages.write, place, opened, review, corrections)
         )
     stored = step("deliver to PACS", lambda: stages.deliver_to_pacs(place, written))
     reported = step("deliver to EHR", lambda: stages.deliver_to_ehr(place, written))

@@ -41,7 +41,7 @@ from node.networks import open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, from_bytes
 from node.pictures import draw_differential, draw_overview
 from node.revisions import keep_first, revisions
-from node.summary import peak_rss_mb, summary_of
+from node.summary import summary_of
 from node.views import read_views
 from node.work_files import WorkFiles, write_atomically
 from node.workplace import Desk, Workplace
@@ -372,7 +372,7 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
         "bytes_needed": written["bytes_needed"],
         "bytes_slide": written["bytes_slide"],
         "seconds": round(seconds.total_seconds(), 3),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": place.apart.peak_rss_mb(),
         "receipts": [*stored["receipts"], *reported["receipts"]],
         "files": {
             kind: str(place.work.path(artifact["sha256"]).absolute())
@@ -431,7 +431,7 @@ def write_results_to(
 def opened_slide(place: Desk, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
     """The archive and the slide, whose metadata is asked for once in a job."""
     settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
-    with open_pacs(settings.pacs_url, settings.pacs) as pacs:
+    with open_pacs(settings.pacs_url, settings.pacs, place.budget) as pacs:
         if uids not in place.slides:
             place.slides[uids] = open_slide(pacs, *uids, settings.max_matrix_px, settings.slide)
         yield pacs, place.slides[uids]

@@ -40,17 +40,24 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB of 10⁶ bytes.
+    """Largest resident memory of this process so far, in MB of 10⁶ bytes."""
+    return round(peak_rss_bytes() / 1e6, 1)
+
+
+def peak_rss_bytes(pid: int | None = None) -> int:
+    """Largest resident memory of a process so far, None for this one; 0 where nobody can tell.
 
     From ``VmHWM`` (proc(5)) where there is one: getrusage(2) on Linux counts what the parent had
     held before it started this process.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = re.search(
-            r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.M
-        )
-        if peak is not None:
-            return round(int(peak[1]) * 1024 / 1e6, 1)
+    try:
+        status = Path(f"/proc/{pid or 'self'}/status").read_text("ascii", "replace")
+    except OSError:
+        status = ""
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.M)
+    if peak is not None:
+        return int(peak[1]) * 1024
+    if pid is not None:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

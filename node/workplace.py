@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
+from dicom_io.read_budget import ReadBudget
 from dicom_io.slide import Slide
 from models.package import ModelPackage, find_package
 from models.session import precision_for, provider_for
 from node import __version__
 from node.config import Settings
 from node.progress import Progress
+from node.summary import peak_rss_mb
 from node.work_files import WorkFiles
 
 # Share of the whole job, in percent, that each stage takes: what the progress bar shows.
@@ -33,6 +35,27 @@ _STAGE_PERCENT = {
 }
 
 
+Json = dict[str, Any]
+
+
+class Apart(Protocol):
+    """Where stages run that read slides: in this process, or in one that may die."""
+
+    def run(self, stage: Callable[..., Json], place: Any, *arguments: Any) -> Json: ...
+
+    def peak_rss_mb(self) -> float: ...
+
+
+class Here:
+    """Stages run in this process."""
+
+    def run(self, stage: Callable[..., Json], place: Any, *arguments: Any) -> Json:
+        return stage(place, *arguments)
+
+    def peak_rss_mb(self) -> float:
+        return peak_rss_mb()
+
+
 class Desk(Protocol):
     """What stages work with that run no model: a :class:`Workplace` or a :class:`ReviewPlace`."""
 
@@ -44,6 +67,12 @@ class Desk(Protocol):
 
     @property
     def slides(self) -> dict[tuple[str, str], Slide]: ...
+
+    @property
+    def budget(self) -> ReadBudget: ...
+
+    @property
+    def apart(self) -> Apart: ...
 
     def progress(self, stage: str, fraction: float, cells: int = 0) -> None: ...
 
@@ -66,6 +95,10 @@ class Workplace:
     slides
         (study UID, series UID) → slide, once opened: metadata is asked for once in a job, and again
         only after a restart.
+    budget
+        What the job may still read.
+    apart
+        Where the stages run that read the slide.
     """
 
     settings: Settings
@@ -75,10 +108,12 @@ class Workplace:
     work: WorkFiles
     report: Callable[[Progress], None]
     slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
+    budget: ReadBudget = field(default_factory=ReadBudget, repr=False)
+    apart: Apart = field(default_factory=Here, repr=False)
 
     @classmethod
     def open(cls, settings: Settings, report: Callable[[Progress], None]) -> Workplace:
-        """Find and verify the model package, and fix the configuration.
+        """Find and verify the model package, and fix the configuration; stages run here.
 
         Raises
         ------
@@ -95,6 +130,7 @@ class Workplace:
             configuration_digest=configuration_digest(settings),
             work=WorkFiles(settings.work_folder / "files"),
             report=report,
+            budget=_budget(settings),
         )
 
     def progress(self, stage: str, fraction: float, cells: int = 0) -> None:
@@ -107,7 +143,7 @@ class ReviewPlace:
 
     Attributes
     ----------
-    settings, work, report, slides
+    settings, work, report, slides, budget, apart
         As of :class:`Workplace`.
     """
 
@@ -115,20 +151,27 @@ class ReviewPlace:
     work: WorkFiles
     report: Callable[[Progress], None]
     slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
+    budget: ReadBudget = field(default_factory=ReadBudget, repr=False)
+    apart: Apart = field(default_factory=Here, repr=False)
 
     @classmethod
     def open(cls, settings: Settings, report: Callable[[Progress], None]) -> ReviewPlace:
-        """Open the work files.
+        """Open the work files; stages run here.
 
         Raises
         ------
         DiskFull
             When the work folder cannot be made.
         """
-        return cls(settings, WorkFiles(settings.work_folder / "files"), report)
+        work = WorkFiles(settings.work_folder / "files")
+        return cls(settings, work, report, budget=_budget(settings))
 
     def progress(self, stage: str, fraction: float, cells: int = 0) -> None:
         self.report(_progress(stage, fraction, cells))
+
+
+def _budget(settings: Settings) -> ReadBudget:
+    return ReadBudget(settings.budget.bytes_fetched, settings.budget.pixels_decoded)
 
 
 def _progress(stage: str, fraction: float, cells: int) -> Progress:

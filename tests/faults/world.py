@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import psycopg
 import requests
 
@@ -298,14 +299,15 @@ class Worker:
             os.kill(pid, number)
 
     def limit_files(self, largest_bytes: int) -> None:
-        """Let no file grow beyond a size, as on a full disk."""
+        """Let no file of the worker and its slides' processes grow, as on a full disk."""
         pid = self._pid()
-        if pid is not None:
-            try:
-                _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest_bytes, hard))
-            except ProcessLookupError:
-                return
+        if pid is None:
+            return
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            children = psutil.Process(pid).children(recursive=True)
+            for each in (pid, *(child.pid for child in children)):
+                _, hard = resource.prlimit(each, resource.RLIMIT_FSIZE)
+                resource.prlimit(each, resource.RLIMIT_FSIZE, (largest_bytes, hard))
 
     def stop(self) -> None:
         self.signal(signal.SIGCONT)

@@ -1,0 +1,65 @@
+"""How much of a slide may be read: a bound for what foreign data can make a reader do."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from dicom_io.errors import BudgetExceeded
+
+
+class ReadBudget:
+    """Counts what is read of a slide, and ends it where it is too much; from any thread.
+
+    Parameters
+    ----------
+    most_bytes
+        Of frames, as the archive sends them.
+    most_pixels
+        Decoded; one that is decoded twice counts twice.
+    """
+
+    def __init__(self, most_bytes: int = sys.maxsize, most_pixels: int = sys.maxsize) -> None:
+        self._most_bytes, self._most_pixels = most_bytes, most_pixels
+        self._bytes = self._pixels = 0
+        self._lock = threading.Lock()
+
+    @property
+    def bytes_fetched(self) -> int:
+        return self._bytes
+
+    @property
+    def pixels_decoded(self) -> int:
+        return self._pixels
+
+    def fetched(self, n_bytes: int) -> None:
+        """Count bytes that have come.
+
+        Raises
+        ------
+        BudgetExceeded
+        """
+        with self._lock:
+            self._bytes += n_bytes
+        if self._bytes > self._most_bytes:
+            raise exceeded("bytes of frames", "bytes_fetched", self._most_bytes)
+
+    def decoded(self, n_pixels: int) -> None:
+        """Count pixels that are about to be decoded.
+
+        Raises
+        ------
+        BudgetExceeded
+        """
+        with self._lock:
+            self._pixels += n_pixels
+        if self._pixels > self._most_pixels:
+            raise exceeded("decoded pixels", "pixels_decoded", self._most_pixels)
+
+
+def exceeded(what: str, setting: str, most: float) -> BudgetExceeded:
+    """The error of a budget that does not suffice, in one sentence."""
+    return BudgetExceeded(
+        f"The slide needs more than {most:,.15g} {what}, which is its budget: raise "
+        f"budget.{setting} if slides may be so large, or leave this one out."
+    )
