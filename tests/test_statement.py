@@ -19,7 +19,8 @@ from conformance.statement import (
 )
 from dicom_io import dimse_errors
 from dicom_io.commitment import Commitments
-from dicom_io.receiver import Receiver, ReceiveSettings
+from dicom_io.dimse_settings import ReceiveSettings
+from dicom_io.receiver import Receiver
 from node.config import OutputSettings
 from node.exit_codes import exit_code_table
 from node.fhir import STATUSES, build_bundle, conclusion_text

@@ -17,7 +17,7 @@ from conformance.capabilities import UPS_STATUSES
 from dicom_io.dicom_json import Json, attributes, value, values
 from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
-from node.audit import AuditSettings
+from node.audit_settings import AuditSettings
 from node.claims import Claims
 from node.config import Settings
 from node.job_queue import open_job_queue
