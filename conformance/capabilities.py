@@ -36,12 +36,12 @@ from dicom_io.commitment import (
 )
 from dicom_io.decoding import ENCODINGS
 from dicom_io.dimse import STUDY_ROOT_FIND, UNCOMPRESSED
-from dicom_io.dimse_association import DimseSettings
 from dicom_io.dimse_errors import (
     COMMITMENT_FAILURES,
     SUCCESS,
     answer_error,
 )
+from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.pacs import PacsSettings
 from dicom_io.pacs_errors import (
     DUPLICATE,
@@ -58,7 +58,6 @@ from dicom_io.receiver import (
     LARGEST_PDU_BYTES,
     OUT_OF_RESOURCES,
     STORED,
-    ReceiveSettings,
 )
 from dicom_io.receiver import DUPLICATE as ANOTHER_CONTENT
 from models.errors import MarrowNodeError

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from highdicom.ann import (
@@ -28,6 +27,7 @@ from PIL import ImageColor
 from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
+from dicom_io.annotation_settings import GROUP_SIZE, CoordinateType, GraphicType
 from dicom_io.codes import (
     CELL_PROBABILITY,
     HEIGHT,
@@ -57,13 +57,7 @@ from dicom_io.source_header import source_header
 from models.cell_types import CELL_TYPES
 from models.records import Cells, Float32, Float64
 
-GraphicType = Literal["RECTANGLE", "POLYGON", "POINT"]
-CoordinateType = Literal["2D", "3D"]
 SERIES_NUMBER = 9001
-# In dicom-microscopy-viewer 0.48.24 (software rendering) 100 000 cells of one type appeared as fast
-# in five groups as in one, and three times as slowly in a hundred: only groups of more than a
-# thousand are drawn as clusters far away. Points took longer than boxes, and covered the cells.
-GROUP_SIZE = 20_000
 UM_PER_MM = 1000.0
 Intp = NDArray[np.intp]
 

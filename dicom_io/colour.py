@@ -11,7 +11,7 @@ import binascii
 import io
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from dicom_io.errors import PacsNotFound, PixelsUnsupported
 from dicom_io.slide import Slide
 
 UInt8 = NDArray[np.uint8]
-Icc = Literal["none", "srgb"]
 
 MAX_PROFILE_BYTES = 16 * 2**20
 PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)

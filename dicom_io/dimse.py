@@ -20,8 +20,9 @@ from dicom_io.commitment import (
     listening,
     verdict,
 )
-from dicom_io.dimse_association import DimsePeer, DimseSettings, accepts
+from dicom_io.dimse_association import DimsePeer, accepts
 from dicom_io.dimse_errors import PENDING, answer_error
+from dicom_io.dimse_settings import DimseSettings
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsRefused, PacsUnreachable
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.pacs_errors import DUPLICATE, IS_THERE, STORE_WARNINGS

@@ -6,8 +6,6 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,52 +14,10 @@ from pynetdicom.association import Association
 
 from dicom_io.commitment import VERIFICATION
 from dicom_io.dimse_errors import association_error
+from dicom_io.dimse_settings import DimseSettings
 from dicom_io.errors import ConfigurationInvalid, PacsUnreachable
 
 AE_TITLE_CHARACTERS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class DimseSettings:
-    """How an archive without STOW-RS is spoken to; its address is results_url.
-
-    Attributes
-    ----------
-    calling_ae_title
-        Name of this node, which the archive has to know.
-    timeout_s
-        Seconds to connect, and seconds without an answer, after which a message counts as lost.
-    retries
-        Attempts after the first one, for transient failures only.
-    retry_wait_s
-        Seconds before the second attempt; doubled for each further one.
-    ca_bundle
-        PEM file of the authority of the archive's certificate; TLS is used when it is set.
-    certificate, key
-        PEM files of this node's own certificate, for archives that want one.
-    ask_url
-        DICOMweb URL where what was sent is asked for and read back. Empty for pacs_url where that
-        is a DICOMweb URL; else C-FIND, which says that an object is there but not what it holds.
-    commitment
-        Whether storage commitment is asked for where the archive offers it.
-    commitment_port
-        Port of this node to which the archive sends its reports; 0 where it reports on the
-        association that asked. May be that of receive.
-    commitment_wait_s
-        Seconds to wait for a report; without one the receipt says so and the job goes on.
-    """
-
-    calling_ae_title: str = "MARROW_NODE"
-    timeout_s: float = 30.0
-    retries: int = 3
-    retry_wait_s: float = 0.5
-    ca_bundle: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    ask_url: str = ""
-    commitment: bool = True
-    commitment_port: int = 0
-    commitment_wait_s: float = 30.0
 
 
 class DimsePeer:

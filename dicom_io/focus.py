@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicom_io.frame_table import TileTable
-from dicom_io.frames import ReadSettings, read_tiles
+from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs
-from dicom_io.slide import Level, Slide, SlideSettings, at_plane
+from dicom_io.slide import Level, Slide, at_plane
+from dicom_io.slide_settings import ReadSettings, SlideSettings
 from dicom_io.tile_plan import level_scale
 from models.records import Float64, Regions, UInt8
 

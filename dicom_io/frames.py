@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from dicom_io.colour import Icc, icc_profile, to_srgb
+from dicom_io.colour import icc_profile, to_srgb
 from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
@@ -27,6 +27,7 @@ from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.recycled_memory import RecycledMemory
 from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
+from dicom_io.slide_settings import ReadSettings
 from dicom_io.tile_plan import (
     Key,
     Plan,
@@ -46,33 +47,6 @@ FIRST_WINDOW_FRAMES = 128
 _format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
 
 Colours = Callable[[UInt8], UInt8] | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadSettings:
-    """Bounds of the reader.
-
-    Attributes
-    ----------
-    cache_bytes
-        Compressed frames kept for tiles that come later.
-    window_bytes
-        Compressed frames fetched at a time; two windows are held.
-    decoded_bytes
-        Decoded tiles that wait for the model; two batches are held at least.
-    threads
-        Decoding threads; 0 takes one more than there are processors, because each waits for the
-        interpreter between frames.
-    icc
-        "srgb" brings pixels to sRGB by the slide's ICC profile; "none" takes them as they are
-        stored, as models are trained.
-    """
-
-    cache_bytes: int = 128 * 2**20
-    window_bytes: int = 16 * 2**20
-    decoded_bytes: int = 64 * 2**20
-    threads: int = 0
-    icc: Icc = "none"
 
 
 def read_tiles(

@@ -16,7 +16,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -39,6 +38,7 @@ from dicom_io.arrival import Arrival, read_arrival
 from dicom_io.commitment import VERIFICATION, Commitments, accept_reports
 from dicom_io.decoding import ENCODINGS
 from dicom_io.dimse_association import check_ae_title
+from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid, DiskFull, PacsRefused
 from dicom_io.incoming import IncomingFile, streaming
 
@@ -57,57 +57,6 @@ DOCUMENTS = (
     ComprehensiveSRStorage,
     Comprehensive3DSRStorage,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiveSettings:
-    """How slides are received by DIMSE.
-
-    Attributes
-    ----------
-    ae_title
-        Name of this node, which senders call.
-    address, port
-        Where to listen; an empty address is every interface.
-    folder
-        Received slides lie in its sub-folder archive, unfinished ones in incoming.
-    allowed_addresses
-        Networks that may send; this machine only until a site names its own.
-    allowed_ae_titles
-        Calling AE titles that may send; empty for any, as a title proves nothing by itself.
-    associations
-        Most senders at a time; further ones are told to come again.
-    timeout_s
-        Seconds of silence after which a sender counts as gone.
-    certificate, key
-        PEM files; TLS is spoken, and nothing else, when they are set.
-    ca_bundle
-        PEM file of the authority whose certificate senders have to show.
-    settle_s
-        Seconds without a further instance after which a slide whose levels are whole is analysed;
-        senders may open one association for each instance.
-    quiet_s
-        The same for a slide of which counting cannot tell that it is whole.
-    """
-
-    ae_title: str = "MARROW_NODE"
-    address: str = ""
-    port: int = 11112
-    folder: Path = Path("received")
-    allowed_addresses: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
-    allowed_ae_titles: tuple[str, ...] = ()
-    associations: int = 8
-    timeout_s: float = 60.0
-    certificate: Path | None = None
-    key: Path | None = None
-    ca_bundle: Path | None = None
-    settle_s: float = 10.0
-    quiet_s: float = 300.0
-
-    @property
-    def archive(self) -> Path:
-        """Folder in the layout of :mod:`dicom_io.folder`."""
-        return self.folder.absolute() / "archive"
 
 
 class Receiver:

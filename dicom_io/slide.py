@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,35 +26,14 @@ from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.pixel_format import transfer_syntax
 from dicom_io.pyramid import FrameIndex, Level, by_level, check_extents, read_levels
 from dicom_io.slide_images import WHOLE_SLIDE_IMAGE, low_level, volume_images
+from dicom_io.slide_settings import SlideSettings
 
-__all__ = ["FrameIndex", "Level", "Slide", "SlideSettings", "open_slide"]
+__all__ = ["FrameIndex", "Level", "Slide", "open_slide"]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MATRIX_PX = 40_000_000_000
 COLOUR_KEYS = {key("OpticalPathSequence"), key("ICCProfile")}
-
-
-@dataclass(frozen=True, slots=True)
-class SlideSettings:
-    """What is read of a slide that offers a choice.
-
-    Attributes
-    ----------
-    optical_path
-        OpticalPathIdentifier; empty takes the only path, else the first of brightfield
-        illumination, else the first.
-    focal_plane
-        sharpest looks at every plane in a sample of each region; middle; or a number from 1, the
-        plane nearest to the glass.
-    localise_frames
-        Most frames that finding the cells may read; where no low level serves, it sees a grid of
-        them. A slide of 100 000 × 100 000 px at 0.25 µm has 9 600 at 1 µm and 153 000 as scanned.
-    """
-
-    optical_path: str = ""
-    focal_plane: Literal["sharpest", "middle"] | int = "sharpest"
-    localise_frames: int = 16384
 
 
 @dataclass(frozen=True, slots=True)

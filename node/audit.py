@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 from dicom_io.errors import AuditUnreachable, ConfigurationInvalid
 from models.errors import MarrowNodeError
 from node.audit_messages import AuditRecord, audit_event, audit_message, syslog_line
+from node.audit_settings import AuditSettings
 from node.ehr_http import FhirHttp
-from node.ehr_records import EhrSettings
 from node.work_files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -37,38 +37,6 @@ TIMEOUT_S = 10.0
 BATCH = 100
 FORWARD_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class AuditSettings:
-    """Where the audit trail goes; nothing is recorded where both are empty.
-
-    Attributes
-    ----------
-    fhir_url
-        Base of a FHIR repository that takes AuditEvent.
-    syslog_url
-        tls://host or tls://host:port of a collector of DICOM audit messages.
-    source_id
-        Name of this node in the trail.
-    enterprise_site_id
-        Name of the hospital in the trail.
-    certificate, certificate_key
-        PEM files with which the node proves who it is to the collector.
-    ca_bundle
-        PEM file of the collector's certificate authority.
-    fhir
-        How the FHIR repository is spoken to: a table of its own, as [ehr].
-    """
-
-    fhir_url: str = ""
-    syslog_url: str = ""
-    source_id: str = "marrow-node"
-    enterprise_site_id: str = ""
-    certificate: Path | None = None
-    certificate_key: Path | None = None
-    ca_bundle: Path | None = None
-    fhir: EhrSettings = field(default_factory=EhrSettings)
 
 
 class AuditTrail:

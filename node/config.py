@@ -18,14 +18,12 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dicom_io.annotation import GROUP_SIZE, CoordinateType, GraphicType
-from dicom_io.dimse_association import DimseSettings
+from dicom_io.annotation_settings import GROUP_SIZE, CoordinateType, GraphicType
+from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid
-from dicom_io.frames import ReadSettings
 from dicom_io.pacs import PacsSettings
-from dicom_io.receiver import ReceiveSettings
-from dicom_io.slide import SlideSettings
-from node.audit import AuditSettings
+from dicom_io.slide_settings import ReadSettings, SlideSettings
+from node.audit_settings import AuditSettings
 from node.batch_settings import BatchSettings
 from node.budget_settings import BudgetSettings
 from node.ehr import EhrSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from node.outputs import (
     from_bytes,
     to_bytes,
 )
-from node.pictures import for_ehr
+from node.pictures import EHR_BYTES, smaller
 from node.report_pdf import draw_report
 from node.work_files import WorkFiles
 
@@ -57,6 +58,7 @@ def write_documents(
     output: OutputSettings,
     drawn: Mapping[str, bytes],
     before: Before | None = None,
+    made: Mapping[str, Dataset] | None = None,
 ) -> dict[str, Any]:
     """Encode every document of a revision and put it into the work files.
 
@@ -70,6 +72,8 @@ def write_documents(
         Name → PNG of its pictures.
     before
         None for a first revision.
+    made
+        Documents of this revision that were encoded before its pictures were drawn, by kind.
 
     Returns
     -------
@@ -77,14 +81,24 @@ def write_documents(
         Kind → fields of its :class:`node.outputs.Artifact`.
     """
     before = before or Before()
+    kept = {kind: from_bytes(work.get(each.sha256)) for kind, each in before.kept.items()}
+    with ThreadPoolExecutor() as pool:
+        # Pillow works beside Python's own threads; what holds no picture is encoded meanwhile.
+        fitting = {
+            title: pool.submit(smaller, png, (PDF_PICTURE_BYTES, EHR_BYTES))
+            for title, png in drawn.items()
+        }
+        without = encode_documents(
+            analysis, output, None, {**kept, **(made or {})}, before.predecessors
+        )
+        pictures = {title: each.result() for title, each in fitting.items()}
     pdf = draw_report(
         analysis,
         conclusion_text(analysis),
-        {title: for_ehr(png, PDF_PICTURE_BYTES) for title, png in drawn.items()},
+        {title: jpegs[PDF_PICTURE_BYTES] for title, jpegs in pictures.items()},
     )
-    kept = {kind: from_bytes(work.get(each.sha256)) for kind, each in before.kept.items()}
     documents = encode_documents(
-        analysis, output, Renditions(pdf, drawn), kept, before.predecessors
+        analysis, output, Renditions(pdf, drawn), {**kept, **without}, before.predecessors
     )
     artifacts = {
         kind: before.kept.get(kind) or _stored(work, kind, document)
@@ -93,7 +107,7 @@ def write_documents(
     bundle = build_bundle(
         analysis,
         {kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()},
-        {title: for_ehr(png) for title, png in drawn.items()},
+        {title: jpegs[EHR_BYTES] for title, jpegs in pictures.items()},
         output.loinc,
         pdf,
         output.fhir,

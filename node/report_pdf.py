@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from PIL import Image as PillowImage
 from pydicom.dataset import Dataset
+from reportlab import rl_config
 from reportlab.lib.colors import HexColor
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
@@ -46,6 +47,8 @@ _FOOT: Mapping[Standing, str] = {
     "withdrawn": "WITHDRAWN",
 }
 _TITLE = "Bone marrow smear: nucleated differential count"
+# Streams as bytes, not as letters (ISO 32000-1 7.4.3): a fifth smaller, and half the time to write.
+rl_config.useA85 = 0
 
 Rows = list[tuple[str, ...]]
 

@@ -25,7 +25,7 @@ from node import delivery
 from node.config import OutputSettings
 from node.documents import Before, write_documents
 from node.outputs import KEPT, Artifact, from_bytes
-from node.pictures import draw_differential, draw_overview
+from node.pictures import as_png, draw_differential, draw_overview
 from node.review import Review, resolve
 from node.revisions import find_seen, keep_next, revisions
 from node.stages import opened_slide
@@ -184,8 +184,8 @@ def _pictures(
         return {name: place.work.get(seen["artifacts"][name]["sha256"]) for name in PICTURES}
     overview, field = read_views(pacs, analysis, place.settings.read)
     return {
-        "overview": draw_overview(overview, analysis, field),
-        "differential": draw_differential(analysis),
+        "overview": as_png(draw_overview(overview, analysis, field)),
+        "differential": as_png(draw_differential(analysis)),
     }
 
 

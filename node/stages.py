@@ -38,8 +38,8 @@ from node.ehr_records import report_in, would_undo_review
 from node.fhir import report_identifier
 from node.first_run import is_what_the_archive_has, with_first_times
 from node.networks import open_sessions
-from node.outputs import DICOM_MEDIA_TYPE, Artifact, from_bytes
-from node.pictures import draw_differential, draw_overview
+from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes
+from node.pictures import as_png, draw_differential, draw_overview
 from node.revisions import keep_first, revisions
 from node.summary import summary_of
 from node.views import read_views
@@ -240,15 +240,18 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
                 icc_profile=carried_profile(slide, pacs.bulk_data),
             ),
         )
-        overview, field = read_views(pacs, analysis, place.settings.read)
-        place.progress("write", 0.4)
+        with ThreadPoolExecutor() as pool:
+            # What needs no pixels is made while they come.
+            views = pool.submit(read_views, pacs, analysis, place.settings.read)
+            made = encode_documents(analysis, place.settings.output)
+            differential = pool.submit(as_png, draw_differential(analysis))
+            place.progress("write", 0.4)
+            whole, field = views.result()
+            overview = as_png(draw_overview(whole, analysis, field))
         read_for_pictures = pacs.bytes_read
-    drawn = {
-        "overview": draw_overview(overview, analysis, field),
-        "differential": draw_differential(analysis),
-    }
+    drawn = {"overview": overview, "differential": differential.result()}
     written: Json = {
-        "artifacts": write_documents(place.work, analysis, place.settings.output, drawn),
+        "artifacts": write_documents(place.work, analysis, place.settings.output, drawn, made=made),
         "report": report_identifier(analysis),
         "identity": opened["identity"],
         "revision": analysis.revision,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from dicom_io.analysis import Analysis
-from dicom_io.frames import ReadSettings, read_tiles
+from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs
 from dicom_io.slide import Slide
+from dicom_io.slide_settings import ReadSettings
 from models.records import Float64, UInt8
 from node.pictures import Field
 

@@ -20,13 +20,8 @@ from pydicom.dataset import Dataset
 from wsidicom.graphical_annotations import AnnotationInstance, Point, Polygon
 
 from dicom_io.analysis import Analysis
-from dicom_io.annotation import (
-    CoordinateType,
-    GraphicType,
-    annotated_types,
-    decode_annotation,
-    encode_annotation,
-)
+from dicom_io.annotation import annotated_types, decode_annotation, encode_annotation
+from dicom_io.annotation_settings import CoordinateType, GraphicType
 from dicom_io.codes import cell_type_code
 from dicom_io.derived_uid import derive_uid
 from dicom_io.errors import InputError

@@ -20,8 +20,9 @@ import trustme
 from fhir.resources.R4B.auditevent import AuditEvent
 
 from dicom_io.errors import ConfigurationInvalid
-from node.audit import AuditSettings, AuditTrail, forwarding
+from node.audit import AuditTrail, forwarding
 from node.audit_messages import AuditRecord, audit_event, audit_message, syslog_line
+from node.audit_settings import AuditSettings
 from tests.fhir_fixture import FhirServer
 from tests.service import running_service
 from tests.smears import small_smear

@@ -15,10 +15,11 @@ from pydicom.dataset import Dataset
 
 from dicom_io.colour import carried_profile, icc_profile, to_srgb
 from dicom_io.errors import PacsError, PacsRefused, PixelsUnsupported
-from dicom_io.frames import ReadSettings, read_tiles
+from dicom_io.frames import read_tiles
 from dicom_io.optical_path import OpticalPath
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
+from dicom_io.slide_settings import ReadSettings
 from tests.conftest import QUICK
 from tests.faulty_proxy import Proxy
 from tests.slides import WrittenSlide, picture, write_slide

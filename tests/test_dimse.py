@@ -19,7 +19,7 @@ from pynetdicom.events import Event
 
 from dicom_io.commitment import STORAGE_COMMITMENT, VERIFICATION, Commitments
 from dicom_io.dimse import DimseArchive, open_dimse
-from dicom_io.dimse_association import DimseSettings
+from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.errors import (
     ConfigurationInvalid,
     PacsBusy,
@@ -31,7 +31,7 @@ from dicom_io.errors import (
     PacsUnreachable,
 )
 from dicom_io.pacs import PacsSettings
-from dicom_io.receiver import Receiver, ReceiveSettings
+from dicom_io.receiver import Receiver
 from node.delivery import deliver_to_pacs, read_back
 from node.outputs import encode_documents, from_bytes, to_bytes
 from tests.analyses import small_slide, some_analysis

@@ -11,8 +11,9 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_io.commitment import Commitments
+from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.errors import PacsUnreachable
-from dicom_io.receiver import Receiver, ReceiveSettings
+from dicom_io.receiver import Receiver
 from node.outputs import encode_documents
 from tests.analyses import small_slide, some_analysis
 from tests.servers import free_port

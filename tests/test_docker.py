@@ -21,7 +21,7 @@ import pytest
 import requests
 import yaml
 
-from dicom_io.receiver import ReceiveSettings
+from dicom_io.dimse_settings import ReceiveSettings
 from node.cli import main
 from node.config import Settings, load_settings
 from node.job_queue import open_job_queue, prepare_database

@@ -10,7 +10,8 @@ from scipy import ndimage
 from dicom_io.focus import in_focus
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import open_pacs
-from dicom_io.slide import SlideSettings, open_slide
+from dicom_io.slide import open_slide
+from dicom_io.slide_settings import SlideSettings
 from models.records import Regions
 from tests.conftest import QUICK
 from tests.layered_slides import SIZE_PX, Layer, write_layers

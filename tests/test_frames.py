@@ -14,9 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 
 from dicom_io.errors import FrameInvalid
-from dicom_io.frames import ReadSettings, bytes_of_regions, bytes_slide, read_tiles
+from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.pacs import InstanceReference, Pacs, open_pacs
 from dicom_io.slide import open_slide
+from dicom_io.slide_settings import ReadSettings
 from dicom_io.tile_plan import choose_level, frame_boxes, frames_touching
 from models.records import Regions, Tiles
 from tests.conftest import QUICK

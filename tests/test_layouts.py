@@ -16,7 +16,8 @@ from wsidicom import ConcatenationByFrames, WsiDicom
 from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs, open_pacs
-from dicom_io.slide import Level, Slide, SlideSettings, open_slide
+from dicom_io.slide import Level, Slide, open_slide
+from dicom_io.slide_settings import SlideSettings
 from dicom_io.tile_plan import level_scale
 from tests.conftest import QUICK
 from tests.layered_slides import BRIGHTFIELD, FLUORESCENCE, Layer, layers, write_layers

@@ -15,7 +15,8 @@ from pydicom.uid import generate_uid
 from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid, SlideTooLarge
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs
-from dicom_io.slide import SlideSettings, open_slide
+from dicom_io.slide import open_slide
+from dicom_io.slide_settings import SlideSettings
 from tests.layered_slides import layers, write_layers
 from tests.slides import WrittenSlide, stored_pixels, write_slide
 

@@ -25,9 +25,10 @@ from pynetdicom import AE
 
 from dicom_io.arrival import Arrival
 from dicom_io.commitment import Commitments
+from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import PacsSettings, open_pacs
-from dicom_io.receiver import Receiver, ReceiveSettings
+from dicom_io.receiver import Receiver
 from dicom_io.slide import open_slide
 from tests.servers import free_port, running_orthanc
 from tests.slides import ENCODERS, write_slide

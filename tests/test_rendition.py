@@ -21,7 +21,7 @@ from models.cell_types import CELL_TYPES
 from node.config import OutputSettings
 from node.fhir import conclusion_text
 from node.outputs import Renditions, encode_documents, to_bytes
-from node.pictures import draw_differential, for_ehr, pixels
+from node.pictures import EHR_BYTES, as_png, draw_differential, pixels, smaller
 from node.report_pdf import draw_report, printable_name
 from tests.analyses import small_slide, some_analysis
 from tests.validators import dciodvfy, written
@@ -41,7 +41,7 @@ def analysis(slide: Slide) -> Analysis:
 
 @pytest.fixture(scope="module")
 def renditions(analysis: Analysis) -> Renditions:
-    png = draw_differential(analysis)
+    png = as_png(draw_differential(analysis))
     return Renditions(pdf_of(analysis, png), {"overview": png, "differential": png})
 
 
@@ -51,7 +51,7 @@ def documents(analysis: Analysis, renditions: Renditions) -> dict[str, Dataset]:
 
 
 def pdf_of(analysis: Analysis, png: bytes = b"") -> bytes:
-    pictures = {"Differential": for_ehr(png)} if png else {}
+    pictures = {"Differential": smaller(png, [EHR_BYTES])[EHR_BYTES]} if png else {}
     return draw_report(analysis, conclusion_text(analysis), pictures)
 
 

@@ -33,7 +33,7 @@ from node.ehr import EhrSettings, open_ehr
 from node.fhir import build_bundle, conclusion_text
 from node.hl7v2 import encode_oru
 from node.outputs import KEPT, Renditions, encode_documents
-from node.pictures import draw_differential
+from node.pictures import as_png, draw_differential
 from node.report_pdf import draw_report
 from tests.analyses import RULES, signed, small_slide, some_analysis
 from tests.fhir_fixture import FhirServer
@@ -222,7 +222,8 @@ class Made:
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return draw_differential(some_analysis(small_slide(tmp_path_factory.mktemp("picture"))))
+    analysis = some_analysis(small_slide(tmp_path_factory.mktemp("picture")))
+    return as_png(draw_differential(analysis))
 
 
 @pytest.fixture(scope="module")

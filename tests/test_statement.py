@@ -19,13 +19,14 @@ from conformance.statement import (
 )
 from dicom_io import dimse_errors
 from dicom_io.commitment import Commitments
-from dicom_io.receiver import Receiver, ReceiveSettings
+from dicom_io.dimse_settings import ReceiveSettings
+from dicom_io.receiver import Receiver
 from node.config import OutputSettings
 from node.exit_codes import exit_code_table
 from node.fhir import STATUSES, build_bundle, conclusion_text
 from node.hl7v2 import encode_oru
 from node.outputs import KEPT, Renditions, encode_documents
-from node.pictures import draw_differential
+from node.pictures import as_png, draw_differential
 from node.report_pdf import draw_report
 from tests.analyses import signed, some_analysis
 from tests.kit.bases import base, demonstration_slide
@@ -67,7 +68,7 @@ def test_receiver_accepts_what_is_stated(tmp_path: Path) -> None:
 def test_results_are_of_the_stated_classes() -> None:
     analysis = some_analysis(demonstration_slide())
     everything = OutputSettings(pdf=True, captures=True, parametric_map=True)
-    png = draw_differential(analysis)
+    png = as_png(draw_differential(analysis))
     pdf = draw_report(analysis, conclusion_text(analysis), {})
     made = encode_documents(
         analysis, everything, Renditions(pdf, {"overview": png, "differential": png})

@@ -19,7 +19,7 @@ from dicom_io.errors import Refusal, WorkitemRefused
 from dicom_io.multipart import Multipart
 from dicom_io.native_model import from_xml, to_xml
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
-from node.audit import AuditSettings
+from node.audit_settings import AuditSettings
 from node.claims import Claims
 from node.config import Settings
 from node.job_queue import open_job_queue

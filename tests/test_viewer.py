@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from scipy.ndimage import find_objects, label
 
-from dicom_io.annotation import CoordinateType, GraphicType, encode_annotation
+from dicom_io.annotation import encode_annotation
+from dicom_io.annotation_settings import CoordinateType, GraphicType
 from models.cell_types import CELL_TYPES
 from tests.known_slides import GREY, WHITE, KnownSlide, known_slide
 from tests.result_folders import listening, put_result, whole_service

@@ -157,9 +157,9 @@ def _table(first: Run, one: Run, two: Run, killed: Run) -> str:
         [
             "# Two hosts",
             "",
-            f"{one.slides} slides, {one.workers} workers a host, each host with storage of its own;",
+            f"{one.slides} slides, {one.workers} workers a host, each with storage of its own;",
             "archive, EHR and PostgreSQL are shared. A slide takes",
-            f"{first.cpu_s / first.slides:.2f} s of processor, and its model sleeps {one.sleep_s} s.",
+            f"{first.cpu_s / first.slides:.2f} s of processor; its model sleeps {one.sleep_s} s.",
             f"{machine} for all of it; written by `make hosts`.",
             "",
             "| run | s | begun | completed | delivered |",
