@@ -20,6 +20,7 @@ from dicom_io.codes import (
     ME_RATIO,
 )
 from dicom_io.report import ReportContent, decode_report
+from dicom_io.source_header import text_of
 from models.cell_types import CELL_TYPES
 
 # Documents carry percentages to six decimals.
@@ -91,6 +92,30 @@ def check_standing(report: Dataset, fhir: Mapping[str, Any]) -> list[Finding]:
         if resource["resourceType"] in {"DiagnosticReport", "Observation"}
         and _reviewed(str(resource.get("status")))
         != (said.verification == "VERIFIED", said.withdrawn)
+    ]
+
+
+def check_subject(report: Dataset, fhir: Mapping[str, Any]) -> list[Finding]:
+    """Compare whom the SR and FHIR are about, by the patient's identifier.
+
+    Parameters
+    ----------
+    report
+        SR of this node.
+    fhir
+        Bundle of the DiagnosticReport and its Observations. A server that keeps a reference alone
+        cannot be compared.
+    """
+    resources = [entry["resource"] for entry in fhir.get("entry", [])]
+    return [
+        _error(
+            "agree-patient",
+            "FHIR, SR",
+            f"The {resource['resourceType']} in FHIR is about another patient than the SR.",
+        )
+        for resource in resources
+        if "value" in (identifier := resource.get("subject", {}).get("identifier", {}))
+        and identifier["value"] != text_of(report, "PatientID")
     ]
 
 

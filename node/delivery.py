@@ -22,11 +22,12 @@ from typing import Any, Literal
 import numpy as np
 from pydicom.dataset import Dataset
 
-from conformance.agreement import check_agreement, check_standing
+from conformance.agreement import check_agreement, check_standing, check_subject
 from dicom_io.dimse import DimseArchive, open_dimse
 from dicom_io.errors import PacsNotFound, PacsReadBackDiffers, PacsRefused, ResultsDisagree
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.segmentation import decode_segmentation
+from dicom_io.source_header import text_of
 from node.config import Settings
 from node.outputs import Artifact
 
@@ -183,12 +184,12 @@ def reconcile(
     PacsReadBackDiffers
         When an object came back with other content.
     ResultsDisagree
-        When counts, percentages, references or standing differ between the documents.
+        When counts, percentages, references, patient or standing differ between the documents.
     """
     check_unchanged(sent, returned)
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
     findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
-    findings += check_standing(returned["SR"], bundle)
+    findings += check_standing(returned["SR"], bundle) + check_subject(returned["SR"], bundle)
     if findings:
         first = findings[0]
         raise ResultsDisagree(
@@ -238,7 +239,7 @@ def _same_patient(kind: str, sent: Dataset, returned: Dataset) -> None:
 
 def _said(document: Dataset, name: str) -> str:
     """An attribute of the patient; of a name its letters alone, in one spelling (PS3.5 6.2.1)."""
-    value = str(document.get(name) or "").strip()
+    value = text_of(document, name)
     if name != "PatientName":
         return value
     alphabetic = value.split("=")[0] or value

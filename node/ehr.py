@@ -6,7 +6,7 @@ person has signed, corrected or withdrawn is never replaced by an unreviewed one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -24,8 +24,10 @@ __all__ = ["Delivered", "Ehr", "EhrSettings", "open_ehr"]
 class Ehr(Protocol):
     """Where reports go; raises :class:`dicom_io.errors.EhrError` and nothing foreign."""
 
-    def deliver(self, bundle: Mapping[str, Any]) -> list[Delivered]:
-        """Bring a transaction bundle in, once."""
+    def deliver(
+        self, bundle: Mapping[str, Any], sending: Callable[[], object] = lambda: None
+    ) -> list[Delivered]:
+        """Bring a transaction bundle in, once; `sending` is called before anything is sent."""
 
     def read_report(self, identifier: str) -> list[Resource]:
         """The DiagnosticReport with an identifier, its Observations and its Device."""

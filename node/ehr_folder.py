@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,10 @@ class FolderEhr:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def deliver(self, bundle: Mapping[str, Any]) -> list[Delivered]:
+    def deliver(
+        self, bundle: Mapping[str, Any], sending: Callable[[], object] = lambda: None
+    ) -> list[Delivered]:
+        sending()
         report = report_in(bundle)
         path = self._path(_reference(key_of(report)))
         if self._exists(path) and would_undo_review(report["resource"], self._read(path)):

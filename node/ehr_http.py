@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,6 +57,7 @@ class FhirHttp:
         path: str,
         body: Mapping[str, Any] | None = None,
         if_none_exist: str | None = None,
+        if_match: str | None = None,
     ) -> Resource:
         """Send one request, return the resource answered.
 
@@ -67,11 +69,15 @@ class FhirHttp:
         body
         if_none_exist
             Query of a conditional create (R4 3.1.0.8.1).
+        if_match
+            Entity tag of the version that an update replaces (R4 3.1.0.5).
         """
         kind = path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0] or "transaction"
         headers = {"Prefer": "return=representation"}
         if if_none_exist is not None:
             headers["If-None-Exist"] = if_none_exist
+        if if_match is not None:
+            headers["If-Match"] = if_match
         response = self._signed(method, path, body, headers)
         if not path and response.status_code in _NOT_AS_TRANSACTION:
             raise TransactionRefused
@@ -134,6 +140,8 @@ def _raise_for_status(response: requests.Response, host: str, kind: str) -> None
         make, remedy = EhrAnswerInvalid, "ehr_url must be the base of its FHIR interface"
     elif code in (401, 403):
         make, remedy = EhrUnauthorized, "check the credentials in [ehr] and their rights"
+    elif code == HTTPStatus.PRECONDITION_FAILED:
+        make, remedy = EhrUnreachable, "it was changed meanwhile, so ask for it anew"
     elif code == 429 or code >= 500:
         make, remedy = EhrUnreachable, "look at the server's log and try later"
     raise make(f"The EHR {host} answered {code} to a {kind}{_diagnosis(response)}: {remedy}.")

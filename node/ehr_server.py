@@ -3,12 +3,18 @@
 A transaction is tried first. Where the server refuses it, each resource is searched by its
 identifier and sent by itself, the DiagnosticReport and its Provenance last. An answer that got
 lost may have been obeyed, so nothing is created a second time without asking again.
+
+Between asking and sending somebody else may have sent: another worker the same report, or a
+person's review. So what was not there is created only if it still is not (R4 3.1.0.8.1), and what
+was there is replaced only if it is still that version (R4 3.1.0.5); else the server is asked anew.
+However late a request arrives, it makes nothing twice and undoes no decision. A Provenance has no
+identifier: one that arrives late may be there twice, and says the same both times.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -51,12 +57,14 @@ class FhirServer:
         self._http = FhirHttp(base_url, settings)
         self._settings = settings
 
-    def deliver(self, bundle: Mapping[str, Any]) -> list[Delivered]:
+    def deliver(
+        self, bundle: Mapping[str, Any], sending: Callable[[], object] = lambda: None
+    ) -> list[Delivered]:
         bundle = self._with_patient(bundle)
         try:
             for attempt in self._attempts(_AnswerLost):
                 with attempt:
-                    return self._deliver(bundle)
+                    return self._deliver(bundle, sending)
         except _AnswerLost as lost:
             raise lost.failure from lost
         return []
@@ -72,13 +80,11 @@ class FhirServer:
         devices = [self._at(reference) for reference in device_references(results)]
         return [reports[0], *results, *devices]
 
-    def _deliver(self, bundle: Mapping[str, Any]) -> list[Delivered]:
+    def _deliver(self, bundle: Mapping[str, Any], sending: Callable[[], object]) -> list[Delivered]:
         """Ask what is there, then send what is missing or differs."""
         there = self._ask_for_all(bundle)
-        report = report_in(bundle)
-        on_server = there[key_of(report)]
-        if on_server is not None and would_undo_review(report["resource"], on_server):
-            return [receipt(entry["resource"], "already there") for entry in bundle["entry"]]
+        if _decided_on(bundle, there[key_of(report_in(bundle))]):
+            return _all_there(bundle)
         addresses = _addresses(bundle, there)
         missing = [
             entry
@@ -86,14 +92,12 @@ class FhirServer:
             if not _is_there(entry, there[key_of(entry)], addresses)
         ]
         if not missing:
-            return [receipt(entry["resource"], "already there") for entry in bundle["entry"]]
-        entries = [
-            {**entry, "resource": rewritten(entry["resource"], addresses)} for entry in missing
-        ]
+            return _all_there(bundle)
+        entries = [_conditional(entry, there[key_of(entry)], addresses) for entry in missing]
         try:
-            answer = self._create("", {**bundle, "entry": entries})
+            answer = self._once(sending, "POST", "", {**bundle, "entry": entries})
         except TransactionRefused:
-            return self._one_by_one(bundle)
+            return self._one_by_one(bundle, sending)
         sent = dict(zip(map(key_of, missing), self._outcomes(entries, answer), strict=True))
         return [
             receipt(entry["resource"], sent.get(key_of(entry), "already there"))
@@ -112,11 +116,16 @@ class FhirServer:
             there[key_of(entry)] = self._find_provenance(entry, addresses)
         return there
 
-    def _one_by_one(self, bundle: Mapping[str, Any]) -> list[Delivered]:
+    def _one_by_one(
+        self, bundle: Mapping[str, Any], sending: Callable[[], object]
+    ) -> list[Delivered]:
         """Plain PUT and POST, in an order in which every reference is known.
 
-        Asks anew, because not every server undoes all of a transaction that it refused.
+        Asks anew, because not every server undoes all of a transaction that it refused, and because
+        it may have refused what is no longer as it was.
         """
+        if _decided_on(bundle, self._find(report_in(bundle))):
+            return _all_there(bundle)
         known: dict[str, str] = {}
         receipts = []
         for entry in bundle["entry"]:
@@ -127,10 +136,11 @@ class FhirServer:
             status = "already there"
             if found is None:
                 condition = None if is_provenance else _query_of(entry)
-                found, status = self._create(kind, resource, condition), "created"
-            elif not is_provenance and not same_content(found, resource):
-                sent = resource | {"id": found["id"]}
-                self._ask("PUT", f"{kind}/{found['id']}", sent)
+                found = self._once(sending, "POST", kind, resource, if_none_exist=condition)
+                status = "created"
+            elif not _is_there(entry, found, known):
+                sent, path = resource | {"id": found["id"]}, f"{kind}/{found['id']}"
+                self._once(sending, "PUT", path, sent, if_match=_version_of(found))
                 status = "updated"
             known[entry["fullUrl"]] = f"{kind}/{self._id_in(found, kind)}"
             receipts.append(receipt(resource, status))
@@ -221,7 +231,7 @@ class FhirServer:
                     f"{entry['resource']['resourceType']} inside a transaction: look at the "
                     "server's log and its rules."
                 )
-        return ["created" if code == "201" else "updated" for code in codes]
+        return [_outcome(entry, code) for entry, code in zip(entries, codes, strict=True)]
 
     def _id_in(self, answer: Resource, kind: str) -> str:
         if "id" not in answer:
@@ -238,12 +248,18 @@ class FhirServer:
                 return self._http.ask(method, path, body)
         return {}
 
-    def _create(
-        self, path: str, body: Mapping[str, Any], if_none_exist: str | None = None
+    def _once(
+        self,
+        sending: Callable[[], object],
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        **conditions: str | None,
     ) -> Resource:
         """A request that must not be repeated before asking whether it was obeyed."""
+        sending()
         try:
-            return self._http.ask("POST", path, body, if_none_exist)
+            return self._http.ask(method, path, body, **conditions)
         except EhrUnreachable as failure:
             raise _AnswerLost(failure) from failure
 
@@ -256,6 +272,46 @@ class FhirServer:
         )
 
 
+def _decided_on(bundle: Mapping[str, Any], on_server: Resource | None) -> bool:
+    """Whether a person has decided on the report that the server has, later than on this one."""
+    ours = report_in(bundle)["resource"]
+    return on_server is not None and would_undo_review(ours, on_server)
+
+
+def _all_there(bundle: Mapping[str, Any]) -> list[Delivered]:
+    return [receipt(entry["resource"], "already there") for entry in bundle["entry"]]
+
+
+def _conditional(
+    entry: Mapping[str, Any], found: Resource | None, addresses: Mapping[str, str]
+) -> dict[str, Any]:
+    """An entry of a transaction that is obeyed only if all is still as it was found."""
+    resource = rewritten(entry["resource"], addresses)
+    kind, request = resource["resourceType"], {"method": "POST"}
+    if _is_provenance(entry):
+        return {**entry, "resource": resource}
+    if found is None:
+        request |= {"url": kind, "ifNoneExist": _query_of(entry)}
+        return {**entry, "resource": resource, "request": request}
+    version = _version_of(found)
+    request = {"method": "PUT", "url": f"{kind}/{found['id']}"}
+    if version is not None:
+        request["ifMatch"] = version
+    return {**entry, "resource": resource | {"id": found["id"]}, "request": request}
+
+
+def _version_of(found: Resource) -> str | None:
+    """Weak entity tag of a resource (R4 3.1.0.5); None from a server without versions."""
+    version = found.get("meta", {}).get("versionId")
+    return None if version is None else f'W/"{version}"'
+
+
+def _outcome(entry: Mapping[str, Any], code: str) -> str:
+    if code == "201":
+        return "created"
+    return "updated" if entry["request"]["method"] == "PUT" else "already there"
+
+
 def _is_provenance(entry: Mapping[str, Any]) -> bool:
     return bool(entry["resource"]["resourceType"] == PROVENANCE)
 
@@ -265,7 +321,8 @@ def _is_there(
 ) -> bool:
     if found is None or _is_provenance(entry):
         return found is not None
-    return same_content(found, rewritten(entry["resource"], addresses))
+    resource = rewritten(entry["resource"], addresses)
+    return same_content(found, resource) or would_undo_review(resource, found)
 
 
 def _addresses(bundle: Mapping[str, Any], there: Found) -> dict[str, str]:

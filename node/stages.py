@@ -332,7 +332,11 @@ def deliver_to_ehr(place: Desk, written: Json) -> Json:
         delivered = ehr.deliver(place.work.get(artifacts["HL7"]["sha256"]).decode())
         note = delivery.CONTENT_NOT_READABLE
     else:
-        delivered = ehr.deliver(place.work.get_json(artifacts["FHIR"]["sha256"]))
+        # Asking takes a while: who has lost the job meanwhile sends nothing.
+        delivered = ehr.deliver(
+            place.work.get_json(artifacts["FHIR"]["sha256"]),
+            lambda: place.progress("deliver to EHR", 0.5),
+        )
         note = ""
     return {
         "receipts": [

@@ -202,6 +202,17 @@ def test_an_ehr_that_alters_a_count_is_named(
         reconcile(documents, documents, altered)
 
 
+def test_an_ehr_that_files_the_report_under_another_patient_is_named(
+    made: tuple[dict[str, Dataset], list[Dataset]],
+) -> None:
+    documents, fhir = copy.deepcopy(made)
+    report = next(each for each in fhir if each["resourceType"] == "DiagnosticReport")
+    report["subject"]["identifier"]["value"] = "another"
+    with pytest.raises(ResultsDisagree, match="about another patient") as raised:
+        reconcile(documents, documents, fhir)
+    assert str(documents["SR"].PatientID) not in str(raised.value)
+
+
 def test_a_slide_without_cells_is_delivered_too(
     archive: Archive, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -185,6 +185,52 @@ def test_a_transaction(slide: Slide, fhir_server: FhirServer, ehr_proxy: Proxy, 
     assert copies(fhir_server, bundle) == {1}
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("overtaken_at", [1, 2, 4])
+@pytest.mark.parametrize("as_transaction", [False, True])
+def test_one_that_is_sent_late_undoes_nothing(
+    slide: Slide, fhir_server: FhirServer, as_transaction: bool, overtaken_at: int, was_there: bool
+) -> None:
+    """Between the last look and the request another worker delivers, and a person signs."""
+    bundle = build_bundle(fresh(slide, 120 + 10 * overtaken_at + was_there), {}, {})
+    if as_transaction:
+        bundle = small(bundle)
+    other = open_ehr(fhir_server.url, QUICK)
+    if was_there:
+        earlier = deepcopy(bundle)
+        earlier["entry"][-2]["resource"]["conclusion"] = "An earlier one."
+        other.deliver(earlier)
+    signed = deepcopy(bundle)
+    for entry in signed["entry"]:
+        if entry["resource"].get("status") in ("partial", "preliminary"):
+            entry["resource"]["status"] = "final"
+    sent = 0
+
+    def sending() -> None:
+        nonlocal sent
+        sent += 1
+        if sent == overtaken_at:
+            other.deliver(bundle)
+            other.deliver(signed)
+
+    open_ehr(fhir_server.url, QUICK).deliver(bundle, sending)
+    if sent < overtaken_at:  # nothing more was to be sent
+        other.deliver(signed)
+    found = [
+        each
+        for entry in signed["entry"][:-1]
+        for each in search(
+            fhir_server,
+            entry["resource"]["resourceType"],
+            identifier="|".join(
+                entry["resource"]["identifier"][0][name] for name in ("system", "value")
+            ),
+        )
+    ]
+    assert len(found) == len(signed["entry"]) - 1
+    assert {each["status"] for each in found if "result" in each or "code" in each} == {"final"}
+
+
 def test_the_servers_own_patient_is_referred_to(slide: Slide, fhir_server: FhirServer) -> None:
     patient = register(fhir_server, HOSPITAL, PATIENT_ID)
     analysis = fresh(of_patient(slide, PATIENT_ID, HOSPITAL), 105)
