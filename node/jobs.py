@@ -19,6 +19,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 
 from dicom_io.errors import ConfigurationInvalid, SlideProcessDied
 from models.errors import MarrowNodeError
+from node import review_stages, stages
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
@@ -58,7 +59,7 @@ from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
 from node.rules import submit_by_rules
-from node.slide_process import SlideProcesses, slide_processes
+from node.slide_process import SlideProcesses, Work, slide_processes
 from node.steps import Steps, still_ours
 from node.work_lock import dead_workers, host_name, lock_folder, take_worker
 from node.workplace import Workplace
@@ -111,7 +112,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
     folder = lock_folder(settings)
     with ExitStack() as held, database_errors(settings):
         # Before the lock and all connections, which processes of slides must not have.
-        slides = held.enter_context(slide_processes(settings.budget))
+        slides = held.enter_context(slide_processes(settings.budget, _slide_work(settings)))
         name, lock = take_worker(folder)
         held.enter_context(lock)
         prepare_database(settings)
@@ -150,15 +151,31 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.destroy()
 
 
+def _slide_work(settings: Settings) -> Work:
+    """What the processes of slides do."""
+    return Work(
+        {ANALYSE: partial(analysis_place, settings), REVIEW: partial(review_place, settings)},
+        (
+            stages.open_,
+            stages.localise,
+            stages.detect,
+            stages.count,
+            stages.write,
+            review_stages.open_review,
+            review_stages.correct,
+            review_stages.write,
+        ),
+    )
+
+
 def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
-            opener = partial(analysis_place, settings, arguments)
             report = steps.report_to(progress_file(settings, try_id).report)
-            place = opener(report)
+            place = analysis_place(settings, arguments, report)
             step = _step(steps, place, try_id)
-            with slides.process(opener, report, try_id, arguments["study_uid"]) as apart:
+            with slides.process(ANALYSE, arguments, report, try_id) as apart:
                 result = analyse(replace(place, apart=apart), _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
@@ -168,11 +185,10 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
     @DBOS.workflow(name=REVIEW)
     def review_slide(arguments: dict[str, Any]) -> Any:
         with _try(settings, steps, arguments) as try_id:
-            opener = partial(review_place, settings, arguments)
             report = steps.report_to(progress_file(settings, try_id).report)
-            place = opener(report)
+            place = review_place(settings, arguments, report)
             review = review_from(arguments["review"])
-            with slides.process(opener, report, try_id, arguments["study_uid"]) as apart:
+            with slides.process(REVIEW, arguments, report, try_id) as apart:
                 place = replace(place, apart=apart)
                 result = review_result(place, arguments["identity"], review, steps.timed)
             steps.step("audit", lambda: _reviewed(place.settings, review, result))

@@ -4,28 +4,36 @@ What decodes and parses foreign data can crash, take all memory, or never end. I
 of its own, which a worker watches: a slide that ends it fails, and the worker goes on. Such
 processes are forked by one that has no threads and has loaded everything already: it is forked
 itself when the worker begins, before there are threads or connections that must not be shared.
+
+What is told between them is JSON, and what may be asked for stands in a table from the beginning:
+nothing that a slide's process has become can make the worker run anything else.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple, dataclass, is_dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
+
+from pydantic import TypeAdapter
 
 from dicom_io.errors import SlideProcessDied
 from dicom_io.read_budget import exceeded
+from models.errors import MarrowNodeError
 from node.budget_settings import BudgetSettings
-from node.exit_codes import WORKER_BROKEN
+from node.exit_codes import WORKER_BROKEN, error_classes
 from node.log import telling_of
 from node.progress import Progress
 from node.summary import peak_rss_bytes
@@ -34,15 +42,31 @@ from node.workplace import Desk
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-Opener = Callable[[Callable[[Progress], None]], Desk]
-"""Opens the workplace in the slide's process; can be pickled. Progress is reported to what it is
-given."""
+Stage = Callable[..., Json]
+Opener = Callable[[Json, Callable[[Progress], None]], Desk]
+"""Opens the workplace of a job, by its arguments, and reports progress to what it is given."""
 
 LOOK_S = 0.2
 END_S = 10.0
 PID_BYTES = 16
 # The kernel kills the slide's process first where memory is short (proc(5), oom_score_adj).
 FIRST_TO_KILL = "1000"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What may be asked of a slide's process.
+
+    Attributes
+    ----------
+    openers
+        By kind of job.
+    stages
+        Their arguments and results are JSON, or dataclasses of it as annotated.
+    """
+
+    openers: Mapping[str, Opener]
+    stages: Sequence[Stage]
 
 
 class SlideProcess:
@@ -52,10 +76,11 @@ class SlideProcess:
     ----------
     start
         Starts a process: connections to it, and to what tells of its end.
-    opener
+    kind, arguments
+        Of the job, for the opener of its workplace.
     report
         Told of progress; what it raises ends the process.
-    try_id, study_uid
+    try_id
         For the log.
     budget
     """
@@ -63,21 +88,21 @@ class SlideProcess:
     def __init__(
         self,
         start: Callable[[], tuple[Connection, socket.socket]],
-        opener: Opener,
+        kind: str,
+        arguments: Json,
         report: Callable[[Progress], None],
         try_id: str,
-        study_uid: str,
         budget: BudgetSettings,
     ) -> None:
-        self._start, self._opener, self._report = start, opener, report
-        self._told, self._budget = (try_id, study_uid), budget
+        self._start, self._report, self._budget = start, report, budget
+        self._job = {"kind": kind, "arguments": arguments, "try_id": try_id}
         self._connection: Connection | None = None
         self._end: socket.socket | None = None
         self._pid = 0
         self._begun_s = self._heard_s = 0.0
         self._peak_bytes = 0
 
-    def run(self, stage: Callable[..., Json], place: Desk, *arguments: Any) -> Json:
+    def run(self, stage: Stage, place: Desk, *arguments: Any) -> Json:
         """Run a stage there; `place` stays here, the process has its own.
 
         Raises
@@ -90,8 +115,9 @@ class SlideProcess:
             By itself, or because it hung.
         """
         try:
-            done: Json = self._asked(self._connection or self._begun(), stage, arguments)
-            return done
+            connection = self._connection or self._begun()
+            asked = {"stage": _name(stage), "arguments": [*map(_as_json, arguments)]}
+            return self._asked(connection, asked)
         except BaseException:
             self.close()
             raise
@@ -116,28 +142,27 @@ class SlideProcess:
         end.settimeout(END_S)
         self._pid = int(end.recv(PID_BYTES) or b"0")
         self._begun_s = time.monotonic()
-        self._asked(connection, self._opener, self._told)
+        self._asked(connection, self._job)
         return connection
 
-    def _asked(
-        self, connection: Connection, what: Callable[..., Any], arguments: tuple[Any, ...]
-    ) -> Any:
+    def _asked(self, connection: Connection, what: Json) -> Json:
         """Ask for something and follow until it is done."""
         self._heard_s = time.monotonic()
         try:
-            connection.send((what, arguments))
+            _tell(connection, what)
             while True:
                 if not connection.poll(LOOK_S):
                     self._watch()
                     continue
-                kind, told = connection.recv()
+                told = _hear(connection)
                 self._heard_s = time.monotonic()
-                if kind == "done":
-                    return told
-                if kind == "failed":
-                    raise told
+                if "done" in told:
+                    done: Json = told["done"]
+                    return done
+                if "failed" in told:
+                    raise _error(told["failed"], told["sentence"])
                 self._watch()
-                self._report(told)
+                self._report(Progress(*told["at"]))
         except (EOFError, ConnectionError) as error:
             raise self._died() from error
 
@@ -184,10 +209,10 @@ class SlideProcesses:
 
     @contextmanager
     def process(
-        self, opener: Opener, report: Callable[[Progress], None], try_id: str, study_uid: str
+        self, kind: str, arguments: Json, report: Callable[[Progress], None], try_id: str
     ) -> Iterator[SlideProcess]:
         """The process of one job, which ends with the block."""
-        made = SlideProcess(self._start, opener, report, try_id, study_uid, self._budget)
+        made = SlideProcess(self._start, kind, arguments, report, try_id, self._budget)
         try:
             yield made
         finally:
@@ -208,7 +233,7 @@ class SlideProcesses:
 
 
 @contextmanager
-def slide_processes(budget: BudgetSettings) -> Iterator[SlideProcesses]:
+def slide_processes(budget: BudgetSettings, work: Work) -> Iterator[SlideProcesses]:
     """Fork the process that starts the others; all end with the block, or with this process.
 
     To be called before threads and connections that must not be shared are made.
@@ -219,7 +244,7 @@ def slide_processes(budget: BudgetSettings) -> Iterator[SlideProcesses]:
     pid = os.fork()
     if not pid:
         ours.close()
-        _serve(theirs)
+        _serve(theirs, work)
     theirs.close()
     try:
         yield SlideProcesses(ours, budget)
@@ -228,7 +253,7 @@ def slide_processes(budget: BudgetSettings) -> Iterator[SlideProcesses]:
         os.waitpid(pid, 0)
 
 
-def _serve(control: socket.socket) -> NoReturn:
+def _serve(control: socket.socket, work: Work) -> NoReturn:
     """Fork a process for each pair of connections that comes, and tell of its end."""
     try:
         # Ctrl-C in a terminal reaches all its processes; the worker decides when these end.
@@ -249,7 +274,7 @@ def _serve(control: socket.socket) -> NoReturn:
                 message, handles, _, _ = socket.recv_fds(control, 1, 2)
                 if not message:
                     break
-                _fork(children, *handles)
+                _fork(children, work, *handles)
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -257,11 +282,11 @@ def _serve(control: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _fork(children: dict[int, socket.socket], handle: int, end: int) -> None:
+def _fork(children: dict[int, socket.socket], work: Work, handle: int, end: int) -> None:
     told = socket.socket(fileno=end)
     pid = os.fork()
     if not pid:
-        _work(Connection(handle))
+        _do(Connection(handle), work)
     os.close(handle)
     children[pid] = told
     with suppress(OSError):  # the worker has gone meanwhile
@@ -277,40 +302,80 @@ def _tell_ended(children: dict[int, socket.socket]) -> None:
             told.send(f"{os.waitstatus_to_exitcode(status)}".encode())
 
 
-def _work(connection: Connection) -> NoReturn:
+def _do(connection: Connection, work: Work) -> NoReturn:
     """Do what is asked for, until nothing is any more."""
     code = 1
+    stages = {_name(stage): stage for stage in work.stages}
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(FIRST_TO_KILL, encoding="ascii")
         with suppress(EOFError, ConnectionError):
-            opener, told = connection.recv()
-            with telling_of(*told):
-                place = _answered(connection, opener, lambda at: connection.send(("at", at)))
+            job = _hear(connection)
+            opener, arguments = work.openers[job["kind"]], job["arguments"]
+            with telling_of(job["try_id"], arguments["study_uid"]):
+
+                def report(at: Progress) -> None:
+                    _tell(connection, {"at": astuple(at)})
+
+                place = _answered(connection, lambda: opener(arguments, report))
                 while True:
-                    stage, arguments = connection.recv()
-                    _answered(connection, stage, place, *arguments)
+                    asked = _hear(connection)
+                    stage = stages[asked["stage"]]
+                    given = _as_annotated(stage, asked["arguments"])
+                    _answered(connection, partial(stage, place, *given))
         code = 0
     finally:
         os._exit(code)
 
 
-def _answered(connection: Connection, what: Callable[..., Any], *arguments: Any) -> Any:
+def _answered(connection: Connection, what: Callable[[], Any]) -> Any:
     """Do one thing and tell what came of it; a workplace stays here."""
     try:
-        done = what(*arguments)
-    except Exception as error:  # noqa: BLE001 - raised again by who has asked
-        connection.send(("failed", _sendable(error)))
+        done = what()
+    except MarrowNodeError as error:
+        _tell(connection, {"failed": type(error).__name__, "sentence": str(error)})
         return None
-    connection.send(("done", done if isinstance(done, dict) else None))
+    except Exception as error:  # noqa: BLE001 - told by its name: its words may be a patient's
+        _tell(connection, {"failed": type(error).__name__, "sentence": ""})
+        return None
+    _tell(connection, {"done": done if isinstance(done, dict) else {}})
     return done
 
 
-def _sendable(error: Exception) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
-    except Exception:  # noqa: BLE001 - any class may have its own way of not being pickled
-        return RuntimeError(f"{type(error).__name__} in the process that read the slide")
-    return error
+def _error(name: str, sentence: str) -> Exception:
+    """The error that a slide's process has told of."""
+    known = error_classes().get(name)
+    if known is None:
+        return RuntimeError(f"{name} in the process that read the slide")
+    return known(sentence)
+
+
+def _tell(connection: Connection, message: Json) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def _hear(connection: Connection) -> Json:
+    message: Json = json.loads(connection.recv_bytes())
+    return message
+
+
+def _name(stage: Stage) -> str:
+    return f"{stage.__module__}.{stage.__qualname__}"
+
+
+def _as_json(argument: Any) -> Any:
+    is_record = is_dataclass(argument) and not isinstance(argument, type)
+    return asdict(argument) if is_record else argument
+
+
+def _as_annotated(stage: Stage, arguments: Sequence[Any]) -> list[Any]:
+    """Arguments as the stage's parameters after the workplace are annotated."""
+    hints = get_type_hints(stage, include_extras=True)
+    hints.pop("return", None)
+    kinds = list(hints.values())[1:]
+    return [
+        TypeAdapter(kind).validate_python(given)
+        for kind, given in zip(kinds, arguments, strict=True)
+    ]

@@ -26,7 +26,7 @@ from node.job import ENDED, Job
 from node.job_queue import JobQueue, open_job_queue, prepare_database
 from node.pipeline import SlideReference
 from node.progress import Progress
-from node.slide_process import SlideProcess, slide_processes
+from node.slide_process import SlideProcess, Work, slide_processes
 from node.workplace import Workplace
 from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Fault, Proxy, faulty_proxy
@@ -40,11 +40,11 @@ PLACE: Any = None  # stays with the worker
 # Stages, as they run in a process of their own
 
 
-def opened(report: Callable[[Progress], None]) -> Any:
+def opened(arguments: dict[str, Any], report: Callable[[Progress], None]) -> Any:
     return report
 
 
-def place_missing(report: Callable[[Progress], None]) -> Any:
+def place_missing(arguments: dict[str, Any], report: Callable[[Progress], None]) -> Any:
     raise FrameInvalid("No workplace: make one.")
 
 
@@ -80,12 +80,23 @@ def gets(place: Any, number: int) -> dict[str, Any]:
     return {}
 
 
+def moves(place: Any, at: Progress) -> dict[str, Any]:
+    return {"next": at.percent + 1.0}
+
+
+WORK = Work(
+    {"opened": opened, "missing": place_missing},
+    (answers, fails, fails_oddly, takes_memory, sleeps, gets, moves),
+)
+OF = {"study_uid": "1.2"}
+
+
 @pytest.fixture
 def process(request: pytest.FixtureRequest) -> Iterator[SlideProcess]:
     budget = getattr(request, "param", BudgetSettings())
     with (
-        slide_processes(budget) as processes,
-        processes.process(opened, lambda progress: None, "job-1", "1.2") as made,
+        slide_processes(budget, WORK) as processes,
+        processes.process("opened", OF, lambda progress: None, "job-1") as made,
     ):
         yield made
 
@@ -93,9 +104,9 @@ def process(request: pytest.FixtureRequest) -> Iterator[SlideProcess]:
 def test_stages_run_in_one_process_that_is_not_this_one() -> None:
     told: list[Progress] = []
     with (
-        slide_processes(BudgetSettings()) as processes,
-        processes.process(opened, told.append, "job-1", "1.2") as one,
-        processes.process(opened, told.append, "job-2", "1.2") as other,
+        slide_processes(BudgetSettings(), WORK) as processes,
+        processes.process("opened", OF, told.append, "job-1") as one,
+        processes.process("opened", OF, told.append, "job-2") as other,
     ):
         first, second = one.run(answers, PLACE, 1), one.run(answers, PLACE, 2)
         third = other.run(answers, PLACE, 3)
@@ -110,16 +121,25 @@ def test_stages_run_in_one_process_that_is_not_this_one() -> None:
 
 def test_several_at_a_time_from_several_threads() -> None:
     def run(number: int) -> int:
-        with processes.process(opened, lambda _: None, f"job-{number}", "1.2") as made:
+        with processes.process("opened", OF, lambda _: None, f"job-{number}") as made:
             return int(made.run(answers, PLACE, number)["value"])
 
-    with slide_processes(BudgetSettings()) as processes, ThreadPoolExecutor(4) as threads:
+    with slide_processes(BudgetSettings(), WORK) as processes, ThreadPoolExecutor(4) as threads:
         assert list(threads.map(run, range(12))) == list(range(12))
 
 
 def test_failures_come_back_as_themselves(process: SlideProcess) -> None:
     with pytest.raises(FrameInvalid, match="Frame 1 is cut"):
         process.run(fails, PLACE)
+
+
+def test_arguments_come_as_the_stage_has_them(process: SlideProcess) -> None:
+    assert process.run(moves, PLACE, Progress("detect", 50.0, 7)) == {"next": 51.0}
+
+
+def test_only_what_was_agreed_on_is_done(process: SlideProcess) -> None:
+    with pytest.raises(SlideProcessDied, match="exit status 1"):
+        process.run(opened, PLACE)
 
 
 def test_a_failure_that_cannot_be_sent_is_named(process: SlideProcess) -> None:
@@ -129,8 +149,8 @@ def test_a_failure_that_cannot_be_sent_is_named(process: SlideProcess) -> None:
 
 def test_a_workplace_that_cannot_be_opened() -> None:
     with (
-        slide_processes(BudgetSettings()) as processes,
-        processes.process(place_missing, lambda _: None, "job-1", "1.2") as made,
+        slide_processes(BudgetSettings(), WORK) as processes,
+        processes.process("missing", OF, lambda _: None, "job-1") as made,
         pytest.raises(FrameInvalid, match="No workplace"),
     ):
         made.run(answers, PLACE, 1)
@@ -171,8 +191,8 @@ def test_what_the_watcher_raises_ends_the_process() -> None:
         raise KeyboardInterrupt
 
     with (
-        slide_processes(BudgetSettings()) as processes,
-        processes.process(opened, cancelled, "job-1", "1.2") as made,
+        slide_processes(BudgetSettings(), WORK) as processes,
+        processes.process("opened", OF, cancelled, "job-1") as made,
         pytest.raises(KeyboardInterrupt),
     ):
         made.run(answers, PLACE, 1)
@@ -181,8 +201,8 @@ def test_what_the_watcher_raises_ends_the_process() -> None:
 def test_none_outlives_a_worker_that_is_killed() -> None:
     script = (
         "from tests.test_slide_process import *\n"
-        "with slide_processes(BudgetSettings()) as processes, "
-        "processes.process(opened, lambda _: None, 'job-1', '1.2') as made:\n"
+        "with slide_processes(BudgetSettings(), WORK) as processes, "
+        "processes.process('opened', OF, lambda _: None, 'job-1') as made:\n"
         "    print(made.run(answers, PLACE, 1)['pid'], flush=True)\n"
         "    made.run(sleeps, PLACE, 60.0)\n"
     )
