@@ -14,7 +14,7 @@ from authlib.integrations.flask_oauth2 import AuthorizationServer
 from authlib.oauth2.rfc6749 import ClientMixin
 from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
 from flask import Flask, Response
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 CLIENT_ID, CLIENT_SECRET = "marrow-node", "word of the client"
 
@@ -33,6 +33,11 @@ class _Client(ClientMixin):  # type: ignore[misc]
 
     def get_allowed_scope(self, scope: str) -> str:
         return scope or "dicomweb"
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: object) -> None:
+        """Say nothing."""
 
 
 @dataclass
@@ -101,7 +106,7 @@ def token_server(life_s: int = 3600) -> Iterator[TokenServer]:
         return answer
 
     os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"  # on loopback
-    http = make_server("127.0.0.1", 0, app, threaded=True)
+    http = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
     server.url = f"http://127.0.0.1:{http.server_port}/token"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -37,7 +37,7 @@ from tests.faults.schedule import (
     schedule_of,
 )
 from tests.faults.sentence import violations
-from tests.faults.world import FAKETIME, NEXT_VERSION, Site, Worker, World
+from tests.faults.world import NEXT_VERSION, Site, Worker, World
 from tests.faulty_proxy import Answer, Fault, Forward, Proxy, Request
 
 LOOK_S = 0.002
@@ -161,13 +161,7 @@ def _scene(world: World, schedule: Schedule, folder: Path) -> Scene:
     world.pacs_proxy.habit = habit
     clock = {}
     if schedule.needs_clock:
-        clock = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(site.clock),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",
-        }
+        clock = {"LD_PRELOAD": str(world.clock), "CLOCK_OFFSET_FILE": str(site.clock)}
     workers = tuple(Worker(config, dict(clock)) for config in site.configs)
     return Scene(world, site, workers, habits)
 
@@ -218,7 +212,7 @@ def _looked_up(queue: JobQueue, job: str) -> Job | None:
 def _tried_again(scene: Scene, queue: JobQueue, job: str) -> list[str]:
     """What is wrong after a failed job was tried again without a fault."""
     scene.habits.over(scene.world.orthanc)
-    scene.site.clock.write_text("+0\n")
+    scene.site.turn_clock(0)
     queue.retry(job)
     ended = _ended(queue, scene, job)
     if ended.exit_code == ConfigurationInvalid.exit_code:
@@ -427,8 +421,7 @@ def _upgrade(scene: Scene, event: Event) -> None:
 
 
 def _turn_clock(scene: Scene, event: Event) -> None:
-    step_s = CLOCK_STEP_S if event.kind == "clock forward" else -CLOCK_STEP_S
-    scene.site.clock.write_text(f"{step_s:+d}\n")
+    scene.site.turn_clock(CLOCK_STEP_S if event.kind == "clock forward" else -CLOCK_STEP_S)
 
 
 def _fill_disk(scene: Scene, event: Event) -> None:

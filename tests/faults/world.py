@@ -42,8 +42,8 @@ LEASE_S = 1.5
 SHOWN_WITHIN_S = 4.0
 REST_S = 0.5
 NEXT_VERSION = "999.0"
-MISSING_FAKETIME = "no libfaketime here: apt-get install libfaketime"
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+MISSING_COMPILER = "no C compiler here, which turning clocks needs: apt-get install gcc libc6-dev"
+CLOCK_SOURCE = Path(__file__).with_name("clock.c")
 UNDISTURBED = Schedule("overwrites a repeat", 0.0, "", "SQLite", 1, False, ())
 
 
@@ -89,12 +89,16 @@ class Site:
     settings
         The first host's.
     clock
-        What libfaketime reads: how far the clock is off.
+        How many seconds the clock is off, see ``clock.c``.
     """
 
     configs: tuple[Path, ...]
     settings: Settings
     clock: Path
+
+    def turn_clock(self, by_s: int) -> None:
+        with self.clock.open("r+b") as file:  # in place: processes have it mapped
+            file.write(by_s.to_bytes(8, sys.byteorder, signed=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ class World:
         What proxies ask for in some runs.
     next_version
         Folder that makes the node another version, where it is searched first.
+    clock
+        Library that turns the clock of a process; None where it cannot be compiled.
     """
 
     smear: Smear
@@ -127,6 +133,7 @@ class World:
     postgresql: PostgresServer | None
     tokens: TokenServer
     next_version: Path
+    clock: Path | None
 
     @property
     def orthanc(self) -> Orthanc:
@@ -136,7 +143,7 @@ class World:
         """What a schedule needs and this machine has not; empty for nothing."""
         if schedule.database == "PostgreSQL" and self.postgresql is None:
             return MISSING_POSTGRESQL
-        return MISSING_FAKETIME if schedule.needs_clock and FAKETIME is None else ""
+        return MISSING_COMPILER if schedule.needs_clock and self.clock is None else ""
 
     def fresh(self, work: Path, schedule: Schedule = UNDISTURBED) -> Site:
         """Forget all results; a new node with empty work folders."""
@@ -149,7 +156,7 @@ class World:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         clock = work / "clock"
-        clock.write_text("+0\n")
+        clock.write_bytes(bytes(8))
         if schedule.database == "PostgreSQL":
             url = self._empty_database()
             configs = tuple(
@@ -222,6 +229,7 @@ def world(folder: Path) -> Iterator[World]:
             postgresql,
             running.enter_context(token_server()),
             _next_version(folder / "next"),
+            _clock(folder / "clock.so"),
         )
 
 
@@ -249,6 +257,15 @@ def _next_version(folder: Path) -> Path:
     metadata = f"Metadata-Version: 2.1\nName: marrow-node\nVersion: {NEXT_VERSION}\n"
     (told / "METADATA").write_text(metadata)
     return folder
+
+
+def _clock(library: Path) -> Path | None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(CLOCK_SOURCE)]
+    subprocess.run(command, check=True, timeout=60)
+    return library
 
 
 @dataclass(slots=True)
