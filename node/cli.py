@@ -14,6 +14,7 @@ from rich.table import Table
 from models.errors import MarrowNodeError
 from models.package import installed_packages
 from node import __version__
+from node.backup import backup, restore
 from node.batch_command import batch
 from node.check import check
 from node.config import Settings, load_settings, settings_rows
@@ -235,5 +236,6 @@ def config(settings: Settings, as_json: bool) -> None:
 for _command in (
     train, evaluate, compare, field, probe, receive, check, review, reconcile,
     serve, web, work, perform, poll, rules, batch, key, purge,
+    backup, restore,
 ):  # fmt: skip
     main.add_command(_command)
