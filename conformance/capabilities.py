@@ -277,6 +277,7 @@ def _after_refusal(code: int) -> str:
 WORKER_ENDINGS = (
     (74, "worker: the job database cannot be written; started again, it goes on"),
     (75, "worker: silent for longer than jobs.lease_s, others have its jobs; start it again"),
+    (76, "worker: it can start no process for a slide; started again, it goes on"),
 )
 
 

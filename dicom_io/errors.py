@@ -43,7 +43,8 @@
     │   ├── CallbackFailed        66  transient
     │   ├── AuditUnreachable      67  transient
     │   ├── BudgetExceeded        68  bytes, pixels, seconds or memory
-    │   └── SlideProcessDied      69  transient until the slide is put aside
+    │   ├── SlideProcessDied      69  transient until the slide is put aside
+    │   └── WorkFileMissing       72  transient; it lies on another host
     └── ReviewRefused             70  not the newest revision, withdrawn, nothing to change
         └── ReviewInvalid         71  malformed, or it does not fit the cells
 
@@ -296,4 +297,10 @@ class BudgetExceeded(ResourceError):
 class SlideProcessDied(ResourceError):
     exit_code = 69
     meaning = "resources: the process that read the slide died or hung; after some times, put aside"
+    transient = True
+
+
+class WorkFileMissing(ResourceError):
+    exit_code = 72
+    meaning = "resources: work files lie on another host, or are gone; the analysis begins again"
     transient = True

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dicom_io.errors import DiskFull
+from dicom_io.errors import DiskFull, WorkFileMissing
 from models.records import Cells, Differential, Regions
 
 RECORDS: dict[str, type] = {"Cells": Cells, "Differential": Differential, "Regions": Regions}
@@ -42,6 +42,8 @@ class WorkFiles:
     ------
     DiskFull
         From every method, when the folder cannot be made, written or read.
+    WorkFileMissing
+        When what is read is not there: another host made it, and keeps its files for itself.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,8 +68,14 @@ class WorkFiles:
         return digest
 
     def get(self, digest: str) -> bytes:
-        with self._disk_errors():
-            return self.path(digest).read_bytes()
+        try:
+            with self._disk_errors():
+                return self.path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise WorkFileMissing(
+                f"Work file {digest[:12]}… is not in {self.folder}: another host has it, or it was "
+                "purged. The analysis begins again; hosts that share the work folder go on instead."
+            ) from error
 
     def put_json(self, value: Any) -> str:
         return self.put(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())

@@ -235,6 +235,42 @@ def test_a_worker_that_was_thought_dead_delivers_nothing_more(
     assert servers.ehr_proxy.requests.count(("POST", "/DiagnosticReport")) == 1
 
 
+def test_a_host_with_storage_of_its_own_begins_anothers_slide_again(
+    servers: World, postgresql: str, tmp_path: Path
+) -> None:
+    """Kill host a after its first STOW: host b has none of its files, and delivers once."""
+    configs = {host: host_config(servers, postgresql, tmp_path, host, alone=True) for host in "ab"}
+    settings = load_settings(configs["b"])
+    prepare_database(settings)
+    first = start_marrow_node("--verbose", "--config", str(configs["a"]), "work",
+                              said=tmp_path / "a.log")  # fmt: skip
+    killed: list[float] = []
+
+    def kill() -> None:
+        os.kill(int(first.pid or 0), signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    servers.pacs_proxy.faults.append(Fault("/studies$", "POST", times=1, obeyed=kill))
+    servers.pacs_proxy.requests.clear()
+    with open_job_queue(settings) as queue:
+        job = submit(queue, settings, servers)
+        wait_for(lambda: bool(killed))
+        second = start_marrow_node("--verbose", "--config", str(configs["b"]), "work",
+                                   said=tmp_path / "b.log")  # fmt: skip
+        try:
+            ended = end_of(queue, job)
+            said = (tmp_path / "b.log").read_text()
+            assert (ended.status, ended.tries) == ("completed", 2), f"{ended} {said}"
+            assert "another host has it" in said
+            assert violations(servers, settings, ended) == []
+        finally:
+            for process in (first, second):
+                process.kill()
+                process.join(10)
+    sent = [path for method, path in servers.pacs_proxy.requests if method == "POST"]
+    assert len(sent) == 3
+
+
 def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> None:
     settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
     settings = replace(settings, jobs=replace(settings.jobs, lease_s=LEASE_S))
@@ -263,11 +299,13 @@ def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> N
         assert again.executor != third.executor
 
 
-def host_config(servers: World, database_url: str, folder: Path, host: str) -> Path:
-    """Settings of a host whose folder is its own, but for files that all hosts share."""
+def host_config(
+    servers: World, database_url: str, folder: Path, host: str, *, alone: bool = False
+) -> Path:
+    """Settings of a host whose folder is its own; `alone`, no file is shared with other hosts."""
     work = folder / host
     servers.fresh(work)
-    for shared in ("files", "results", "progress"):
+    for shared in () if alone else ("files", "results", "progress"):
         (folder / shared).mkdir(exist_ok=True)
         (work / shared).symlink_to(folder / shared)
     text = servers.smear.settings(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicom_io.errors import DiskFull
+from dicom_io.errors import DiskFull, WorkFileMissing
 from models.records import Regions
 from node.work_files import WorkFiles
 from node.work_lock import dead_workers, take_worker
@@ -64,3 +64,10 @@ def test_a_worker_is_dead_when_its_lock_is_free(tmp_path: Path) -> None:
     lock.close()
     assert dead_workers(tmp_path, second) == [first]
     other.close()
+
+
+def test_a_file_of_another_host_is_one_sentence_and_passes(tmp_path: Path) -> None:
+    digest = WorkFiles(tmp_path / "a").put(b"regions")
+    with pytest.raises(WorkFileMissing, match="another host has it") as raised:
+        WorkFiles(tmp_path / "b").get(digest)
+    assert raised.value.transient
