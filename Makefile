@@ -12,7 +12,7 @@ DATA    ?=
 CONFIG  ?=
 SEEDS   ?= 1..10
 
-.PHONY: install demo test servers test-slow lint bench bench-gpu conformance fuzz train serve sbom faults clean
+.PHONY: install demo test servers test-slow lint bench bench-gpu conformance fuzz train serve sbom faults hosts soak clean
 
 install: $(VENV)/.installed
 
@@ -75,6 +75,12 @@ sbom: $(VENV)/.developer  ## list what an image holds: CycloneDX, from a fresh i
 
 faults: $(VENV)/.developer servers  ## run fault schedules with SEEDS=1..60, and add them to tests/faults/table.jsonl
 	$(BIN)/python -m tests.faults --seeds $(SEEDS)
+
+hosts: $(VENV)/.developer servers  ## two hosts with separate storage: how much faster, and what one that dies leaves
+	$(BIN)/python -m tests.hosts
+
+soak: $(VENV)/.developer servers  ## 24 hours of operation in twenty minutes, drawn
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf $(VENV) demo work build *.egg-info .mypy_cache .ruff_cache .pytest_cache .cache

@@ -40,7 +40,7 @@ class Run:
     wall_s
         From the first job's submission to the last job's end.
     cpu_s
-        Of the workers that lived to the end.
+        Of the workers that lived to the end, once they had started.
     completed
     begun
         How often a slide was begun to be read.
@@ -105,13 +105,13 @@ def run(
                 host.start(workers, sleep_s)
             # Starting takes no part: a host works for days.
             _until(lambda: sum(host.begun for host in hosts) > 0)
-            begun_s = time.monotonic()
+            begun_s, begun_cpu_s = time.monotonic(), sum(host.cpu_s() for host in hosts)
             if halfway is not None:
                 _until(lambda: _ended(queue, jobs) >= slides // 2)
                 halfway(hosts)
             _until(lambda: _ended(queue, jobs) == slides)
             wall_s = time.monotonic() - begun_s
-            cpu_s = sum(host.cpu_s() for host in hosts)
+            cpu_s = sum(host.cpu_s() for host in hosts) - begun_cpu_s
         finally:
             for host in hosts:
                 host.stop()

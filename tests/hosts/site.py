@@ -56,15 +56,7 @@ class Site:
         return [queue.submit(each, place, "routine").job for each in self.slides[:slides]]
 
     def delivered(self) -> dict[str, int]:
-        """How many objects of each modality the archive has, and reports the EHR."""
-        series = requests.get(f"{self.archive.rest_url}/series?expand", timeout=60).json()
-        counts = dict.fromkeys(RESULTS, 0)
-        for each in series:
-            modality = each["MainDicomTags"]["Modality"]
-            if modality in counts:
-                counts[modality] += len(each["Instances"])
-        found = requests.get(f"{self.ehr.url}/DiagnosticReport?_summary=count", timeout=60).json()
-        return counts | {"DiagnosticReport": int(found["total"])}
+        return delivered(self.archive, self.ehr)
 
     def _config(self, work: Path, host: str, database_url: str) -> Path:
         work.mkdir(parents=True)
@@ -161,7 +153,7 @@ def site(folder: Path, slides: int) -> Iterator[Site]:
             archive.add(*paths)
         yield Site(
             smear,
-            tuple(_reference(paths[0]) for paths in copies),
+            tuple(reference(paths[0]) for paths in copies),
             archive,
             running.enter_context(running_fhir_server()),
             running.enter_context(running_postgresql()),
@@ -169,6 +161,19 @@ def site(folder: Path, slides: int) -> Iterator[Site]:
         )
 
 
-def _reference(path: Path) -> SlideReference:
+def delivered(archive: Orthanc, ehr: FhirServer) -> dict[str, int]:
+    """How many objects of each modality an archive has, and reports an EHR."""
+    series = requests.get(f"{archive.rest_url}/series?expand", timeout=60).json()
+    counts = dict.fromkeys(RESULTS, 0)
+    for each in series:
+        modality = each["MainDicomTags"]["Modality"]
+        if modality in counts:
+            counts[modality] += len(each["Instances"])
+    found = requests.get(f"{ehr.url}/DiagnosticReport?_summary=count", timeout=60).json()
+    return counts | {"DiagnosticReport": int(found["total"])}
+
+
+def reference(path: Path) -> SlideReference:
+    """What a file's slide is called."""
     header = dcmread(path, stop_before_pixels=True)
     return SlideReference(str(header.StudyInstanceUID), str(header.SeriesInstanceUID), "hosts")
