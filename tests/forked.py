@@ -17,7 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["node.cli", "node.jobs", "node.pictures", "node.report_pdf"])
+_PRELOADED = ["node.cli", "node.jobs", "node.pictures", "node.report_pdf"]
+_FORKS.set_forkserver_preload(_PRELOADED)
+
+
+def preload(module: str) -> None:
+    """Load a further module before commands are forked, unless one has been already."""
+    _FORKS.set_forkserver_preload([*_PRELOADED, module])
 
 
 def marrow_node(*arguments: str, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ from node.job_queue import prepare_database
 from tests.faults.schedule import Schedule
 from tests.faulty_proxy import Proxy, faulty_proxy
 from tests.fhir_fixture import FhirServer, running_fhir_server
-from tests.forked import start_marrow_node
+from tests.forked import preload, start_marrow_node
 from tests.postgresql import (
     MISSING_POSTGRESQL,
     PostgresServer,
@@ -210,6 +210,7 @@ def _anybody(authorization: str | None) -> bool:
 @contextmanager
 def world(folder: Path) -> Iterator[World]:
     """Start the servers, and bring the slide into the archive."""
+    preload("tests.faults.warm")
     smear = small_smear(folder)
     with ExitStack() as running:
         archive = Archive(folder / "orthanc")
