@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer
 
 from dicom_io.errors import SlideProcessDied
 from models.errors import MarrowNodeError
+from node.at_work import AtWork
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
@@ -74,9 +75,16 @@ ARRIVALS_POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process that works on the jobs of a work folder. Made by :func:`open_worker`."""
+    """A process that works on the jobs of a work folder. Made by :func:`open_worker`.
+
+    Attributes
+    ----------
+    jobs
+    """
 
     jobs: JobQueue
+    _stop: Callable[[], None] = field(default=lambda: None, repr=False)
+    _at_work: AtWork = field(default_factory=AtWork, repr=False)
 
     def submit(self, slide: SlideReference, place: Workplace) -> str:
         """Queue a slide, or join the job that is already at it. Returns the job's identifier."""
@@ -89,6 +97,23 @@ class Worker:
                 watch(seen.progress)
             time.sleep(POLL_S)
         return seen
+
+    def drain(self, seconds: float) -> bool:
+        """Begin nothing more, and finish slides and reviews that are at work.
+
+        Nothing further is recorded then, and this process has to end: what was not finished, the
+        next worker goes on with.
+
+        Returns
+        -------
+        bool
+            Whether all were finished in time.
+        """
+        self._stop()
+        end_s = time.monotonic() + seconds
+        while self._at_work.count and time.monotonic() < end_s:
+            time.sleep(POLL_S)
+        return self._at_work.leave()
 
 
 @contextmanager
@@ -114,7 +139,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         lease = None
         if settings.database_url:
             lease = held.enter_context(held_lease(settings, f"{host_name(settings)}.{name}"))
-        DBOS(
+        dbos = DBOS(
             config={
                 "name": APPLICATION,
                 "system_database_url": database_url(settings),
@@ -125,10 +150,26 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "notification_listener_polling_interval_sec": POLL_S,
             }
         )
-        _register(settings, Steps(still_ours if lease is None else lease.check), slides)
+        at_work = AtWork()
+        still_held = still_ours if lease is None else lease.check
+
+        def check() -> None:
+            at_work.check()
+            still_held()
+
+        def stop() -> None:
+            # As DBOS does before it waits for workflows; it would wait for all arrivals too.
+            for event in dbos.background_thread_stop_events:
+                event.set()
+
+        _register(settings, Steps(check), slides, at_work)
         try:
             DBOS.launch()
-            DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
+            known = DBOS.retrieve_queue(QUEUE)
+            paused = known is not None and known.worker_concurrency == 0
+            DBOS.register_queue(
+                QUEUE, worker_concurrency=0 if paused else 1, polling_interval_sec=POLL_S
+            )
             DBOS.register_queue(
                 ARRIVALS,
                 worker_concurrency=ARRIVALS_AT_A_TIME,
@@ -140,15 +181,15 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                     DBOS._recover_pending_workflows(dead_workers(folder, name))
                 else:
                     watching.enter_context(beating(lease, DBOS._recover_pending_workflows))
-                yield Worker(jobs)
+                yield Worker(jobs, stop, at_work)
         finally:
             DBOS.destroy()
 
 
-def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
+def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work: AtWork) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, steps, arguments) as try_id:
+        with at_work.one_more(), _try(settings, steps, arguments) as try_id:
             opener = partial(analysis_place, settings, arguments, try_id)
             report = steps.report_to(progress_file(settings, try_id).report)
             place = opener(report)
@@ -162,7 +203,7 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
 
     @DBOS.workflow(name=REVIEW)
     def review_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, steps, arguments) as try_id:
+        with at_work.one_more(), _try(settings, steps, arguments) as try_id:
             opener = partial(review_place, settings, arguments)
             report = steps.report_to(progress_file(settings, try_id).report)
             place = opener(report)
@@ -197,6 +238,7 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
                         arguments["priority"],
                         arguments["callback"],
                         await_arrival=True,
+                        site=arguments.get("site", ""),
                     ).job
                     for slide in slides
                 ]
@@ -223,7 +265,14 @@ def _by_rules(
     decided = [
         (
             slide.series_uid,
-            *submit_by_rules(settings, queue, slide, arguments["priority"], arguments["callback"]),
+            *submit_by_rules(
+                settings,
+                queue,
+                slide,
+                arguments["priority"],
+                arguments["callback"],
+                site=arguments.get("site", ""),
+            ),
         )
         for slide in slides
     ]
