@@ -7,36 +7,51 @@ from typing import Any
 
 from dicom_io.errors import ConfigurationInvalid
 from node.config import Settings
-from node.job_queue import job_arguments, sited
-from node.pipeline import SlideReference
+from node.job_queue import sited
 from node.progress import Progress
 from node.workplace import ReviewPlace, Workplace
 
 
 def analysis_place(
-    settings: Settings,
-    arguments: Mapping[str, Any],
-    try_id: str,
-    report: Callable[[Progress], None],
+    settings: Settings, arguments: Mapping[str, Any], report: Callable[[Progress], None]
 ) -> Workplace:
-    """The workplace that an analysis was submitted for.
+    """The workplace of an analysis: what it was submitted for, as it is today.
+
+    Raises
+    ------
+    MarrowNodeError
+        As :meth:`Workplace.open` raises it.
+    """
+    return Workplace.open(sited(settings, arguments), report)
+
+
+def check_unchanged(place: Workplace, begun: Mapping[str, Any], try_id: str) -> None:
+    """Check that an analysis goes on with what it has begun with.
+
+    One that only waited when the node was upgraded, or its settings were changed, begins with what
+    there is now; its results say so.
+
+    Parameters
+    ----------
+    place
+    begun
+        Digests of package and configuration when the slide was opened.
+    try_id
 
     Raises
     ------
     ConfigurationInvalid
         When the settings or the model package have changed since then.
-    MarrowNodeError
-        As :meth:`Workplace.open` raises it.
     """
-    place = Workplace.open(sited(settings, arguments), report)
-    slide = SlideReference(arguments["study_uid"], arguments["series_uid"], "")
-    now = job_arguments(slide, place)
-    if now != {name: arguments.get(name) for name in now}:
+    now = {
+        "package_digest": place.package.digest,
+        "configuration_digest": place.configuration_digest,
+    }
+    if now != {name: begun.get(name) for name in now}:
         raise ConfigurationInvalid(
-            f"The model package or the settings changed since job {try_id} was submitted: "
-            "submit the slide again."
+            f"The model package, the settings or the node's version changed after job {try_id} had "
+            "begun: try it again."
         )
-    return place
 
 
 def review_place(

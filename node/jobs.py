@@ -35,7 +35,7 @@ from node.job import (
     Job,
     try_of,
 )
-from node.job_places import analysis_place, review_place
+from node.job_places import analysis_place, check_unchanged, review_place
 from node.job_queue import (
     APPLICATION,
     ARRIVALS,
@@ -52,7 +52,7 @@ from node.job_queue import (
 from node.lease import beating, held_lease
 from node.log import telling_of
 from node.metrics import count_failure, count_result
-from node.pipeline import SlideReference, analyse
+from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
 from node.review import Review, review_from
 from node.review_way import review_result
@@ -190,12 +190,13 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
         with at_work.one_more(), _try(settings, steps, arguments) as try_id:
-            opener = partial(analysis_place, settings, arguments, try_id)
+            opener = partial(analysis_place, settings, arguments)
             report = steps.report_to(progress_file(settings, try_id).report)
             place = opener(report)
             with slides.process(opener, report, try_id, arguments["study_uid"]) as apart:
                 place = replace(place, apart=apart)
-                result = analyse(place, _slide(arguments), steps.timed)
+                step = _going_on(place, steps, arguments, try_id)
+                result = analyse(place, _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
             _call_back(settings, steps, arguments, try_id, "completed")
@@ -253,6 +254,19 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work:
             return {}
 
         return _patient_step(settings, "post", post)
+
+
+def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_id: str) -> Step:
+    """Steps of an analysis, which goes on only with what it has begun with."""
+
+    def step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        done = steps.timed(name, stage)
+        if name == "open":
+            # An earlier version recorded nothing of it there.
+            check_unchanged(place, {**arguments, **done}, try_id)
+        return done
+
+    return step
 
 
 def _by_rules(

@@ -86,6 +86,8 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
         "series_uid": series_uid,
         "identity": identity,
         "started": started,
+        "package_digest": place.package.digest,
+        "configuration_digest": place.configuration_digest,
         "written": _written_before(place, identity),
     }
 
