@@ -267,7 +267,8 @@ class Batch:
             by_rule = settings_by(self._settings, decision.rule)
             self._places[decision.rule] = Workplace.open(by_rule, lambda progress: None)
         place = self._places[decision.rule]
-        job = self._patiently(lambda: self._queue.submit(slide, place, "batch"))
+        site = (decision.rule.site if decision.rule else "") or self._reason
+        job = self._patiently(lambda: self._queue.submit(slide, place, "batch", site=site))
         # A process that was killed before it could note the slide has queued it under this reason.
         ours = job.reason == self._reason
         self._note(slide, f"{_QUEUED if ours else _KNOWN}: job {job.job}")

@@ -24,6 +24,7 @@ from node.exit_codes import exit_code_table
 from node.job_queue import open_job_queue
 from node.log import set_up_logging
 from node.model_commands import compare, evaluate, field, train
+from node.pause import pause, resume
 from node.perform import perform
 from node.pipeline import SlideReference
 from node.poll import poll
@@ -236,6 +237,6 @@ def config(settings: Settings, as_json: bool) -> None:
 for _command in (
     train, evaluate, compare, field, probe, receive, check, review, reconcile,
     serve, web, work, perform, poll, rules, batch, key, purge,
-    backup, restore,
+    pause, resume, backup, restore,
 ):  # fmt: skip
     main.add_command(_command)

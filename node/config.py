@@ -126,6 +126,9 @@ class JobSettings:
         host name.
     lease_s
         Seconds of silence after which other workers finish a worker's jobs, on PostgreSQL.
+    drain_s
+        Seconds that a worker has to finish its slide when it is told to end; what is not finished
+        then goes on from its last step when a worker is started again.
     keep_days
         Days after which workers forget jobs, and the work files of results that nobody reviewed;
         0 keeps all.
@@ -137,6 +140,7 @@ class JobSettings:
     retry_wait_s: float = 60.0
     host: str = ""
     lease_s: Annotated[float, Field(gt=0)] = 30.0
+    drain_s: Annotated[float, Field(ge=0)] = 20.0
     keep_days: float = 90.0
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from dicom_io.errors import JobRefused
 from models.cell_types import CELL_TYPES
 from node.config import Settings
 from node.job import Job
@@ -27,9 +28,18 @@ ERR = Console(stderr=True)
 
 
 def run_job(settings: Settings, slide: SlideReference) -> Job:
-    """Submit a slide, show its progress, return the ended job."""
+    """Submit a slide, show its progress, return the ended job.
+
+    Raises
+    ------
+    JobRefused
+        The node is paused.
+    MarrowNodeError
+    """
     place = Workplace.open(settings, lambda progress: None)
     with open_worker(settings) as worker, _progress_shown() as watch:
+        if worker.jobs.paused:
+            raise JobRefused("The node is paused: give 'marrow-node resume' first.")
         return worker.wait(worker.submit(slide, place), watch)
 
 

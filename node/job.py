@@ -40,8 +40,8 @@ STATUSES: tuple[JobStatus, ...] = (
 )
 ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
 Priority = Literal["urgent", "routine", "batch"]
-# DBOS takes the lowest number first; 0, its default, is for commands that somebody waits for.
-PRIORITIES: dict[Priority, int] = {"urgent": 1, "routine": 10, "batch": 100}
+# In their order; what has none, a command that somebody waits for, goes before all.
+PRIORITIES: tuple[Priority, ...] = ("urgent", "routine", "batch")
 
 _STATUS: dict[str, JobStatus] = {
     "ENQUEUED": "queued",

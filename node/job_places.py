@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
+from dicom_io.errors import ConfigurationInvalid
 from node.config import Settings
 from node.job_queue import sited
 from node.progress import Progress
-from node.workplace import ReviewPlace, Workplace, configuration_digest
+from node.workplace import ReviewPlace, Workplace
 
 
 def analysis_place(
-    settings: Settings,
-    arguments: Mapping[str, Any],
-    report: Callable[[Progress], None],
+    settings: Settings, arguments: Mapping[str, Any], report: Callable[[Progress], None]
 ) -> Workplace:
-    """The workplace that an analysis was submitted for, with the digests of that time.
+    """The workplace of an analysis: what it was submitted for, as it is today.
 
     Raises
     ------
     MarrowNodeError
         As :meth:`Workplace.open` raises it.
     """
-    return replace(
-        Workplace.open(sited(settings, arguments), report),
-        package_digest=arguments["package_digest"],
-        configuration_digest=arguments["configuration_digest"],
-    )
+    return Workplace.open(sited(settings, arguments), report)
 
 
-def is_as_submitted(place: Workplace) -> bool:
-    """Whether model package, settings and versions are still those of the submission."""
-    now = (place.package.digest, configuration_digest(place.settings))
-    return now == (place.package_digest, place.configuration_digest)
+def check_unchanged(place: Workplace, begun: Mapping[str, Any], try_id: str) -> None:
+    """Check that an analysis goes on with what it has begun with.
+
+    One that only waited when the node was upgraded, or its settings were changed, begins with what
+    there is now; its results say so.
+
+    Parameters
+    ----------
+    place
+    begun
+        Digests of package and configuration when the slide was opened.
+    try_id
+
+    Raises
+    ------
+    ConfigurationInvalid
+        When the settings or the model package have changed since then.
+    """
+    now = {
+        "package_digest": place.package.digest,
+        "configuration_digest": place.configuration_digest,
+    }
+    if now != {name: begun.get(name) for name in now}:
+        raise ConfigurationInvalid(
+            f"The model package, the settings or the node's version changed after job {try_id} had "
+            "begun: try it again."
+        )
 
 
 def review_place(

@@ -16,10 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    case,
+    create_engine,
+    func,
+    select,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull, JobNotFound, JobRefused
@@ -48,6 +61,7 @@ from node.pipeline import SlideReference
 from node.progress import ProgressFile
 from node.review import Review
 from node.revisions import find_seen
+from node.turns import SLOTS, Waiting, number_of
 from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
@@ -70,6 +84,14 @@ _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
 CONNECTIONS = 16
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
+# One of the system tables that DBOS documents; in PostgreSQL in the schema dbos.
+_WORKFLOWS = Table(
+    "workflow_status",
+    MetaData(),
+    Column("queue_name", Text),
+    Column("status", Text),
+    Column("priority", Integer),
+)
 _FIRST_PAGE, _PAGE = 60, 500
 # What a review takes over from the job that it is about.
 _PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
@@ -81,12 +103,14 @@ class JobQueue:
     Parameters
     ----------
     settings
-    client
-        None where no job was ever submitted.
+    client, engine
+        Of its database; None where no job was ever submitted.
     """
 
-    def __init__(self, settings: Settings, client: DBOSClient | None) -> None:
-        self._settings, self._client = settings, client
+    def __init__(
+        self, settings: Settings, client: DBOSClient | None, engine: Engine | None = None
+    ) -> None:
+        self._settings, self._client, self._engine = settings, client, engine
         # SQLite lets one write at a time, and others ask again now and then: who waits here instead
         # goes on at once, and leaves the connections to those who only look.
         self._writing: AbstractContextManager[object] = (
@@ -102,6 +126,7 @@ class JobQueue:
         *,
         again: bool = False,
         await_arrival: bool = False,
+        site: str = "",
     ) -> Job:
         """Queue a slide, or join the job that is already at it.
 
@@ -119,6 +144,8 @@ class JobQueue:
             archive and the EHR have, and delivered where they are missing.
         await_arrival
             Whether to wait until the slide is whole.
+        site
+            Whose slide it is: sites take turns. Empty for the archive that it is in.
         """
         arguments = job_arguments(slide, place)
         name = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
@@ -127,7 +154,12 @@ class JobQueue:
             newest.status in ACTIVE or (newest.status == "SUCCESS" and not again)
         ):
             return self._job(newest)
-        extra = {"reason": slide.reason, "priority": priority, "callback": callback}
+        extra = {
+            "reason": slide.reason,
+            "priority": priority,
+            "callback": callback,
+            "site": site,
+        }
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
@@ -188,12 +220,53 @@ class JobQueue:
             "queue_name": _QUEUES[workflow],
             "workflow_id": try_id + (ARRIVAL_SUFFIX if await_arrival else ""),
         }
-        if priority:
-            options["priority"] = PRIORITIES[priority]
         if delay_s:
             options["delay_seconds"] = delay_s
         with database_errors(self._settings), self._writing:
-            self._open_client().enqueue(options, dict(arguments))
+            client = self._open_client()
+            if priority:
+                site = arguments.get("site") or arguments["pacs_url"]
+                waiting = partial(self._waiting, _QUEUES[workflow])
+                options["priority"] = number_of(PRIORITIES.index(priority), site, waiting)
+            client.enqueue(options, dict(arguments))
+
+    @property
+    def paused(self) -> bool:
+        """Whether no worker begins another slide."""
+        if self._client is None:
+            return False
+        with database_errors(self._settings):
+            queue = self._client.retrieve_queue(QUEUE)
+            return queue is not None and queue.worker_concurrency == 0
+
+    def pause(self) -> None:
+        """Let no worker begin another slide until :meth:`resume`; those at work are finished."""
+        self._take_at_a_time(0)
+
+    def resume(self) -> None:
+        """Let workers go on."""
+        self._take_at_a_time(1)
+
+    def _take_at_a_time(self, slides: int) -> None:
+        with database_errors(self._settings):
+            client = self._open_client()
+            client.register_queue(QUEUE, worker_concurrency=slides, on_conflict="never_update")
+            queue = client.retrieve_queue(QUEUE)
+            if queue is not None:
+                queue.set_worker_concurrency(slides)
+
+    def _waiting(self, queue: str, first: int, behind: int, slot: int) -> Waiting:
+        if self._engine is None:
+            return Waiting(None, None)
+        number = _WORKFLOWS.c.priority
+        own = case((number % SLOTS == slot, number))
+        query = select(func.min(number), func.max(own)).where(
+            (_WORKFLOWS.c.queue_name == queue)
+            & (_WORKFLOWS.c.status == "ENQUEUED")
+            & number.between(first, behind - 1)
+        )
+        with self._engine.connect() as connection:
+            return Waiting(*connection.execute(query).one())
 
     def shorten_delays(self) -> None:
         """Let tries that wait for longer than they were told to wait for that long from now on."""
@@ -443,7 +516,7 @@ def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
         "study_uid": slide.study_uid,
         "series_uid": slide.series_uid,
         "model": place.package.manifest.name,
-        "package_digest": place.package_digest,
+        "package_digest": place.package.digest,
         "configuration_digest": place.configuration_digest,
         "pacs_url": place.settings.pacs_url,
         "results_url": place.settings.results_url,
@@ -481,9 +554,11 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
             application_name=APPLICATION,
             system_database_pool_size=CONNECTIONS,
         )
+        engine = _engine(settings)
     try:
-        yield JobQueue(settings, client)
+        yield JobQueue(settings, client, engine)
     finally:
+        engine.dispose()
         client.destroy()
 
 
@@ -501,6 +576,15 @@ def database_errors(settings: Settings) -> Iterator[None]:
 
 def database_url(settings: Settings) -> str:
     return settings.database_url or f"sqlite:///{_sqlite_file(settings)}"
+
+
+def _engine(settings: Settings) -> Engine:
+    """Of the job database, for what DBOS's client cannot be asked."""
+    if not settings.database_url:
+        return create_engine(database_url(settings))
+    url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    schemas = {"schema_translate_map": {None: "dbos"}}
+    return create_engine(url, pool_pre_ping=True, execution_options=schemas)
 
 
 def prepare_database(settings: Settings) -> None:

@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from dbos import DBOS, DBOSPortableJSONSerializer
 
-from dicom_io.errors import ConfigurationInvalid, SlideProcessDied
+from dicom_io.errors import SlideProcessDied
 from models.errors import MarrowNodeError
 from node import review_stages, stages
+from node.at_work import AtWork
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
@@ -36,7 +37,7 @@ from node.job import (
     Job,
     try_of,
 )
-from node.job_places import analysis_place, is_as_submitted, review_place
+from node.job_places import analysis_place, check_unchanged, review_place
 from node.job_queue import (
     APPLICATION,
     ARRIVALS,
@@ -79,9 +80,16 @@ ARRIVALS_POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process that works on the jobs of a work folder. Made by :func:`open_worker`."""
+    """A process that works on the jobs of a work folder. Made by :func:`open_worker`.
+
+    Attributes
+    ----------
+    jobs
+    """
 
     jobs: JobQueue
+    _stop: Callable[[], None] = field(default=lambda: None, repr=False)
+    _at_work: AtWork = field(default_factory=AtWork, repr=False)
 
     def submit(self, slide: SlideReference, place: Workplace) -> str:
         """Queue a slide, or join the job that is already at it. Returns the job's identifier."""
@@ -94,6 +102,23 @@ class Worker:
                 watch(seen.progress)
             time.sleep(POLL_S)
         return seen
+
+    def drain(self, seconds: float) -> bool:
+        """Begin nothing more, and finish slides and reviews that are at work.
+
+        Nothing further is recorded then, and this process has to end: what was not finished, the
+        next worker goes on with.
+
+        Returns
+        -------
+        bool
+            Whether all were finished in time.
+        """
+        self._stop()
+        end_s = time.monotonic() + seconds
+        while self._at_work.count and time.monotonic() < end_s:
+            time.sleep(POLL_S)
+        return self._at_work.leave()
 
 
 @contextmanager
@@ -119,7 +144,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         lease = None
         if settings.database_url:
             lease = held.enter_context(held_lease(settings, f"{host_name(settings)}.{name}"))
-        DBOS(
+        dbos = DBOS(
             config={
                 "name": APPLICATION,
                 "system_database_url": database_url(settings),
@@ -130,10 +155,26 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "notification_listener_polling_interval_sec": POLL_S,
             }
         )
-        _register(settings, Steps(still_ours if lease is None else lease.check), slides)
+        at_work = AtWork()
+        still_held = still_ours if lease is None else lease.check
+
+        def check() -> None:
+            at_work.check()
+            still_held()
+
+        def stop() -> None:
+            # As DBOS does before it waits for workflows; it would wait for all arrivals too.
+            for event in dbos.background_thread_stop_events:
+                event.set()
+
+        _register(settings, Steps(check), slides, at_work)
         try:
             DBOS.launch()
-            DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S)
+            known = DBOS.retrieve_queue(QUEUE)
+            paused = known is not None and known.worker_concurrency == 0
+            DBOS.register_queue(
+                QUEUE, worker_concurrency=0 if paused else 1, polling_interval_sec=POLL_S
+            )
             DBOS.register_queue(
                 ARRIVALS,
                 worker_concurrency=ARRIVALS_AT_A_TIME,
@@ -146,7 +187,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 else:
                     watching.enter_context(beating(lease, DBOS._recover_pending_workflows))
                 watching.enter_context(delays_kept(jobs))
-                yield Worker(jobs)
+                yield Worker(jobs, stop, at_work)
         finally:
             DBOS.destroy()
 
@@ -168,13 +209,13 @@ def _slide_work(settings: Settings) -> Work:
     )
 
 
-def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
+def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work: AtWork) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, steps, arguments) as try_id:
+        with at_work.one_more(), _try(settings, steps, arguments) as try_id:
             report = steps.report_to(progress_file(settings, try_id).report)
             place = analysis_place(settings, arguments, report)
-            step = _step(steps, place, try_id)
+            step = _going_on(place, steps, arguments, try_id)
             with slides.process(ANALYSE, arguments, report, try_id) as apart:
                 result = analyse(replace(place, apart=apart), _slide(arguments), step)
             count_result(result)
@@ -184,7 +225,7 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
 
     @DBOS.workflow(name=REVIEW)
     def review_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, steps, arguments) as try_id:
+        with at_work.one_more(), _try(settings, steps, arguments) as try_id:
             report = steps.report_to(progress_file(settings, try_id).report)
             place = review_place(settings, arguments, report)
             review = review_from(arguments["review"])
@@ -218,6 +259,7 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
                         arguments["priority"],
                         arguments["callback"],
                         await_arrival=True,
+                        site=arguments.get("site", ""),
                     ).job
                     for slide in slides
                 ]
@@ -234,6 +276,28 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses) -> None:
         return steps.patient("post", post, settings.jobs)
 
 
+def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_id: str) -> Step:
+    """Steps of an analysis, of which nothing is made with other settings than it has begun with.
+
+    What was written before an upgrade of the node, its model or its settings is delivered as it is:
+    parts of it may have been delivered before.
+    """
+    begun = dict(arguments)  # an earlier version recorded nothing of it when the slide was opened
+
+    def step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def checked() -> dict[str, Any]:
+            if name in _MAKING:
+                check_unchanged(place, begun, try_id)
+            return stage()
+
+        done = steps.timed(name, checked)
+        if name == "open":
+            begun.update(done)
+        return done
+
+    return step
+
+
 def _by_rules(
     settings: Settings,
     queue: JobQueue,
@@ -244,7 +308,14 @@ def _by_rules(
     decided = [
         (
             slide.series_uid,
-            *submit_by_rules(settings, queue, slide, arguments["priority"], arguments["callback"]),
+            *submit_by_rules(
+                settings,
+                queue,
+                slide,
+                arguments["priority"],
+                arguments["callback"],
+                site=arguments.get("site", ""),
+            ),
         )
         for slide in slides
     ]
@@ -370,23 +441,3 @@ def _slide(arguments: Mapping[str, Any]) -> SlideReference:
     return SlideReference(
         arguments["study_uid"], arguments["series_uid"], arguments.get("reason", "")
     )
-
-
-def _step(steps: Steps, place: Workplace, try_id: str) -> Step:
-    """How the steps of an analysis run.
-
-    What was written before an upgrade of the node, its model or its settings is delivered as it is:
-    parts of it may have been delivered before. Nothing is computed for the job after that.
-    """
-    as_submitted = is_as_submitted(place)
-
-    def step(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return steps.timed(name, stage if as_submitted or name not in _MAKING else refuse)
-
-    def refuse() -> dict[str, Any]:
-        raise ConfigurationInvalid(
-            f"The version of the node, the model package or the settings changed since job "
-            f"{try_id} was submitted, and nothing of it was delivered: submit the slide again."
-        )
-
-    return step

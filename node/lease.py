@@ -34,7 +34,6 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
-    text,
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,13 +41,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import Settings
 from node.exit_codes import FENCED
 from node.job_queue import database_errors
+from node.schema import bring_up_to_date
 
 log = logging.getLogger(__name__)
 
 BEATS_IN_A_LEASE = 5
 DATABASE_WAIT_S = 0.5
-# Of an advisory lock: two hosts that start at the same time make the table once.
-_MAKING = 7_155_021
 _METADATA = MetaData()
 WORKERS = Table(
     "node_workers",
@@ -160,8 +158,7 @@ def held_lease(settings: Settings, name: str) -> Iterator[Lease]:
     with database_errors(settings):
         engine = _engine(settings.database_url)
         with engine.begin() as connection:
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MAKING})"))
-            _METADATA.create_all(connection)
+            bring_up_to_date(connection, "workers", _METADATA, ())
         new = insert(WORKERS).values(name=name, seen_s=_now_s(), fenced=False)
         with engine.begin() as connection:
             fence = connection.execute(new.returning(WORKERS.c.fence)).scalar_one()

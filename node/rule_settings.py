@@ -34,6 +34,9 @@ class RuleSettings:
     model
         Package to use; empty for the node's own choice.
     priority
+    site
+        Whose slides these are. Sites take turns, so that one that sends many does not keep the
+        others waiting; empty for the archive, or for whoever asks over HTTP.
     results_url, ehr_url
         Where results and report go instead; empty as without a rule.
     """
@@ -50,5 +53,6 @@ class RuleSettings:
     analyse: bool = True
     model: str = ""
     priority: Priority = "routine"
+    site: str = ""
     results_url: str = ""
     ehr_url: str = ""

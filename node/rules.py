@@ -127,6 +127,7 @@ def submit_by_rules(
     callback: str = "",
     *,
     again: bool = False,
+    site: str = "",
 ) -> tuple[Job | None, Decision]:
     """Queue a slide if the rules say so.
 
@@ -141,6 +142,8 @@ def submit_by_rules(
         Address that is told when the job has ended.
     again
         Whether a completed job runs anew.
+    site
+        Of a slide whose rule names none.
 
     Returns
     -------
@@ -166,6 +169,7 @@ def submit_by_rules(
         callback,
         again=again,
         await_arrival=True,
+        site=(by_rule.site if by_rule else "") or site,
     )
     log.info("Series %s is analysed: %s; job %s.", slide.series_uid, decision.why, job.job)
     return job, decision

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def serve(ctx: click.Context) -> None:
         for process in kept:
             process.terminate()
         for process in kept:
-            process.end()
+            process.end(settings.jobs.drain_s + END_S)
         for thread in threads:
             thread.join(END_S)
     click.echo("marrow-node: service stopped", err=True)
@@ -131,6 +132,12 @@ def work(settings: Settings) -> None:
             if settings.jobs.keep_days:
                 purge_old(settings, worker.jobs, settings.jobs.keep_days)
             stopped.wait(DAY_S)
+        finished = worker.drain(settings.jobs.drain_s)
+    if not finished:
+        log.warning("The worker ends in the middle of a slide; the next one goes on with it.")
+    logging.shutdown()
+    # The interpreter would wait for threads that wait for slides to come in.
+    os._exit(0)
 
 
 @click.command()
@@ -225,11 +232,11 @@ class _Kept:
         if self.process is not None:
             self.process.terminate()
 
-    def end(self) -> None:
+    def end(self, seconds: float) -> None:
         if self.process is None:
             return
         try:
-            self.process.wait(END_S)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

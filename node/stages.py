@@ -76,7 +76,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
                     study_uid,
                     series_uid,
                     sorted(slide.source_instances),
-                    place.package_digest,
+                    place.package.digest,
                     place.configuration_digest,
                     FIRST_REVISION,
                 ]
@@ -87,6 +87,8 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
         "series_uid": series_uid,
         "identity": identity,
         "started": started,
+        "package_digest": place.package.digest,
+        "configuration_digest": place.configuration_digest,
         "written": _written_before(place, identity),
     }
 

@@ -32,7 +32,7 @@ class Steps:
     Attributes
     ----------
     check
-        Does not return where another worker has this one's jobs.
+        Does not return where another worker has this one's jobs, or this one is about to end.
     """
 
     check: Callable[[], None]

@@ -28,6 +28,7 @@ from sqlalchemy import (
 
 from node.config import Settings
 from node.job_queue import database_errors
+from node.schema import bring_up_to_date
 
 WAIT_S = 30
 _READING = "worklist_reading"
@@ -99,6 +100,17 @@ SEEN = Table(
 )
 
 
+def _to_version_2(connection: Connection) -> None:
+    """Sources may be longer, and workitems are found by their times."""
+    if connection.dialect.name == "postgresql":  # SQLite does not hold anybody to a length
+        connection.execute(text("ALTER TABLE cursors ALTER COLUMN source TYPE VARCHAR(512)"))
+    for index in WORKITEMS.indexes:
+        index.create(connection, checkfirst=True)
+
+
+UPGRADES = (_to_version_2,)
+
+
 class WorklistDatabase:
     """The tables above. Made by :func:`worklist_database`.
 
@@ -142,16 +154,23 @@ class WorklistDatabase:
 
 
 def worklist_database(settings: Settings) -> WorklistDatabase:
-    """The database, with its tables made where they are missing.
+    """The database, with its tables made or brought up to date.
 
     Raises
     ------
+    ConfigurationInvalid
+        A later version of the node has made the tables.
     DiskFull
         When the database cannot be used.
     """
     with database_errors(settings):
         engine = _engine(settings)
-        _METADATA.create_all(engine)
+        try:
+            with engine.begin() as connection:
+                bring_up_to_date(connection, "worklist", _METADATA, UPGRADES)
+        except BaseException:
+            engine.dispose()
+            raise
         return WorklistDatabase(settings, engine)
 
 

@@ -86,9 +86,8 @@ class Workplace:
     settings
     package
         The verified model package.
-    package_digest, configuration_digest
-        SHA-256 (hex) of the model package, and of every setting and version that can change a
-        result, for which the job was submitted.
+    configuration_digest
+        SHA-256 (hex) of every setting and version that can change a result.
     work
     report
         Told of progress while stages run.
@@ -103,7 +102,6 @@ class Workplace:
 
     settings: Settings
     package: ModelPackage
-    package_digest: str
     configuration_digest: str
     work: WorkFiles
     report: Callable[[Progress], None]
@@ -126,7 +124,6 @@ class Workplace:
         return cls(
             settings=settings,
             package=package,
-            package_digest=package.digest,
             configuration_digest=configuration_digest(settings),
             work=WorkFiles(settings.work_folder / "files"),
             report=report,

@@ -35,7 +35,9 @@ def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
     def ready() -> tuple[Response, int]:
         wrong = [name for name, holds in _conditions(settings, queue, workers) if not holds]
         status = "not ready" if wrong else "ready"
-        return jsonify({"status": status, "wrong": wrong}), 503 if wrong else 200
+        # A node that is paused takes jobs, and is no fault.
+        paused = "job database" not in wrong and queue.paused
+        return jsonify({"status": status, "wrong": wrong, "paused": paused}), 503 if wrong else 200
 
     @health.get("/metrics")
     def metrics() -> Response:
@@ -102,5 +104,6 @@ def _gauges(
             "Audit records that a repository has not taken yet.",
             trail.waiting(),
         ),
+        "marrow_node_paused": ("1 while no further slide is begun.", float(queue.paused)),
         "marrow_node_workers": ("Worker processes that live.", workers()),
     }

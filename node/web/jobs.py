@@ -52,7 +52,7 @@ def jobs_blueprint(
     @jobs.post("/jobs")
     def submit() -> tuple[Response, int, dict[str, str]]:
         wanted: JobRequest = body_of(request, JobRequest)
-        submitted = submissions.submit(wanted)
+        submitted = submissions.submit(wanted, request_user().name)
         what = submitted.job.job if submitted.job is not None else submitted.search
         job_submitted(trail, *_who(), wanted.study_uid or "", what)
         if submitted.job is None:

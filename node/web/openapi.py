@@ -99,7 +99,9 @@ def _paths() -> Json:
     )
     queued = {"anyOf": [job, _object(search=_TEXT, links={"type": "object"})]}
     health = _object(status=_TEXT)
-    ready = _object(status=_TEXT, wrong={"type": "array", "items": _TEXT})
+    ready = _object(
+        status=_TEXT, wrong={"type": "array", "items": _TEXT}, paused={"type": "boolean"}
+    )
     return {
         "/healthz": {"get": _open("Whether the process answers", {"200": _json(health)})},
         "/readyz": {

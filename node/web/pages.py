@@ -47,6 +47,7 @@ def pages_blueprint(
             more=len(found) > PAGE,
             status=status,
             statuses=STATUSES,
+            paused=queue.paused,
             refresh_s=REFRESH_S if request.args.get("refresh") != "off" else None,
             user=request_user(),
         )

@@ -108,8 +108,14 @@ class Submissions:
         self._places: TTLCache[str, Workplace] = TTLCache(MODELS_KEPT, PACKAGES_KEPT_S)
         self._lock = threading.Lock()
 
-    def submit(self, wanted: JobRequest) -> Submitted:
+    def submit(self, wanted: JobRequest, asker: str) -> Submitted:
         """Queue what is wanted.
+
+        Parameters
+        ----------
+        wanted
+        asker
+            Name of whoever asks: askers take turns.
 
         Raises
         ------
@@ -125,7 +131,9 @@ class Submissions:
         by_rules = bool(self._settings.rules) and not wanted.model
         if wanted.study_uid and wanted.series_uid and not by_rules:
             slide = SlideReference(wanted.study_uid, wanted.series_uid, reason)
-            return Submitted(job=self.submit_slide(slide, place, wanted.priority, wanted.callback))
+            return Submitted(
+                job=self.submit_slide(slide, place, wanted.priority, wanted.callback, asker)
+            )
         search: Mapping[str, Any] = {
             "study_uid": wanted.study_uid,
             "series_uid": wanted.series_uid,
@@ -134,13 +142,19 @@ class Submissions:
             "priority": wanted.priority,
             "callback": wanted.callback,
             "reason": reason,
+            "site": asker,
         }
         return Submitted(search=self._queue.search(search, place))
 
     def submit_slide(
-        self, slide: SlideReference, place: Workplace, priority: Priority, callback: str = ""
+        self,
+        slide: SlideReference,
+        place: Workplace,
+        priority: Priority,
+        callback: str = "",
+        site: str = "",
     ) -> Job:
-        return self._queue.submit(slide, place, priority, callback, await_arrival=True)
+        return self._queue.submit(slide, place, priority, callback, await_arrival=True, site=site)
 
     def rerun(self, job: Job, model: str) -> Job:
         """The same slide with another model, which is another job."""
