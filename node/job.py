@@ -20,6 +20,7 @@ from dicom_io.errors import JobCancelled
 from models.errors import MarrowNodeError
 from node.exit_codes import error_classes
 from node.progress import Progress
+from node.rule_settings import Priority
 
 ANALYSE = "analyse slide"
 ARRIVE = "await slide"
@@ -39,7 +40,6 @@ STATUSES: tuple[JobStatus, ...] = (
     "cancelled",
 )
 ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
-Priority = Literal["urgent", "routine", "batch"]
 # DBOS takes the lowest number first; 0, its default, is for commands that somebody waits for.
 PRIORITIES: dict[Priority, int] = {"urgent": 1, "routine": 10, "batch": 100}
 

@@ -16,8 +16,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from node.cli import COMMANDS
+
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["node.cli", "node.jobs", "node.pictures", "node.report_pdf"])
+_FORKS.set_forkserver_preload(["node.cli", *{module for module, _ in COMMANDS.values()}])
 
 
 def marrow_node(*arguments: str, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
