@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from dicom_io.slide import Slide
 from models.records import Cells, Differential, Regions
+
+if TYPE_CHECKING:
+    from dicom_io.slide import Slide
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,41 +1,108 @@
-"""The command line: ``marrow-node``."""
+"""The command line: ``marrow-node``.
+
+A command is loaded when it is called: DICOM, models, drawing and the job database together take
+three seconds, of which help needs nothing and a look at the jobs little.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, replace
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-from rich.table import Table
 
 from models.errors import MarrowNodeError
-from models.package import installed_packages
 from node import __version__
-from node.backup import backup, restore
-from node.batch_command import batch
-from node.check import check
-from node.config import Settings, load_settings, settings_rows
-from node.console import OUT, print_job, run_job
-from node.demo import run_demo
+from node.config import load_settings
 from node.exit_codes import exit_code_table
-from node.job_queue import open_job_queue
 from node.log import set_up_logging
-from node.model_commands import compare, evaluate, field, train
-from node.pause import pause, resume
-from node.perform import perform
-from node.pipeline import SlideReference
-from node.poll import poll
-from node.probe import probe
-from node.progress import Progress
-from node.receive import receive
-from node.reconciliation import reconcile
-from node.review_command import review
-from node.rules import rules
-from node.serve import key, purge, serve, web, work
-from node.stages import write_results_to
+
+# Name → (module that has the command under that name, the first sentence of its help).
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "analyse": ("node.analyse_command", "Analyse one slide and deliver its results."),
+    "backup": (
+        "node.backup",
+        "Copy jobs, results and work files into FILE, a tar archive, while the node works.",
+    ),
+    "batch": (
+        "node.batch_command",
+        "Analyse the slides of an archive again: those of the studies that QUERY finds.",
+    ),
+    "check": (
+        "node.check",
+        "Check DICOM objects and FHIR Bundles against the standards, viewers and each other.",
+    ),
+    "compare": (
+        "node.model_commands",
+        "Run several packages over the same slides and print one table; nothing is stored"
+        " anywhere.",
+    ),
+    "config": (
+        "node.installation",
+        "Print every setting with its value as it is in force, and its reason.",
+    ),
+    "demo": ("node.demo", "Compose a slide from real cells, analyse it, compare with the truth."),
+    "evaluate": (
+        "node.model_commands",
+        "Measure a package on the test images of a training's CONFIG, with the product's own code.",
+    ),
+    "field": (
+        "node.model_commands",
+        "Find the cells of one camera field: PNG, JPEG, TIFF, or a DICOM VL Microscopic Image.",
+    ),
+    "jobs": ("node.job_commands", "List all jobs of the work folder, newest first."),
+    "key": (
+        "node.serve",
+        "Make a key for a machine or a person; it is shown once and stored nowhere.",
+    ),
+    "models": ("node.installation", "List the model packages that are installed."),
+    "pause": (
+        "node.pause",
+        "Let no worker begin another slide, until 'marrow-node resume'.",
+    ),
+    "perform": (
+        "node.perform",
+        "Perform the workitems of the node's own list and of a manager's, until SIGTERM.",
+    ),
+    "poll": (
+        "node.poll",
+        "Look for new slides in the archive and in a folder (settings [poll]), until SIGTERM.",
+    ),
+    "probe": (
+        "node.probe",
+        "Find out what the archive at URL can do, and print the settings that fit it.",
+    ),
+    "purge": ("node.serve", "Forget old jobs, results and work files; reviewed results are kept."),
+    "receive": (
+        "node.receive",
+        "Receive slides by DICOM C-STORE, and analyse each when it is complete.",
+    ),
+    "reconcile": (
+        "node.reconciliation",
+        "Check delivered results again: ANN, SR and FHIR as they are there now.",
+    ),
+    "restore": (
+        "node.backup",
+        "Restore what 'marrow-node backup' wrote, into an empty work folder and database.",
+    ),
+    "resume": ("node.pause", "Let workers begin slides again."),
+    "review": ("node.review_command", "Confirm, correct or withdraw the result of a job."),
+    "rules": ("node.rules", "Look at the rules in the settings file ([[rules]])."),
+    "serve": ("node.serve", "Run the service: web, pages and workers, until SIGTERM."),
+    "show": ("node.job_commands", "Show one job: its result, or why it failed."),
+    "train": (
+        "node.model_commands",
+        "Train a model: 'train CONFIG.toml'; or choose what to annotate next: 'train select'.",
+    ),
+    "web": ("node.serve", "Run the web process alone; jobs wait until a worker takes them."),
+    "work": (
+        "node.serve",
+        "Run one worker alone: it analyses what is queued, one slide at a time, until SIGTERM.",
+    ),
+}
 
 
 def _epilog() -> str:
@@ -43,8 +110,8 @@ def _epilog() -> str:
     return f"\b\nExit codes:\n{rows}"
 
 
-class _Command(click.Group):
-    """Turns an error of the tree into one sentence and its exit code."""
+class _Commands(click.Group):
+    """Loads commands one by one, and turns an error of the tree into a sentence and exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -53,8 +120,21 @@ class _Command(click.Group):
             click.echo(f"marrow-node: {error}", err=True)
             ctx.exit(error.exit_code)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
 
-@click.group(cls=_Command, epilog=_epilog(), context_settings={"max_content_width": 100})
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_Commands, epilog=_epilog(), context_settings={"max_content_width": 100})
 @click.version_option(__version__, prog_name="marrow-node")
 @click.option(
     "--config",
@@ -83,160 +163,3 @@ def main(ctx: click.Context, config: Path | None, work: Path | None, verbose: bo
     settings = load_settings(config)
     set_up_logging(verbose, settings.log_format)
     ctx.obj = replace(settings, work_folder=work) if work else settings
-
-
-@main.command()
-@click.option(
-    "--pacs", "pacs_url", help="Where the slide is: https://…/dicom-web or file:///folder."
-)
-@click.option(
-    "--ehr",
-    "ehr_url",
-    help="Where the report goes: https://…/fhir, file:///folder or mllp://host:port.",
-)
-@click.option("--model", help="Model package, see 'marrow-node models'.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Also copy all results to this folder."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.argument("study_uid")
-@click.argument("series_uid")
-@click.pass_obj
-def analyse(
-    settings: Settings,
-    pacs_url: str | None,
-    ehr_url: str | None,
-    model: str | None,
-    out: Path | None,
-    as_json: bool,
-    study_uid: str,
-    series_uid: str,
-) -> None:
-    """Analyse one slide and deliver its results.
-
-    Waits for the job; exits 0 only when all is delivered, read back and reconciled. The same
-    slide, model and settings give the same objects, and nothing is stored twice. A job that was
-    killed goes on where it stopped when the same command is given again.
-    """
-    settings = replace(
-        settings,
-        pacs_url=pacs_url or settings.pacs_url,
-        ehr_url=ehr_url or settings.ehr_url,
-        model=replace(settings.model, name=model or settings.model.name),
-    )
-    job = run_job(settings, SlideReference(study_uid, series_uid, "command line"))
-    if job.result is not None and out is not None:
-        write_results_to(settings, job.result, out)
-    print_job(job, as_json)
-    sys.exit(job.exit_code)
-
-
-@main.command()
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path("demo"),
-    show_default=True,
-    help="Where slide, results and pictures go.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.pass_obj
-def demo(settings: Settings, folder: Path, as_json: bool) -> None:
-    """Compose a slide from real cells, analyse it, compare with the truth.
-
-    Needs no server: the PACS and the EHR are folders. The cells are ones that the model was not
-    trained on.
-    """
-    sys.exit(run_demo(settings, folder, as_json))
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.pass_obj
-def jobs(settings: Settings, as_json: bool) -> None:
-    """List all jobs of the work folder, newest first."""
-    with open_job_queue(settings) as known:
-        listed = known.list()
-    if as_json:
-        click.echo(json.dumps([asdict(job) for job in listed], indent=2))
-        return
-    table = Table("job", "status", "stage", "%", "cells", "series", "model", box=None)
-    for job in listed:
-        progress = job.progress or Progress("", 0.0, 0)
-        table.add_row(
-            job.job,
-            job.status,
-            progress.stage,
-            f"{progress.percent:.0f}",
-            str(progress.cells),
-            job.series_uid,
-            job.model,
-        )
-    OUT.print(table)
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.argument("job")
-@click.pass_obj
-def show(settings: Settings, as_json: bool, job: str) -> None:
-    """Show one job: its result, or why it failed."""
-    with open_job_queue(settings) as known:
-        found = known.get(job)
-    print_job(found, as_json)
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.pass_obj
-def models(settings: Settings, as_json: bool) -> None:
-    """List the model packages that are installed."""
-    packages = installed_packages(settings.model.folders)
-    rows = [
-        {
-            "name": package.manifest.name,
-            "version": package.manifest.version,
-            "digest": package.digest,
-            "demonstration": package.manifest.demonstration,
-            "intended_use": package.manifest.intended_use,
-            "classes": list(package.manifest.classes),
-            "folder": str(package.folder),
-        }
-        for package in packages
-    ]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    table = Table("name", "version", "digest", "intended use", "types", box=None)
-    for row in rows:
-        table.add_row(
-            str(row["name"]),
-            str(row["version"]),
-            str(row["digest"])[:12],
-            str(row["intended_use"]),
-            str(len(row["classes"])),  # type: ignore[arg-type]
-        )
-    OUT.print(table)
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.pass_obj
-def config(settings: Settings, as_json: bool) -> None:
-    """Print every setting with its value as it is in force, and its reason."""
-    rows = list(settings_rows(settings))
-    if as_json:
-        click.echo(json.dumps({name: value for name, value, _ in rows}, indent=2, default=str))
-        return
-    table = Table("setting", "value", "what for", box=None)
-    for name, value, reason in rows:
-        table.add_row(name, repr(str(value) if isinstance(value, Path) else value), reason)
-    OUT.print(table)
-
-
-for _command in (
-    train, evaluate, compare, field, probe, receive, check, review, reconcile,
-    serve, web, work, perform, poll, rules, batch, key, purge,
-    pause, resume, backup, restore,
-):  # fmt: skip
-    main.add_command(_command)

@@ -21,12 +21,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dicom_io.annotation_settings import GROUP_SIZE, CoordinateType, GraphicType
 from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid
-from dicom_io.pacs import PacsSettings
+from dicom_io.pacs_settings import PacsSettings
 from dicom_io.slide_settings import ReadSettings, SlideSettings
 from node.audit_settings import AuditSettings
 from node.batch_settings import BatchSettings
 from node.budget_settings import BudgetSettings
-from node.ehr import EhrSettings
+from node.ehr_records import EhrSettings
 from node.fhir_r5 import FhirVersion
 from node.log import LogFormat
 from node.poll_settings import PollSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,31 @@ from models.cell_types import CELL_TYPES
 from models.evaluation import evaluate
 from models.records import Int32
 from node.config import Settings
-from node.console import OUT, job_as_json, print_result, run_job
+from node.console import OUT, job_as_json, print_result
 from node.pipeline import SlideReference
+from node.running import run_job
 from node.stages import write_results_to
 
 SEED = 2026
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Where slide, results and pictures go.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_obj
+def demo(settings: Settings, folder: Path, as_json: bool) -> None:
+    """Compose a slide from real cells, analyse it, compare with the truth.
+
+    Needs no server: the PACS and the EHR are folders. The cells are ones that the model was not
+    trained on.
+    """
+    sys.exit(run_demo(settings, folder, as_json))
 
 
 def run_demo(settings: Settings, folder: Path, as_json: bool) -> int:

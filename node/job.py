@@ -20,6 +20,7 @@ from dicom_io.errors import JobCancelled, SlideProcessDied
 from models.errors import MarrowNodeError
 from node.exit_codes import error_classes
 from node.progress import Progress
+from node.rule_settings import Priority
 
 ANALYSE = "analyse slide"
 ARRIVE = "await slide"
@@ -39,7 +40,6 @@ STATUSES: tuple[JobStatus, ...] = (
     "cancelled",
 )
 ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
-Priority = Literal["urgent", "routine", "batch"]
 # In their order; what has none, a command that somebody waits for, goes before all.
 PRIORITIES: tuple[Priority, ...] = ("urgent", "routine", "batch")
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
 from sqlalchemy import (
@@ -50,19 +50,21 @@ from node.job import (
     REVIEW,
     Job,
     JobStatus,
-    Priority,
     arguments_of,
     found_of,
     job_of,
     submitted_job,
     try_of,
 )
-from node.pipeline import SlideReference
 from node.progress import ProgressFile
-from node.review import Review
 from node.revisions import find_seen
+from node.rule_settings import Priority
 from node.turns import SLOTS, Waiting, number_of
-from node.workplace import Workplace
+
+if TYPE_CHECKING:  # commands that only look at jobs need not load what works on them
+    from node.pipeline import SlideReference
+    from node.review import Review
+    from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
 

@@ -43,9 +43,10 @@ from dicom_io.workitem_search import Key, Search
 from models.errors import MarrowNodeError
 from node.claims import CLAIMING, Claim, Claims
 from node.config import Settings
-from node.job import ENDED, Job, Priority
+from node.job import ENDED, Job
 from node.job_queue import JobQueue
 from node.pipeline import SlideReference
+from node.rule_settings import Priority
 from node.workitems import UNSPECIFIED, Workitems
 from node.workplace import Workplace
 

@@ -11,9 +11,10 @@ import click
 
 from models.errors import ReviewInvalid
 from node.config import Settings
-from node.console import print_job, run_review
+from node.console import print_job
 from node.delivery import now_utc
 from node.review import Review, review_from
+from node.running import run_review
 
 
 @click.command()

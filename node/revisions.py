@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dicom_io.analysis import FIRST_REVISION
 from models.errors import ReviewRefused
-from node.review import Review
 from node.work_files import WorkFiles, write_atomically, write_once
+
+if TYPE_CHECKING:
+    from node.review import Review
 
 Json = dict[str, Any]
 

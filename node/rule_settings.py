@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from node.job import Priority
+Priority = Literal["urgent", "routine", "batch"]
 
 
 @dataclass(frozen=True, slots=True)

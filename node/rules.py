@@ -20,10 +20,10 @@ from dicom_io.pacs import open_pacs
 from dicom_io.slide_facts import SlideFacts, slide_facts
 from node.config import Settings
 from node.intake import find_slides
-from node.job import Job, Priority
+from node.job import Job
 from node.job_queue import JobQueue
 from node.pipeline import SlideReference
-from node.rule_settings import RuleSettings
+from node.rule_settings import Priority, RuleSettings
 from node.workplace import Workplace
 
 log = logging.getLogger(__name__)

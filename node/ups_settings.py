@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dicom_io.codes import WORKITEM
 from dicom_io.pacs_settings import PacsSettings
 
 
@@ -33,7 +32,7 @@ class UpsSettings:
         Days after which ended items leave the node's own list, unless somebody has locked them.
     """
 
-    codes: tuple[str, ...] = (f"{WORKITEM.value}^{WORKITEM.scheme_designator}",)
+    codes: tuple[str, ...] = ("marrow-ndc^99MARROW",)  # dicom_io.codes.WORKITEM
     station: str = "MARROW_NODE"
     worklist_label: str = "marrow-node"
     manager_url: str = ""

@@ -16,8 +16,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from node.cli import COMMANDS
+
 _FORKS = multiprocessing.get_context("forkserver")
-_PRELOADED = ["node.cli", "node.jobs", "node.pictures", "node.report_pdf"]
+_PRELOADED = ["node.cli", *{module for module, _ in COMMANDS.values()}]
 _FORKS.set_forkserver_preload(_PRELOADED)
 
 

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from node.cli import COMMANDS, main
 from node.exit_codes import error_classes, exit_code_table
 from tests.conftest import Proxy
 from tests.faulty_proxy import Fault
@@ -47,6 +49,42 @@ def test_help_teaches_and_lists_every_exit_code() -> None:
         assert f"\n  {command} " in said
     for code, meaning in exit_code_table():
         assert f"{code:>3}  {meaning}" in said
+
+
+def test_the_table_of_commands_says_what_they_say() -> None:
+    for name, (_, sentence) in COMMANDS.items():
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert (command.name, command.get_short_help_str(1000)) == (name, sentence)
+    assert main.get_command(click.Context(main), "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_needed"),
+    [
+        (["--help"], {"dbos", "sqlalchemy", "pydicom", "numpy", "matplotlib", "requests"}),
+        (["config"], {"dbos", "sqlalchemy", "pydicom", "matplotlib", "requests"}),
+        (["jobs"], {"pydicom", "highdicom", "scipy", "matplotlib", "onnxruntime", "reportlab"}),
+    ],
+)
+def test_a_command_loads_what_it_needs_only(
+    arguments: list[str], not_needed: set[str], tmp_path: Path
+) -> None:
+    script = (
+        "import sys\n"
+        "from node.cli import main\n"
+        f"main({arguments!r}, standalone_mode=False)\n"
+        f"loaded = {not_needed!r} & sys.modules.keys()\n"
+        "sys.exit(f'{loaded} are loaded' if loaded else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "MARROW_NODE__WORK_FOLDER": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_no_two_errors_share_an_exit_code() -> None:

@@ -22,7 +22,7 @@ import requests
 import yaml
 
 from dicom_io.dimse_settings import ReceiveSettings
-from node.cli import main
+from node.cli import COMMANDS, main
 from node.config import Settings, load_settings
 from node.job_queue import open_job_queue, prepare_database
 from node.serve import check_servable
@@ -127,7 +127,7 @@ def test_an_image_is_made_of_what_there_is(name: str) -> None:
     assert f"http://127.0.0.1:{PORT}/healthz" in read("healthcheck.py")
     (entry,) = json.loads(by_kind["ENTRYPOINT"][0])
     assert entry in PROJECT["scripts"]
-    assert json.loads(by_kind["CMD"][0])[0] in main.commands
+    assert json.loads(by_kind["CMD"][0])[0] in COMMANDS
     config = next(option for option in main.params if option.name == "config")
     assert f"{config.envvar}=/etc/marrow-node/node.toml" in by_kind["ENV"][0]
 
@@ -258,7 +258,7 @@ def test_compose_names_only_what_there_is(made: Path) -> None:
             assert port.startswith("127.0.0.1:"), "published on loopback only"
         if service["image"].startswith("marrow-node:"):
             assert service["image"] == f"marrow-node:{PROJECT['version']}"
-            assert service["command"][0] in main.commands
+            assert service["command"][0] in COMMANDS
             assert (service["read_only"], service["user"]) == (True, "10001:10001")
             assert service["cap_drop"] == ["ALL"]
     cuda = yaml.safe_load(read("compose.cuda.yaml"))["services"]
@@ -351,7 +351,7 @@ def test_pods_are_restricted_and_mount_what_there_is() -> None:
         pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         (container,) = pod["containers"]
-        assert container["args"][0] in main.commands
+        assert container["args"][0] in COMMANDS
         assert container["image"].startswith(f"marrow-node:{PROJECT['version']}")
         inside = container["securityContext"]
         assert inside["readOnlyRootFilesystem"] is True

@@ -17,9 +17,10 @@ from dicom_io.errors import ConfigurationInvalid
 from dicom_io.folder import UID
 from node.callback import check_callback
 from node.config import Settings
-from node.job import Job, Priority
+from node.job import Job
 from node.job_queue import JobQueue
 from node.pipeline import SlideReference
+from node.rule_settings import Priority
 from node.workplace import Workplace
 
 # PS3.5 §9.1
