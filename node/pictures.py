@@ -290,12 +290,13 @@ def _head_differential(figure: Figure, analysis: Analysis) -> None:
 def _drawn(figure: Figure, below: Sequence[tuple[UInt8, tuple[int, int, int, int]]] = ()) -> UInt8:
     """RGB of a figure on white; `below` it images, each in its (left, top, width, height) box."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    canvas.draw()  # type: ignore[no-untyped-call]
     page = Image.new("RGB", canvas.get_width_height(), "white")
     for rgb, (left, top, width, height) in below:
         fitted = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
         page.paste(fitted, (left, top))
-    ink = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    drawn = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    ink = Image.fromarray(np.asarray(drawn))
     page.paste(ink, mask=ink)
     return np.asarray(page, np.uint8)
 
