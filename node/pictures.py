@@ -295,7 +295,8 @@ def _drawn(figure: Figure, below: Sequence[tuple[UInt8, tuple[int, int, int, int
     for rgb, (left, top, width, height) in below:
         fitted = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
         page.paste(fitted, (left, top))
-    ink = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
+    drawn = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    ink = Image.fromarray(np.asarray(drawn))
     page.paste(ink, mask=ink)
     return np.asarray(page, np.uint8)
 
