@@ -274,6 +274,19 @@ def _after_refusal(code: int) -> str:
     return after_error(refused)
 
 
+_DIFFERS = "The job ends with code 38 (PacsReadBackDiffers), which names what differs."
+# What was sent is compared with what the archive gives; tests hold the code to it.
+CHANGES = (
+    ("nothing: the object is missing", _DIFFERS),
+    ("another PatientID or IssuerOfPatientID", _DIFFERS),
+    ("another PatientName, PatientBirthDate or PatientSex", _DIFFERS),
+    ("one of these three filled in that the slide does not have", "Accepted."),
+    ("PatientName in other capitals, blanks or separators", "Accepted."),
+    ("other groups, coordinates, types or values of an ANN; other pixels, another PDF", _DIFFERS),
+    ("other counts, percentages or references of the SR", "The job ends with code 63."),
+    ("other attributes", "Accepted."),
+)
+
 WORKER_ENDINGS = (
     (74, "worker: the job database cannot be written; started again, it goes on"),
     (75, "worker: silent for longer than jobs.lease_s, others have its jobs; start it again"),

@@ -21,6 +21,7 @@ from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.uid import UID
 
 from conformance.capabilities import (
+    CHANGES,
     CHARACTER_SETS,
     DECISIONS,
     FHIR_RESOURCES,
@@ -50,6 +51,7 @@ from conformance.capabilities import (
 )
 from conformance.standard_tables import modules_of
 from dicom_io.codes import LOCAL_SCHEME, LOCAL_SYSTEM_URI
+from dicom_io.pacs_settings import PacsSettings
 from dicom_io.provenance import MANUFACTURER, SOFTWARE_VERSION
 from dicom_io.search import ATTRIBUTES
 
@@ -308,9 +310,16 @@ def _network() -> list[str]:
             ((each.code, each.meaning, each.behaviour) for each in UPS_STATUSES),
         ),
         "",
-        "### STOW-RS: Failure Reason (0008,1197)",
+        "### STOW-RS: Failure Reason (0008,1197), Warning Reason (0008,1196)",
         "",
         *_statuses(store_reasons()),
+        "",
+        "### What an archive may change",
+        "",
+        "Results are read back before the EHR is told of them. An archive may take "
+        f"{PacsSettings().shown_within_s:g} s to give them (`pacs.shown_within_s`).",
+        "",
+        *_table(("came back with", "behaviour"), CHANGES),
         "",
         "### How a job, or its worker, ends",
         "",

@@ -28,7 +28,7 @@ from models.errors import MarrowNodeError
 from node.audit_messages import AuditRecord, audit_event, audit_message, syslog_line
 from node.audit_settings import AuditSettings
 from node.ehr_http import FhirHttp
-from node.work_files import write_atomically
+from node.work_files import disk_errors, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,10 @@ class AuditTrail:
         """
         # Names sort by time; the record is there whole or not at all.
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex}.json"
-        for target in self._targets:
-            write_atomically(self._folder / target / name, json.dumps(asdict(record)).encode())
+        content = json.dumps(asdict(record)).encode()
+        with disk_errors(self._folder):
+            for target in self._targets:
+                write_atomically(self._folder / target / name, content)
 
     def waiting(self) -> int:
         """Records that a repository has not taken yet."""

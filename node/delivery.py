@@ -35,9 +35,9 @@ CONTENT_NOT_READ = "listed by C-FIND, content not read back"
 CONTENT_NOT_READABLE = "acknowledged by MLLP, which cannot be asked for what it holds"
 LOOK_S = 0.5
 # What tells persons apart, and must come back as it was sent.
-_IDENTIFIERS = ("PatientID", "IssuerOfPatientID")
+IDENTIFIERS = ("PatientID", "IssuerOfPatientID")
 # What may be filled in besides, where the slide has nothing.
-_DEMOGRAPHICS = ("PatientName", "PatientBirthDate", "PatientSex")
+DEMOGRAPHICS = ("PatientName", "PatientBirthDate", "PatientSex")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +223,10 @@ def check_unchanged(sent: Mapping[str, Dataset], returned: Mapping[str, Dataset]
 
 
 def _same_patient(kind: str, sent: Dataset, returned: Dataset) -> None:
-    differ = [name for name in _IDENTIFIERS if _said(sent, name) != _said(returned, name)]
+    differ = [name for name in IDENTIFIERS if _said(sent, name) != _said(returned, name)]
     differ += [
         name
-        for name in _DEMOGRAPHICS
+        for name in DEMOGRAPHICS
         if _said(sent, name) and _said(sent, name) != _said(returned, name)
     ]
     if differ:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dicom_io.errors import JobCancelled
-from node.work_files import write_atomically
+from node.work_files import disk_errors, write_atomically
+
+log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 0.25
 
@@ -59,7 +62,10 @@ class ProgressFile:
         self._stage, self._written_at = progress.stage, now
         if self._stop.exists():
             raise JobCancelled("The job was cancelled by request.")
-        write_atomically(self._path, json.dumps(asdict(progress)).encode())
+        try:
+            write_atomically(self._path, json.dumps(asdict(progress)).encode())
+        except OSError as error:
+            log.debug("Progress cannot be written to %s (%s).", self._path.name, error.strerror)
 
     def read(self) -> Progress | None:
         """The last report, None when there is none yet."""
@@ -69,5 +75,11 @@ class ProgressFile:
             return None
 
     def cancel(self) -> None:
-        """Ask the process that works on the job to stop."""
-        write_atomically(self._stop, b"")
+        """Ask the process that works on the job to stop.
+
+        Raises
+        ------
+        DiskFull
+        """
+        with disk_errors(self._stop.parent):
+            write_atomically(self._stop, b"")

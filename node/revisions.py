@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_io.analysis import FIRST_REVISION
 from models.errors import ReviewRefused
-from node.work_files import WorkFiles, write_atomically, write_once
+from node.work_files import WorkFiles, disk_errors, write_atomically, write_once
 
 if TYPE_CHECKING:
     from node.review import Review
@@ -40,14 +40,26 @@ def revisions(work_folder: Path, identity: str) -> list[Json]:
 
 
 def keep_first(work_folder: Path, identity: str, written: Json) -> None:
-    """Keep what an analysis wrote."""
-    write_atomically(_path(work_folder, identity, FIRST_REVISION), _content(written))
+    """Keep what an analysis wrote.
+
+    Raises
+    ------
+    DiskFull
+    """
+    with disk_errors(work_folder):
+        write_atomically(_path(work_folder, identity, FIRST_REVISION), _content(written))
 
 
 def keep_next(work_folder: Path, identity: str, written: Json) -> Json:
-    """Keep what a review wrote, unless its revision is there; what is there is returned."""
+    """Keep what a review wrote, unless its revision is there; what is there is returned.
+
+    Raises
+    ------
+    DiskFull
+    """
     path = _path(work_folder, identity, written["revision"])
-    write_once(path, _content(written))
+    with disk_errors(work_folder):
+        write_once(path, _content(written))
     kept: Json = json.loads(path.read_bytes())
     return kept
 

@@ -48,7 +48,7 @@ class WorkFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with self._disk_errors():
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
@@ -58,7 +58,7 @@ class WorkFiles:
         """Store bytes, return their SHA-256 (hex)."""
         digest = hashlib.sha256(content).hexdigest()
         target = self.path(digest)
-        with self._disk_errors():
+        with disk_errors(self.folder):
             if target.exists():
                 os.utime(target)  # as new as its youngest use, for the retention of old files
             else:
@@ -69,7 +69,7 @@ class WorkFiles:
 
     def get(self, digest: str) -> bytes:
         try:
-            with self._disk_errors():
+            with disk_errors(self.folder):
                 return self.path(digest).read_bytes()
         except FileNotFoundError as error:
             raise WorkFileMissing(
@@ -104,17 +104,19 @@ class WorkFiles:
         }
         return RECORDS[header["record"]](**arrays, **plain)
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _DISK_FULL:
-                raise
-            raise DiskFull(
-                f"The work folder {self.folder} cannot be used ({os.strerror(error.errno or 0)}): "
-                "free space there or set another folder with work_folder."
-            ) from error
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise DiskFull for what a disk that is full, gone or read-only does to files in a folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise DiskFull(
+            f"The work folder {folder} cannot be used ({os.strerror(error.errno or 0)}): "
+            "free space there or set another folder with work_folder."
+        ) from error
 
 
 def write_atomically(target: Path, content: bytes) -> None:

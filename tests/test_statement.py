@@ -21,6 +21,7 @@ from dicom_io import dimse_errors
 from dicom_io.commitment import Commitments
 from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.receiver import Receiver
+from node import delivery
 from node.config import OutputSettings
 from node.exit_codes import exit_code_table
 from node.fhir import STATUSES, build_bundle, conclusion_text
@@ -45,6 +46,12 @@ def test_fhir_statement_is_current_and_valid() -> None:
 def test_a_status_that_changes_changes_the_statement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dimse_errors, "OUT_OF_RESOURCES", 0xA8)
     assert STATEMENT.read_text(encoding="utf-8") != statement()
+
+
+def test_patient_attributes_that_are_compared_are_stated() -> None:
+    told = " ".join(change for change, _ in capabilities.CHANGES)
+    compared = (*delivery.IDENTIFIERS, *delivery.DEMOGRAPHICS)
+    assert [name for name in compared if name not in told] == []
 
 
 def test_receiver_accepts_what_is_stated(tmp_path: Path) -> None:

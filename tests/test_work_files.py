@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import pytest
 
 from dicom_io.errors import DiskFull, WorkFileMissing
 from models.records import Regions
+from node.audit import AuditSettings, AuditTrail
+from node.progress import Progress, ProgressFile
+from node.revisions import keep_first
 from node.work_files import WorkFiles
 from node.work_lock import dead_workers, take_worker
+from tests.test_audit import TRANSFER
 
 
 def test_the_same_content_is_stored_once(tmp_path: Path) -> None:
@@ -54,6 +59,24 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(full_disk: Path) ->
     with pytest.raises(DiskFull, match="cannot be used"):
         work.put(os.urandom(200_000))
     assert [p for p in full_disk.rglob("*") if p.is_file()] == []
+
+
+def test_on_a_full_disk_results_and_records_are_refused_and_progress_is_left_out(
+    full_disk: Path,
+) -> None:
+    for folder in ("results", "progress", "audit/syslog"):
+        (full_disk / folder).mkdir(parents=True)
+    with suppress(OSError), (full_disk / "other").open("wb", buffering=0) as other:
+        while True:
+            other.write(bytes(4096))
+    progress = ProgressFile(full_disk / "progress", "job-1")
+    progress.report(Progress("detect", 20.0, 3))
+    assert progress.read() is None
+    with pytest.raises(DiskFull, match="free space"):
+        keep_first(full_disk, "identity", {"revision": 1})
+    trail = AuditTrail(AuditSettings(syslog_url="tls://host:6514"), full_disk / "audit")
+    with pytest.raises(DiskFull, match="free space"):
+        trail.record(TRANSFER)
 
 
 def test_a_worker_is_dead_when_its_lock_is_free(tmp_path: Path) -> None:
