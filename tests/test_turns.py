@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -246,3 +248,26 @@ def test_a_worker_that_is_told_to_end_finishes_its_slide_if_it_has_the_time(
         seen = queue.get(job)
         assert (seen.status, seen.tries) == ("completed", 1), "it goes on, and is not a new try"
         assert json.dumps(seen.result)
+
+
+def test_a_command_that_is_interrupted_leaves_its_job_to_the_next_one(
+    smear: Smear, tmp_path: Path
+) -> None:
+    config = config_of(smear, tmp_path)
+    settings = load_settings(config)
+    command = [sys.executable, "-m", "node", "--config", str(config), "analyse"]
+    command += [smear.slide.study_uid, smear.slide.series_uid]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    progress = settings.work_folder / "progress"
+    end = time.monotonic() + 120
+    while not any('"detect"' in path.read_text() for path in progress.glob("*.json")):
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    with open_job_queue(settings) as queue:
+        (job,) = queue.list()
+        assert (job.status, job.error) == ("running", None), "not failed by its process' end"
+        assert marrow_node(*command[3:]).returncode == 0
+        (job,) = queue.list()
+        assert (job.status, job.tries) == ("completed", 1)
