@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,8 @@ def main() -> int:
     if missing:
         print(missing, file=sys.stderr)
         return 2
+    # Servers and workers end with this process, however it is told to.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     broken = 0
     with tempfile.TemporaryDirectory() as folder, world(Path(folder)) as servers:
         for seed in range(int(first), int(last or first) + 1):
