@@ -94,6 +94,10 @@ OF = {"study_uid": "1.2"}
 @pytest.fixture
 def process(request: pytest.FixtureRequest) -> Iterator[SlideProcess]:
     budget = getattr(request, "param", BudgetSettings())
+    if budget.memory_bytes < BudgetSettings().memory_bytes:
+        # Beside what the libraries take that a test process has loaded already.
+        loaded = psutil.Process().memory_info().rss
+        budget = replace(budget, memory_bytes=budget.memory_bytes + loaded)
     with (
         slide_processes(budget, WORK) as processes,
         processes.process("opened", OF, lambda progress: None, "job-1") as made,

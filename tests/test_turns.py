@@ -14,7 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from node.config import Settings, load_settings
@@ -44,6 +45,7 @@ def queued(waiting: list[int], band: int, site: str) -> int:
     return number_of(band, site, look)
 
 
+@trials(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 @given(st.lists(st.tuples(st.sampled_from(SITES), st.booleans()), max_size=200))
 def test_who_waits_is_overtaken_at_most_once_by_each_other_site(
     events: list[tuple[str, bool]],
