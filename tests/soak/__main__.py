@@ -88,7 +88,7 @@ def main(slides: int, minutes: float, seed: int) -> None:
             f'\nclient_secret = "file:{secret}"'
         )
         port = free_port()
-        waits = {"retries": JobSettings.retries, "retry_wait_s": _scaled(hour_s)}
+        waits = {"retries": JobSettings().retries, "retry_wait_s": _scaled(hour_s)}
         config = service_settings(
             smear, port, {"jobs": waits}, pacs_url=pacs.url, ehr_url=reports.url
         )
@@ -113,7 +113,7 @@ def main(slides: int, minutes: float, seed: int) -> None:
 
 def _scaled(hour_s: float) -> float:
     """The default wait before a failed job is tried again, shortened as the day is."""
-    return float(JobSettings.retry_wait_s) * hour_s / 3600
+    return JobSettings().retry_wait_s * hour_s / 3600
 
 
 def _day(
