@@ -1,7 +1,8 @@
-"""Processes in which slides are read: one for each job, which may die or hang alone.
+"""Processes in which slides are read: they may die or hang alone.
 
 What decodes and parses foreign data can crash, take all memory, or never end. It runs in a process
-of its own, which a worker watches: a slide that ends it fails, and the worker goes on. Such
+of its own, which a worker watches: a slide that ends it fails, and the worker goes on. One that
+has done its job well is given the next one, as libraries and GPU have taken seconds to load. Such
 processes are forked by one that has no threads and has loaded everything already: it is forked
 itself when the worker begins, before there are threads or connections that must not be shared.
 
@@ -18,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -51,6 +53,8 @@ END_S = 10.0
 PID_BYTES = 16
 # The kernel kills the slide's process first where memory is short (proc(5), oom_score_adj).
 FIRST_TO_KILL = "1000"
+# Then a new one is started: what libraries may leak has an end.
+MOST_JOBS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,50 @@ class Work:
     stages: Sequence[Stage]
 
 
+@dataclass(slots=True)
+class _Reader:
+    """A process that reads slides, one after the other.
+
+    Attributes
+    ----------
+    connection
+    end
+        Tells of its end.
+    pid
+    jobs
+        How many it was given.
+    """
+
+    connection: Connection
+    end: socket.socket
+    pid: int
+    jobs: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return bool(select.select([self.end], [], [], 0)[0])
+
+    def kill(self) -> None:
+        # Its number is another's only after its end was told.
+        if not self.ended:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self.connection.close()
+        self.end.close()
+
+    def forget_peak(self) -> None:
+        """Count its largest memory from now on (proc(5), clear_refs)."""
+        with suppress(OSError):
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5", encoding="ascii")
+
+
 class SlideProcess:
     """The process of one job. Made by :meth:`SlideProcesses.process`; begins with the first stage.
 
     Parameters
     ----------
-    start
-        Starts a process: connections to it, and to what tells of its end.
+    take
+        Starts a process, or takes one that has nothing to do.
     kind, arguments
         Of the job, for the opener of its workplace.
     report
@@ -87,18 +128,16 @@ class SlideProcess:
 
     def __init__(
         self,
-        start: Callable[[], tuple[Connection, socket.socket]],
+        take: Callable[[], _Reader],
         kind: str,
         arguments: Json,
         report: Callable[[Progress], None],
         try_id: str,
         budget: BudgetSettings,
     ) -> None:
-        self._start, self._report, self._budget = start, report, budget
+        self._take, self._report, self._budget = take, report, budget
         self._job = {"kind": kind, "arguments": arguments, "try_id": try_id}
-        self._connection: Connection | None = None
-        self._end: socket.socket | None = None
-        self._pid = 0
+        self._reader: _Reader | None = None
         self._begun_s = self._heard_s = 0.0
         self._peak_bytes = 0
 
@@ -115,9 +154,9 @@ class SlideProcess:
             By itself, or because it hung.
         """
         try:
-            connection = self._connection or self._begun()
+            reader = self._reader or self._begun()
             asked = {"stage": _name(stage), "arguments": [*map(_as_json, arguments)]}
-            return self._asked(connection, asked)
+            return self._asked(reader, asked)
         except BaseException:
             self.close()
             raise
@@ -129,32 +168,41 @@ class SlideProcess:
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        if self._connection is None or self._end is None:
+        if self._reader is None:
             return
         self._measure()
-        self._kill()
-        self._connection.close()
-        self._end.close()
-        self._connection = self._end = None
+        self._reader.kill()
+        self._reader = None
 
-    def _begun(self) -> Connection:
-        self._connection, self._end = connection, end = self._start()
-        end.settimeout(END_S)
-        self._pid = int(end.recv(PID_BYTES) or b"0")
+    def leave(self) -> _Reader | None:
+        """Let the process forget the job; it may be given another one."""
+        self._measure()
+        reader, self._reader = self._reader, None
+        if reader is None:
+            return None
+        try:
+            _tell(reader.connection, {"leave": True})
+        except ConnectionError:
+            reader.kill()
+            return None
+        return reader
+
+    def _begun(self) -> _Reader:
+        self._reader = reader = self._take()
         self._begun_s = time.monotonic()
-        self._asked(connection, self._job)
-        return connection
+        self._asked(reader, self._job)
+        return reader
 
-    def _asked(self, connection: Connection, what: Json) -> Json:
+    def _asked(self, reader: _Reader, what: Json) -> Json:
         """Ask for something and follow until it is done."""
         self._heard_s = time.monotonic()
         try:
-            _tell(connection, what)
+            _tell(reader.connection, what)
             while True:
-                if not connection.poll(LOOK_S):
+                if not reader.connection.poll(LOOK_S):
                     self._watch()
                     continue
-                told = _hear(connection)
+                told = _hear(reader.connection)
                 self._heard_s = time.monotonic()
                 if "done" in told:
                     done: Json = told["done"]
@@ -164,7 +212,7 @@ class SlideProcess:
                 self._watch()
                 self._report(Progress(*told["at"]))
         except (EOFError, ConnectionError) as error:
-            raise self._died() from error
+            raise _death(reader) from error
 
     def _watch(self) -> None:
         now_s, budget = time.monotonic(), self._budget
@@ -180,25 +228,18 @@ class SlideProcess:
             )
 
     def _measure(self) -> None:
-        self._peak_bytes = max(self._peak_bytes, peak_rss_bytes(self._pid) if self._pid else 0)
+        if self._reader is not None and not self._reader.ended:
+            self._peak_bytes = max(self._peak_bytes, peak_rss_bytes(self._reader.pid))
 
-    def _died(self) -> SlideProcessDied:
-        """What the process died of; waits until that is known."""
-        code = int((self._end.recv(PID_BYTES) if self._end is not None else b"") or b"0")
-        self._pid = 0
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return SlideProcessDied(
-            f"The process that read the slide died of {how}{hint}: check the slide's files."
-        )
 
-    def _kill(self) -> None:
-        # Its number is another's only after its end was told.
-        ended = self._end is not None and select.select([self._end], [], [], 0)[0]
-        if self._pid and not ended:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-        self._pid = 0
+def _death(reader: _Reader) -> SlideProcessDied:
+    """What a process died of; waits until that is known."""
+    code = int(reader.end.recv(PID_BYTES) or b"0")
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return SlideProcessDied(
+        f"The process that read the slide died of {how}{hint}: check the slide's files."
+    )
 
 
 class SlideProcesses:
@@ -206,19 +247,45 @@ class SlideProcesses:
 
     def __init__(self, control: socket.socket, budget: BudgetSettings) -> None:
         self._control, self._budget = control, budget
+        self._idle: list[_Reader] = []
+        self._lock = threading.Lock()
 
     @contextmanager
     def process(
         self, kind: str, arguments: Json, report: Callable[[Progress], None], try_id: str
     ) -> Iterator[SlideProcess]:
-        """The process of one job, which ends with the block."""
-        made = SlideProcess(self._start, kind, arguments, report, try_id, self._budget)
+        """The process of one job; where all went well, the next job gets it after the block."""
+        made = SlideProcess(self._take, kind, arguments, report, try_id, self._budget)
         try:
             yield made
-        finally:
+        except BaseException:
             made.close()
+            raise
+        reader = made.leave()
+        if reader is not None and reader.jobs < MOST_JOBS:
+            with self._lock:
+                self._idle.append(reader)
+        elif reader is not None:
+            reader.kill()
 
-    def _start(self) -> tuple[Connection, socket.socket]:
+    def close(self) -> None:
+        """End those that have nothing to do."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().kill()
+
+    def _take(self) -> _Reader:
+        with self._lock:
+            while self._idle and self._idle[-1].ended:
+                self._idle.pop().kill()
+            reader = self._idle.pop() if self._idle else None
+        if reader is None:
+            reader = self._start()
+        reader.jobs += 1
+        reader.forget_peak()
+        return reader
+
+    def _start(self) -> _Reader:
         ours, theirs = socket.socketpair()
         end, told = socket.socketpair()
         try:
@@ -229,7 +296,8 @@ class SlideProcesses:
             # Without it no slide can be read: the next worker has one of its own, and goes on.
             log.error("The process that starts those of slides is gone: the worker ends.")
             os._exit(WORKER_BROKEN)
-        return Connection(ours.detach()), end
+        end.settimeout(END_S)
+        return _Reader(Connection(ours.detach()), end, int(end.recv(PID_BYTES) or b"0"))
 
 
 @contextmanager
@@ -246,9 +314,11 @@ def slide_processes(budget: BudgetSettings, work: Work) -> Iterator[SlideProcess
         ours.close()
         _serve(theirs, work)
     theirs.close()
+    processes = SlideProcesses(ours, budget)
     try:
-        yield SlideProcesses(ours, budget)
+        yield processes
     finally:
+        processes.close()
         ours.close()
         os.waitpid(pid, 0)
 
@@ -312,22 +382,31 @@ def _do(connection: Connection, work: Work) -> NoReturn:
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(FIRST_TO_KILL, encoding="ascii")
         with suppress(EOFError, ConnectionError):
-            job = _hear(connection)
-            opener, arguments = work.openers[job["kind"]], job["arguments"]
-            with telling_of(job["try_id"], arguments["study_uid"]):
-
-                def report(at: Progress) -> None:
-                    _tell(connection, {"at": astuple(at)})
-
-                place = _answered(connection, lambda: opener(arguments, report))
-                while True:
-                    asked = _hear(connection)
-                    stage = stages[asked["stage"]]
-                    given = _as_annotated(stage, asked["arguments"])
-                    _answered(connection, partial(stage, place, *given))
+            while True:
+                _do_job(connection, _hear(connection), work.openers, stages)
         code = 0
     finally:
         os._exit(code)
+
+
+def _do_job(
+    connection: Connection,
+    job: Json,
+    openers: Mapping[str, Opener],
+    stages: Mapping[str, Stage],
+) -> None:
+    """Open the workplace of a job, and run its stages until it is left."""
+
+    def report(at: Progress) -> None:
+        _tell(connection, {"at": astuple(at)})
+
+    opener, arguments = openers[job["kind"]], job["arguments"]
+    with telling_of(job["try_id"], arguments["study_uid"]):
+        place = _answered(connection, lambda: opener(arguments, report))
+        while "leave" not in (asked := _hear(connection)):
+            stage = stages[asked["stage"]]
+            given = _as_annotated(stage, asked["arguments"])
+            _answered(connection, partial(stage, place, *given))
 
 
 def _answered(connection: Connection, what: Callable[[], Any]) -> Any:

@@ -70,6 +70,10 @@ def takes_memory(place: Any, n_bytes: int) -> dict[str, Any]:
     return {"held": int(held[0])}
 
 
+def holds(place: Any, n_bytes: int) -> dict[str, Any]:
+    return {"held": int(np.ones(n_bytes, np.uint8)[0])}
+
+
 def sleeps(place: Any, seconds: float) -> dict[str, Any]:
     time.sleep(seconds)
     return {}
@@ -86,7 +90,7 @@ def moves(place: Any, at: Progress) -> dict[str, Any]:
 
 WORK = Work(
     {"opened": opened, "missing": place_missing},
-    (answers, fails, fails_oddly, takes_memory, sleeps, gets, moves),
+    (answers, fails, fails_oddly, takes_memory, holds, sleeps, gets, moves),
 )
 OF = {"study_uid": "1.2"}
 
@@ -121,6 +125,38 @@ def test_stages_run_in_one_process_that_is_not_this_one() -> None:
     assert os.getpid() not in (first["pid"], third["pid"])
     for each in (first, third):
         assert not psutil.pid_exists(each["pid"])
+
+
+def test_a_process_that_did_well_is_given_the_next_job() -> None:
+    def pid(number: int) -> int:
+        with processes.process("opened", OF, lambda _: None, f"job-{number}") as made:
+            return int(made.run(answers, PLACE, number)["pid"])
+
+    with slide_processes(BudgetSettings(), WORK) as processes:
+        first = pid(1)
+        assert pid(2) == first
+        with (
+            pytest.raises(FrameInvalid),
+            processes.process("opened", OF, lambda _: None, "job-3") as made,
+        ):
+            made.run(fails, PLACE)
+        fourth = pid(4)
+        assert fourth != first
+        idle = psutil.Process(fourth)
+        idle.kill()
+        psutil.wait_procs([idle], timeout=10)
+        time.sleep(0.1)  # until its end was told
+        assert pid(5) not in (first, fourth)
+
+
+def test_memory_is_counted_for_each_job() -> None:
+    with slide_processes(BudgetSettings(), WORK) as processes:
+        with processes.process("opened", OF, lambda _: None, "job-1") as made:
+            made.run(holds, PLACE, 400 << 20)
+            large = made.peak_rss_mb()
+        with processes.process("opened", OF, lambda _: None, "job-2") as made:
+            made.run(answers, PLACE, 2)
+            assert made.peak_rss_mb() < large - 200
 
 
 def test_several_at_a_time_from_several_threads() -> None:

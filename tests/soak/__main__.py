@@ -38,7 +38,7 @@ from tests.token_server import CLIENT_ID, CLIENT_SECRET, token_server
 SAMPLE_S = 2.0
 DRAINED_WITHIN_H = 2.0
 # Of the day, compared with each other: after the first slides, and at the end.
-MORNING_H, EVENING_H = (7.0, 9.0), (22.0, 24.0)
+NOON_H, EVENING_H = (11.0, 13.0), (22.0, 24.0)
 MOST_GROWTH = 0.10
 HERE = Path(__file__).parent
 
@@ -199,9 +199,9 @@ def _verdicts(samples: Sequence[Sample], counts: Mapping[str, int], slides: int)
         "the queue drains": samples[-1].waiting == 0,
     }
     for name in samples[-1].rss_mb:
-        morning, evening = (_median(samples, hours, name) for hours in (MORNING_H, EVENING_H))
-        verdicts[f"memory of {name} is flat"] = evening[0] <= morning[0] * (1 + MOST_GROWTH)
-        verdicts[f"handles of {name} are flat"] = evening[1] <= morning[1] + 2
+        noon, evening = (_median(samples, hours, name) for hours in (NOON_H, EVENING_H))
+        verdicts[f"memory of {name} is flat"] = evening[0] <= noon[0] * (1 + MOST_GROWTH)
+        verdicts[f"handles of {name} are flat"] = evening[1] <= noon[1] + 2
     return verdicts
 
 
@@ -226,10 +226,9 @@ def _told(
 ) -> str:
     rows = []
     for name in samples[-1].rss_mb:
-        morning, evening = (_median(samples, hours, name) for hours in (MORNING_H, EVENING_H))
+        noon, evening = (_median(samples, hours, name) for hours in (NOON_H, EVENING_H))
         rows.append(
-            f"| `{name}` | {morning[0]:.0f} | {evening[0]:.0f} | "
-            f"{morning[1]:.0f} | {evening[1]:.0f} |"
+            f"| `{name}` | {noon[0]:.0f} | {evening[0]:.0f} | {noon[1]:.0f} | {evening[1]:.0f} |"
         )
     machine = f"{os.cpu_count()} cores ({platform.processor() or platform.machine()})"
     kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
@@ -244,7 +243,7 @@ def _told(
             f"{tokens} tokens were handed out. Delivered: {kinds}.",
             f"At most {longest} jobs waited; all had ended at {samples[-1].at_h:.1f} h.",
             "",
-            "| process | MB, morning | MB, evening | handles, morning | handles, evening |",
+            "| process | MB, noon | MB, evening | handles, noon | handles, evening |",
             "|---|---:|---:|---:|---:|",
             *rows,
             "",
