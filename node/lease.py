@@ -3,8 +3,12 @@
 DBOS has no lease of its own. Every start of a worker gets a number of its own, its fencing number,
 and writes down that it lives. Others finish the jobs of one that has been silent for too long, and
 first take its number away; one that was only slow finds that out before it records or delivers
-anything further, and ends at once. With SQLite there is one host, whose locks tell more exactly
-which workers are dead (:mod:`node.work_lock`).
+anything further, and ends at once. How long one has been silent is measured by each of the others
+on its own, as time without another beat while it could look: neither a clock that jumps, on
+whichever host, nor a database that was away makes a living worker a dead one.
+
+With SQLite there is one host, whose locks tell more exactly which workers are dead
+(:mod:`node.work_lock`).
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ log = logging.getLogger(__name__)
 
 BEATS_IN_A_LEASE = 5
 DATABASE_WAIT_S = 0.5
+GIVEN_UP_S = 0.0
 _METADATA = MetaData()
 WORKERS = Table(
     "node_workers",
@@ -74,6 +79,8 @@ class Lease:
 
     def __init__(self, engine: Engine, name: str, fence: int, lease_s: float) -> None:
         self._engine, self._name, self._fence, self._lease_s = engine, name, fence, lease_s
+        # Fence of another worker → its last beat, and since when that is known here (monotonic).
+        self._heard: dict[int, tuple[float, float]] = {}
 
     @property
     def executor(self) -> str:
@@ -116,15 +123,7 @@ class Lease:
         recover
             Queues the jobs of some executors anew; once, however often it is called.
         """
-        # This worker's own lock is proof that its earlier starts are dead.
-        dead = (WORKERS.c.fence != self._fence) & (
-            WORKERS.c.fenced
-            | (WORKERS.c.seen_s < _now_s() - self._lease_s)
-            | (WORKERS.c.name == self._name)
-        )
-        taken = update(WORKERS).where(dead).values(fenced=True)
-        with self._engine.begin() as connection:
-            rows = connection.execute(taken.returning(WORKERS.c.name, WORKERS.c.fence)).all()
+        rows = self._buried()
         # A survivor that is killed here leaves the rows, and with them the work to the next one.
         for name, fence in rows:
             log.warning("Worker %s is silent: its jobs go to others.", _executor(name, fence))
@@ -132,11 +131,46 @@ class Lease:
             with self._engine.begin() as connection:
                 connection.execute(delete(WORKERS).where(WORKERS.c.fence == fence))
 
+    def look_anew(self) -> None:
+        """Forget who was silent: while the database is away, nobody can be heard."""
+        self._heard.clear()
+
+    def _buried(self) -> list[tuple[str, int]]:
+        """Take away the numbers of workers that are dead: (name, fence) of each."""
+        others = select(WORKERS).where(WORKERS.c.fence != self._fence)
+        with self._engine.connect() as connection:
+            there = connection.execute(others).all()
+        now_s = time.monotonic()
+        self._heard = {
+            row.fence: known
+            if (known := self._heard.get(row.fence)) is not None and known[0] == row.seen_s
+            else (row.seen_s, now_s)
+            for row in there
+        }
+        dead = [
+            row.fence
+            for row in there
+            if row.fenced
+            or row.seen_s == GIVEN_UP_S
+            # This worker's own lock is proof that its earlier starts are dead.
+            or row.name == self._name
+            or now_s - self._heard[row.fence][1] > self._lease_s
+        ]
+        rows: list[tuple[str, int]] = []
+        for fence in dead:
+            # Not where it was heard of after all, between looking and now.
+            silent = (WORKERS.c.fence == fence) & (WORKERS.c.seen_s == self._heard[fence][0])
+            taken = update(WORKERS).where(silent).values(fenced=True)
+            with self._engine.begin() as connection:
+                found = connection.execute(taken.returning(WORKERS.c.name, WORKERS.c.fence)).all()
+            rows += [(str(name), int(fence)) for name, fence in found]
+        return rows
+
     def give_up(self) -> None:
         """Tell the others that this worker ends, and need not be waited for."""
         with self._engine.begin() as connection:
             connection.execute(
-                update(WORKERS).where(WORKERS.c.fence == self._fence).values(seen_s=0.0)
+                update(WORKERS).where(WORKERS.c.fence == self._fence).values(seen_s=GIVEN_UP_S)
             )
 
     def _end(self) -> None:
@@ -212,6 +246,7 @@ def beating(lease: Lease, recover: Callable[[list[str]], object]) -> Iterator[No
                 lease.beat()
                 lease.bury(recover)
             except SQLAlchemyError as error:
+                lease.look_anew()
                 log.warning("The job database does not answer (%s).", type(error).__name__)
             if ended.wait(lease.beat_s):
                 return

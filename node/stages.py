@@ -380,7 +380,8 @@ def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: 
         "bytes_read": written["bytes_read"],
         "bytes_needed": written["bytes_needed"],
         "bytes_slide": written["bytes_slide"],
-        "seconds": round(seconds.total_seconds(), 3),
+        # By the clock, because processes may change meanwhile; and clocks are set back.
+        "seconds": round(max(0.0, seconds.total_seconds()), 3),
         "peak_rss_mb": place.apart.peak_rss_mb(),
         "receipts": [*stored["receipts"], *reported["receipts"]],
         "files": {

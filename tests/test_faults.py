@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from dbos import DBOS, DBOSPortableJSONSerializer
 from dbos._serialization import deserialize_exception, serialize_exception
+from sqlalchemy import create_engine, update
 
 from dicom_io.errors import CallbackFailed, ConfigurationInvalid, PacsBusy, PacsReadBackDiffers
 from node.config import JobSettings, Settings, load_settings
 from node.exit_codes import FENCED
 from node.job import ENDED, Job
 from node.job_queue import JobQueue, open_job_queue, prepare_database
-from node.lease import Roll, held_lease
+from node.lease import WORKERS, Roll, held_lease
 from node.steps import Steps, still_ours
 from tests.archive_habits import CHANGES, HARMFUL, REPEATS, Change
 from tests.faults.run import play, run, submit
@@ -297,6 +298,26 @@ def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> N
         # One that ended by itself is not waited for, nor is an earlier start of the same worker.
         assert sorted(recovered[1:]) == sorted([second.executor, third.executor])
         assert again.executor != third.executor
+
+
+def test_neither_a_clock_nor_an_absent_database_makes_a_worker_dead(
+    postgresql: str, tmp_path: Path
+) -> None:
+    settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
+    settings = replace(settings, jobs=replace(settings.jobs, lease_s=LEASE_S))
+    recovered: list[str] = []
+    url = postgresql.replace("postgresql://", "postgresql+psycopg://")
+    with held_lease(settings, "a.worker-0"), held_lease(settings, "b.worker-0") as second:
+        second.bury(recovered.extend)
+        engine = create_engine(url)
+        with engine.begin() as connection:  # as the beats stand where the server's clock jumped
+            connection.execute(update(WORKERS).values(seen_s=WORKERS.c.seen_s - 3600))
+        engine.dispose()
+        second.bury(recovered.extend)
+        time.sleep(LEASE_S + 0.1)
+        second.look_anew()
+        second.bury(recovered.extend)
+        assert recovered == []
 
 
 def host_config(
