@@ -34,6 +34,7 @@ from models.differential import count_differential
 from node.fhir import build_bundle, named_information, report_identifier
 from node.fhir_header import context_of, report_context_of
 from tests.analyses import CLASSES, RULES, signed, small_slide, some_analysis
+from tests.fhir_definitions import outside_definitions
 
 REFERENCES = {"ANN": ("1.2", "1.2.3", "1.2.3.4"), "SR": ("1.2", "1.2.4", "1.2.4.5")}
 LOINC, SNOMED = "http://loinc.org", "http://snomed.info/sct"
@@ -522,3 +523,24 @@ def test_what_fhir_cannot_carry_is_named_without_its_value(slide: Slide) -> None
     assert "Device.version" in said
     assert "SECRET" not in said
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("version", ["R4", "R5"])
+def test_codes_and_targets_are_those_of_the_definitions(slide: Slide, version: str) -> None:
+    """Also that a wrong one would be seen."""
+    model = Bundle if version == "R4" else BundleR5
+    bundle = build_bundle(
+        some_analysis(slide), REFERENCES, {"overview": b"picture"}, pdf=b"%PDF", version=version
+    )
+    types = {entry["fullUrl"]: entry["resource"]["resourceType"] for entry in bundle["entry"]}
+    assert list(outside_definitions(model.model_validate(bundle), types)) == []
+    (report,) = resources(bundle, "DiagnosticReport")
+    report["status"] = "done"
+    (device,) = resources(bundle, "Device")
+    urls = {entry["resource"]["resourceType"]: entry["fullUrl"] for entry in bundle["entry"]}
+    report["result"] = [{"reference": urls["Device"]}]
+    found = list(outside_definitions(model.model_validate(bundle), types))
+    told = [each.rpartition(".")[2] for each in found]
+    assert "result: Device" in told
+    assert ("status: done" in told) == (version == "R5")  # R4's list ends in "+" there
+    assert device["status"] == "active"

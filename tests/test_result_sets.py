@@ -17,6 +17,7 @@ from typing import Any
 import hl7
 import numpy as np
 import pytest
+from fhir.resources.bundle import Bundle as BundleR5
 from pydicom.dataset import Dataset
 
 from conformance.agreement import check_agreement, check_standing
@@ -36,6 +37,7 @@ from node.outputs import KEPT, Renditions, encode_documents
 from node.pictures import as_png, draw_differential
 from node.report_pdf import draw_report
 from tests.analyses import RULES, signed, small_slide, some_analysis
+from tests.fhir_definitions import outside_definitions
 from tests.fhir_fixture import FhirServer
 from tests.slides import write_slide
 from tests.test_source_header import NAMES, holding, named
@@ -303,6 +305,10 @@ def test_a_result_set_conforms(made: Made, tmp_path: Path, fhir_server: FhirServ
     if made.output.fhir == "R4":  # what the server speaks
         delivered = open_ehr(fhir_server.url, EhrSettings()).deliver(made.bundle)
         assert {each.status for each in delivered} <= {"created", "updated"}
+    else:
+        bundle = BundleR5.model_validate(made.bundle)
+        types = {e["fullUrl"]: e["resource"]["resourceType"] for e in made.bundle["entry"]}
+        assert list(outside_definitions(bundle, types)) == []
 
 
 def _annotation_says_the_cells(made: Made) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import warnings
 from collections import Counter
+from collections.abc import Callable, Collection
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -151,10 +152,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def table() -> str:
-    """The page, as it should be."""
+def row(fault: Fault, tools: Collection[str]) -> str:
+    """One line of the table."""
+    marks = " | ".join("×" if tool in tools else "" for tool in TOOLS)
+    return f"| {fault.sentence} | {fault.made_from} | `{fault.rule}` | {marks} |"
+
+
+def tools_in(line: str) -> list[str]:
+    """The tools that a line of the table marks."""
+    marks = line.split("|")[4:-1]
+    return [tool for tool, mark in zip(TOOLS, marks, strict=True) if mark.strip()]
+
+
+def table(caught: Callable[[Fault], Collection[str]] = caught_by) -> str:
+    """The page, as it should be where that is what was caught."""
     faults = all_faults()
-    rows = [(fault, caught_by(fault)) for fault in faults]
+    rows = [(fault, caught(fault)) for fault in faults]
     totals = Counter(tool for _, tools in rows for tool in tools)
     others = sum(not fault.made_from.startswith("node") for fault in faults)
     lines = [
@@ -180,9 +193,7 @@ def table() -> str:
         "|---|---|---|" + "---|" * len(TOOLS),
         f"| **caught** | | | {' | '.join(str(totals[tool]) for tool in TOOLS)} |",
     ]
-    for fault, tools in rows:
-        marks = " | ".join("×" if tool in tools else "" for tool in TOOLS)
-        lines.append(f"| {fault.sentence} | {fault.made_from} | `{fault.rule}` | {marks} |")
+    lines += [row(fault, tools) for fault, tools in rows]
     return "\n".join(lines) + "\n"
 
 
