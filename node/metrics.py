@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,22 +93,26 @@ def stage_timed(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _counters().stage_s.labels(name).observe(time.monotonic() - begin)
+        # Counters are files: on a full disk one is missing, and what it counts does not fail.
+        with suppress(OSError):
+            _counters().stage_s.labels(name).observe(time.monotonic() - begin)
 
 
 def count_result(result: Mapping[str, Any]) -> None:
     """Count a completed job."""
-    counters, model = _counters(), result["model"]
-    counters.slides.labels(model["name"], model["version"], model["digest"]).inc()
-    counters.cells.inc(result["cells"])
-    counters.bytes_read.inc(result["bytes_read"])
-    for receipt in result["receipts"]:
-        counters.delivered.labels(receipt["target"], receipt["status"]).inc()
+    with suppress(OSError):
+        counters, model = _counters(), result["model"]
+        counters.slides.labels(model["name"], model["version"], model["digest"]).inc()
+        counters.cells.inc(result["cells"])
+        counters.bytes_read.inc(result["bytes_read"])
+        for receipt in result["receipts"]:
+            counters.delivered.labels(receipt["target"], receipt["status"]).inc()
 
 
 def count_failure(error: MarrowNodeError) -> None:
     """Count a try that failed."""
-    _counters().failures.labels(type(error).__name__, str(error.transient).lower()).inc()
+    with suppress(OSError):
+        _counters().failures.labels(type(error).__name__, str(error.transient).lower()).inc()
 
 
 def count_request(endpoint: str, method: str, status: int, seconds: float) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+
+from models.errors import MarrowNodeError
+from node import metrics
 from node.gpu_use import GpuUse, gpu_use
 from node.metrics import exposition
 
@@ -18,3 +24,17 @@ def test_a_host_without_a_gpu_tells_of_none() -> None:
     for gpu in gpu_use():
         assert 0 <= gpu.busy_ratio <= 1
         assert gpu.memory_used_bytes > 0
+
+
+def test_a_counter_that_cannot_be_written_does_not_fail_what_it_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics, "_counters", full)
+    with metrics.stage_timed("open"):
+        counted = True
+    metrics.count_failure(MarrowNodeError("A sentence: with a remedy."))
+    metrics.count_result({"model": {}})
+    assert counted
