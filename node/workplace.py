@@ -34,6 +34,16 @@ _STAGE_PERCENT = {
     "reconcile": (98, 100),
 }
 
+# Whose versions can change pixels, counts or documents.
+_LIBRARIES = (
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "imagecodecs",
+    "highdicom",
+    "matplotlib",
+    "reportlab",
+)
 
 Json = dict[str, Any]
 
@@ -186,9 +196,6 @@ def configuration_digest(settings: Settings) -> str:
         "output": asdict(settings.output),
         "slide": asdict(settings.slide),
         "icc": settings.read.icc,
-        "libraries": {
-            name: version(name)
-            for name in ("numpy", "pillow", "simplejpeg", "imagecodecs", "highdicom", "reportlab")
-        },
+        "libraries": {name: version(name) for name in _LIBRARIES},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
