@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from sqlalchemy import create_engine, inspect, make_url
+from sqlalchemy import URL, create_engine, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull
@@ -291,10 +291,12 @@ def _run_postgresql(settings: Settings, program: str, *arguments: str) -> None:
         raise ConfigurationInvalid(
             f"{program} is not installed: install PostgreSQL's client programs."
         )
-    url = make_url(settings.database_url).set(drivername="postgresql")
+    url = make_url(settings.database_url)
     # A command line is everybody's to read.
     environment = os.environ | ({"PGPASSWORD": str(url.password)} if url.password else {})
-    address = url.set(password=None).render_as_string()
+    address = URL.create(
+        "postgresql", url.username, None, url.host, url.port, url.database, url.query
+    ).render_as_string()
     ended = subprocess.run(  # noqa: S603
         [found, *arguments, f"--dbname={address}"],
         env=environment,

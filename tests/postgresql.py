@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
 from tests.servers import cannot_run, free_port
 
 # Debian keeps the programs of a server out of the path.
@@ -58,6 +60,14 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop as an administrator does: sessions end, what was committed is kept."""
         self._control("-m", "fast", "stop")
+
+    def ask_for(self, password: str) -> str:
+        """Let nobody in without a password from now on; the URL with it."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"ALTER USER node PASSWORD '{password}'")
+            (self._data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+            connection.execute("SELECT pg_reload_conf()")
+        return self.url.replace("node@", f"node:{password}@")
 
     def signal(self, number: int) -> None:
         """Send a signal to all of its processes."""

@@ -28,7 +28,7 @@ from node.worklist_database import worklist_database
 from node.workplace import Workplace
 from tests.copied_slides import copied_slides
 from tests.forked import marrow_node, start_marrow_node
-from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
+from tests.postgresql import running_postgresql, running_server
 from tests.servers import Orthanc
 from tests.smears import Smear, small_smear
 
@@ -58,10 +58,8 @@ def databases(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     if request.param == "sqlite":
         yield "", ""
         return
-    if postgresql_missing():
-        pytest.skip(MISSING_POSTGRESQL)
-    with running_postgresql() as first, running_postgresql() as second:
-        yield first, second
+    with running_server() as first, running_server() as second:
+        yield first.ask_for("firstword"), second.ask_for("second")
 
 
 def test_under_load_and_on_to_an_empty_machine(
@@ -238,8 +236,6 @@ def test_another_kind_of_database_is_refused(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back_up(settings, tmp_path / "node.tar")
-    if postgresql_missing():
-        pytest.skip(MISSING_POSTGRESQL)
     with running_postgresql() as url:
         new = replace(elsewhere(settings), database_url=url)
         with pytest.raises(ConfigurationInvalid, match="sqlite database"):
