@@ -84,6 +84,7 @@ _DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
     "cancelled": ("CANCELLED",),
 }
 CONNECTIONS = 16
+POLL_S = 0.1
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
 # One of the system tables that DBOS documents; in PostgreSQL in the schema dbos.
@@ -252,7 +253,12 @@ class JobQueue:
     def _take_at_a_time(self, slides: int) -> None:
         with database_errors(self._settings):
             client = self._open_client()
-            client.register_queue(QUEUE, worker_concurrency=slides, on_conflict="never_update")
+            client.register_queue(
+                QUEUE,
+                worker_concurrency=slides,
+                polling_interval_sec=POLL_S,
+                on_conflict="never_update",
+            )
             queue = client.retrieve_queue(QUEUE)
             if queue is not None:
                 queue.set_worker_concurrency(slides)

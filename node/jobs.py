@@ -41,6 +41,7 @@ from node.job_places import analysis_place, check_unchanged, review_place
 from node.job_queue import (
     APPLICATION,
     ARRIVALS,
+    POLL_S,
     QUEUE,
     REVIEWS,
     JobQueue,
@@ -67,7 +68,6 @@ from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1
 # Not that of the node: the next version finishes the jobs of this one, which DBOS would else leave
 # to workers of the same version. A job whose steps are others by then fails visibly.
 WORKFLOWS = "1"
@@ -170,10 +170,12 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         _register(settings, Steps(check), slides, at_work)
         try:
             DBOS.launch()
-            known = DBOS.retrieve_queue(QUEUE)
-            paused = known is not None and known.worker_concurrency == 0
+            # Not updated: it may be paused, or resumed in this very moment.
             DBOS.register_queue(
-                QUEUE, worker_concurrency=0 if paused else 1, polling_interval_sec=POLL_S
+                QUEUE,
+                worker_concurrency=1,
+                polling_interval_sec=POLL_S,
+                on_conflict="never_update",
             )
             DBOS.register_queue(
                 ARRIVALS,

@@ -423,6 +423,7 @@ from node.config import Settings
 class Queue:
     def counts(self): return {"waiting": 0, "queued": 0, "running": 0}
     def oldest_active_ms(self): return None
+    paused = False
 from prometheus_client.parser import text_string_to_metric_families
 settings = Settings(work_folder=Path(sys.argv[1]))
 text = metrics.exposition(_gauges(Queue(), audit_trail(settings), lambda: 1)).decode()

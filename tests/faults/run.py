@@ -417,6 +417,8 @@ def _upgrade(scene: Scene, event: Event) -> None:
     for worker in scene.workers:
         path = os.pathsep.join([str(scene.world.next_version), str(Path.cwd())])
         worker.environment["PYTHONPATH"] = path
+        # Else the folder in which it starts is searched first, and what an installation left there.
+        worker.environment["PYTHONSAFEPATH"] = "1"
         worker.kill()
 
 
