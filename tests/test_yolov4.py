@@ -207,6 +207,7 @@ def test_padding_moves_no_box(learnt: Learnt) -> None:
     assert overlap.max(1).values.min() > 0.5
 
 
+@pytest.mark.slow
 def test_onnx_runtime_says_the_same_at_another_size(learnt: Learnt, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     free, fixed = torch.export.Dim.DYNAMIC, torch.export.Dim.STATIC
