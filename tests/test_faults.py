@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -197,40 +200,61 @@ def test_a_doubled_or_missing_object_is_a_violation(servers: World, tmp_path: Pa
         assert violations(servers, settings, silent) == ["the failed job does not say why"]
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A job that host a had begun, and host b took: see :func:`taken_over`."""
+
+    first: BaseProcess
+    ended: Job
+    settings: Settings
+    queue: JobQueue
+
+
+@contextmanager
+def taken_over(
+    servers: World, postgresql: str, folder: Path, number: signal.Signals, *, alone: bool
+) -> Iterator[TakenOver]:
+    """Send host a a signal after its first STOW, and let host b end the job."""
+    configs = {host: host_config(servers, postgresql, folder, host, alone=alone) for host in "ab"}
+    settings = load_settings(configs["b"])
+    prepare_database(settings)
+    struck = threading.Event()
+    processes: list[BaseProcess] = []
+
+    def start(host: str) -> None:
+        command = ("--verbose", "--config", str(configs[host]), "work")
+        processes.append(start_marrow_node(*command, said=folder / f"{host}.log"))
+
+    def strike() -> None:
+        os.kill(int(processes[0].pid or 0), number)
+        struck.set()
+
+    start("a")
+    servers.pacs_proxy.faults.append(Fault("/studies$", "POST", times=1, obeyed=strike))
+    servers.pacs_proxy.requests.clear()
+    servers.ehr_proxy.requests.clear()
+    try:
+        with open_job_queue(settings) as queue:
+            job = submit(queue, settings, servers)
+            wait_for(struck.is_set)
+            start("b")
+            yield TakenOver(processes[0], end_of(queue, job), settings, queue)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(10)
+
+
 def test_a_worker_that_was_thought_dead_delivers_nothing_more(
     servers: World, postgresql: str, tmp_path: Path
 ) -> None:
     """Stop host a after its first STOW; host b finishes the job; then let a go on."""
-    configs = {host: host_config(servers, postgresql, tmp_path, host) for host in "ab"}
-    settings = load_settings(configs["a"])
-    prepare_database(settings)
-    first = start_marrow_node("--verbose", "--config", str(configs["a"]), "work",
-                              said=tmp_path / "a.log")  # fmt: skip
-    stopped: list[float] = []
-
-    def stop() -> None:
-        os.kill(int(first.pid or 0), signal.SIGSTOP)
-        stopped.append(time.monotonic())
-
-    servers.pacs_proxy.faults.append(Fault("/studies$", "POST", times=1, obeyed=stop))
-    servers.pacs_proxy.requests.clear()
-    servers.ehr_proxy.requests.clear()
-    with open_job_queue(settings) as queue:
-        job = submit(queue, settings, servers)
-        wait_for(lambda: bool(stopped))
-        second = start_marrow_node("--verbose", "--config", str(configs["b"]), "work",
-                                   said=tmp_path / "b.log")  # fmt: skip
-        try:
-            ended = end_of(queue, job)
-            assert ended.status == "completed", ended
-            os.kill(int(first.pid or 0), signal.SIGCONT)
-            first.join(30)
-            assert first.exitcode == FENCED, (tmp_path / "a.log").read_text()
-            assert violations(servers, settings, queue.get(job)) == []
-        finally:
-            for process in (first, second):
-                process.kill()
-                process.join(10)
+    with taken_over(servers, postgresql, tmp_path, signal.SIGSTOP, alone=False) as taken:
+        assert taken.ended.status == "completed", taken.ended
+        os.kill(int(taken.first.pid or 0), signal.SIGCONT)
+        taken.first.join(30)
+        assert taken.first.exitcode == FENCED, (tmp_path / "a.log").read_text()
+        assert violations(servers, taken.settings, taken.queue.get(taken.ended.job)) == []
     sent = [path for method, path in servers.pacs_proxy.requests if method == "POST"]
     assert len(sent) == 3
     assert servers.ehr_proxy.requests.count(("POST", "/DiagnosticReport")) == 1
@@ -240,34 +264,11 @@ def test_a_host_with_storage_of_its_own_begins_anothers_slide_again(
     servers: World, postgresql: str, tmp_path: Path
 ) -> None:
     """Kill host a after its first STOW: host b has none of its files, and delivers once."""
-    configs = {host: host_config(servers, postgresql, tmp_path, host, alone=True) for host in "ab"}
-    settings = load_settings(configs["b"])
-    prepare_database(settings)
-    first = start_marrow_node("--verbose", "--config", str(configs["a"]), "work",
-                              said=tmp_path / "a.log")  # fmt: skip
-    killed: list[float] = []
-
-    def kill() -> None:
-        os.kill(int(first.pid or 0), signal.SIGKILL)
-        killed.append(time.monotonic())
-
-    servers.pacs_proxy.faults.append(Fault("/studies$", "POST", times=1, obeyed=kill))
-    servers.pacs_proxy.requests.clear()
-    with open_job_queue(settings) as queue:
-        job = submit(queue, settings, servers)
-        wait_for(lambda: bool(killed))
-        second = start_marrow_node("--verbose", "--config", str(configs["b"]), "work",
-                                   said=tmp_path / "b.log")  # fmt: skip
-        try:
-            ended = end_of(queue, job)
-            said = (tmp_path / "b.log").read_text()
-            assert (ended.status, ended.tries) == ("completed", 2), f"{ended} {said}"
-            assert "another host has it" in said
-            assert violations(servers, settings, ended) == []
-        finally:
-            for process in (first, second):
-                process.kill()
-                process.join(10)
+    with taken_over(servers, postgresql, tmp_path, signal.SIGKILL, alone=True) as taken:
+        said = (tmp_path / "b.log").read_text()
+        assert (taken.ended.status, taken.ended.tries) == ("completed", 2), f"{taken.ended} {said}"
+        assert "another host has it" in said
+        assert violations(servers, taken.settings, taken.ended) == []
     sent = [path for method, path in servers.pacs_proxy.requests if method == "POST"]
     assert len(sent) == 3
 
