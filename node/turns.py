@@ -2,9 +2,10 @@
 
 The queue takes the lowest number first (DBOS). Each kind of priority has a band of numbers, and in
 it every slide has a turn: of one site's slides no two have the same, and a site that comes later
-begins at the turn that is next. So a site that has sent a thousand slides and one that sends its
-first alternate: start-time fair queueing (Goyal, Vin, Cheng 1996, section 2), all slides at the
-same cost. A number is ``band + turn * SLOTS + slot``; sites share a slot where their names' digests
+begins at the turn after the one that is being served: were it that one, a site whose slot is low
+could send one slide after the other and be served each time before a site that waits. So a site
+that has sent a thousand slides and one that sends its first alternate: start-time fair queueing
+(Goyal, Vin, Cheng 1996, section 2), all slides at the same cost. A number is ``band + turn * SLOTS + slot``; sites share a slot where their names' digests
 do, and then also its turns.
 """
 
@@ -54,7 +55,7 @@ def number_of(band: int, site: str, waiting: Callable[[int, int, int], Waiting])
     found = waiting(first, first + BAND, slot)
     turns = [0]
     if found.least is not None:
-        turns.append((found.least - first) // SLOTS)
+        turns.append((found.least - first) // SLOTS + 1)
     if found.own_last is not None:
         turns.append((found.own_last - first) // SLOTS + 1)
     return min(first + max(turns) * SLOTS + slot, first + BAND - 1)
