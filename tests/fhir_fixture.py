@@ -33,7 +33,10 @@ class FhirServer:
 
 @contextmanager
 def running_fhir_server() -> Iterator[FhirServer]:
-    """Start the server, which has to be installed, and stop it."""
+    """Start the server, installed where it is not yet, and stop it."""
+    missing = install(SOURCE, "the FHIR server")
+    if missing:
+        cannot_run(missing)
     process = subprocess.Popen(
         [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
     )
@@ -52,9 +55,6 @@ def running_fhir_server() -> Iterator[FhirServer]:
 @pytest.fixture(scope="session")
 def fhir_server_process() -> Iterator[FhirServer]:
     """One server for the session."""
-    missing = install(SOURCE, "the FHIR server")
-    if missing:
-        cannot_run(missing)
     with running_fhir_server() as server:
         yield server
 

@@ -30,11 +30,8 @@ from tests.faults.schedule import UPGRADE, Event, Moment, schedule_of
 from tests.faults.sentence import violations
 from tests.faults.world import UNDISTURBED, World, world
 from tests.faulty_proxy import Fault
-from tests.fhir_fixture import SOURCE
 from tests.forked import start_marrow_node
-from tests.npm_packages import install
 from tests.postgresql import running_postgresql
-from tests.servers import cannot_run
 
 SEEDS = range(1, 11)
 SLOW_SEEDS = range(11, 71)
@@ -44,9 +41,6 @@ LONGEST_S = 120.0
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    missing = install(SOURCE, "the FHIR server")
-    if missing:
-        cannot_run(missing)
     with world(tmp_path_factory.mktemp("faults")) as running:
         yield running
 

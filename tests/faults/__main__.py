@@ -16,16 +16,10 @@ def main() -> int:
     from tests.faults.schedule import schedule_of
     from tests.faults.table import keep, write_summary
     from tests.faults.world import world
-    from tests.fhir_fixture import SOURCE
-    from tests.npm_packages import install
 
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--seeds", required=True, help="A..B, both included")
     first, _, last = parser.parse_args().seeds.partition("..")
-    missing = install(SOURCE, "the FHIR server")
-    if missing:
-        print(missing, file=sys.stderr)
-        return 2
     # Servers and workers end with this process, however it is told to.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     broken = 0

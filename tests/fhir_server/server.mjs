@@ -15,7 +15,33 @@ const repository = new MemoryRepository();
 const store = repository.createResourceSync.bind(repository);
 repository.createResourceSync = (resource, ...rest) => {
   validateResource(resource);
-  return store(resource, ...rest);
+  const stored = store(resource, ...rest);
+  for (const key of keysOf(stored)) {
+    index.set(key, (index.get(key) ?? new Set()).add(stored.id));
+  }
+  return stored;
+};
+// Its search looks at every resource of a type; a FHIR server has an index, else each report would take longer than
+// the one before. What the index gives is still matched in full, so it may name too many.
+const index = new Map();
+const keysOf = ({ resourceType, identifier, target }) => [
+  ...[identifier ?? []].flat().map(({ value }) => `${resourceType}?identifier=${value?.toLowerCase()}`),
+  ...[target ?? []].flat().map(({ reference }) => `${resourceType}?target=${reference}`),
+];
+const searchAll = repository.searchSync;
+repository.searchSync = (request) => {
+  const [filter] = (request.filters ?? []).filter(
+    ({ code, operator, value }) => ['identifier', 'target'].includes(code) && operator === 'eq' && !/[,\\]/.test(value)
+  );
+  if (!filter) {
+    return searchAll.call(repository, request);
+  }
+  const { resourceType } = request;
+  const value = filter.code === 'identifier' ? filter.value.split('|').at(-1).toLowerCase() : filter.value;
+  const all = repository.resources.get(resourceType) ?? new Map();
+  const ids = [...(index.get(`${resourceType}?${filter.code}=${value}`) ?? [])].filter((id) => all.has(id));
+  const resources = new Map([[resourceType, new Map(ids.map((id) => [id, all.get(id)]))]]);
+  return searchAll.call(Object.create(repository, { resources: { value: resources } }), request);
 };
 const router = new FhirRouter();
 const app = express();
@@ -23,6 +49,7 @@ app.use(express.json({ type: () => true, limit: '50mb' }));
 // Forgets everything: tests start with an empty server.
 app.delete('/', (_, response) => {
   repository.clear();
+  index.clear();
   response.status(204).end();
 });
 app.use('/fhir', async (request, response) => {
