@@ -32,14 +32,21 @@ class FhirServer:
 
 
 @contextmanager
-def running_fhir_server() -> Iterator[FhirServer]:
-    """Start the server, installed where it is not yet, and stop it."""
+def running_fhir_server(port: int = 0, journal: Path | None = None) -> Iterator[FhirServer]:
+    """Start the server, installed where it is not yet, and stop it.
+
+    Parameters
+    ----------
+    port
+        0 for a free one.
+    journal
+        File from which one that was killed knows its resources again.
+    """
     missing = install(SOURCE, "the FHIR server")
     if missing:
         cannot_run(missing)
-    process = subprocess.Popen(
-        [str(NODE), "server.mjs"], cwd=INSTALLED, stdout=subprocess.PIPE, text=True
-    )
+    command = [str(NODE), "server.mjs", str(port), *([str(journal)] if journal else [])]
+    process = subprocess.Popen(command, cwd=INSTALLED, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     if not url.startswith("http://127.0.0.1:"):

@@ -37,8 +37,10 @@ from tests.faults.schedule import (
     schedule_of,
 )
 from tests.faults.sentence import violations
-from tests.faults.world import NEXT_VERSION, Site, Worker, World
+from tests.faults.world import NEXT_VERSION, Lasting, Site, Worker, World
 from tests.faulty_proxy import Answer, Fault, Forward, Proxy, Request
+from tests.fhir_fixture import FhirServer
+from tests.servers import Orthanc
 
 LOOK_S = 0.002
 DATABASE_LOOK_S = 0.02
@@ -435,25 +437,25 @@ def _free_disk(scene: Scene, event: Event) -> None:
     scene.workers[0].limit_files(-1)
 
 
-def _kill_pacs(scene: Scene, event: Event) -> None:
-    os.kill(scene.world.orthanc.pid, signal.SIGKILL)
+def _kill_server(scene: Scene, event: Event) -> None:
+    _server(scene.world, event).kill()
 
 
-def _start_pacs(scene: Scene, event: Event) -> None:
-    scene.world.archive.start_again(event.seconds)
+def _start_server(scene: Scene, event: Event) -> None:
+    _server(scene.world, event).start_again(event.seconds)
 
 
 def _stop_server(scene: Scene, event: Event) -> None:
-    os.kill(_pid(scene.world, event), signal.SIGSTOP)
+    _server(scene.world, event).signal(signal.SIGSTOP)
 
 
 def _go_on_server(scene: Scene, event: Event) -> None:
     time.sleep(event.seconds)
-    os.kill(_pid(scene.world, event), signal.SIGCONT)
+    _server(scene.world, event).signal(signal.SIGCONT)
 
 
-def _pid(world: World, event: Event) -> int:
-    return world.orthanc.pid if event.kind.endswith("PACS") else world.ehr.pid
+def _server(world: World, event: Event) -> Lasting[Orthanc] | Lasting[FhirServer]:
+    return world.archive if event.kind.endswith("PACS") else world.records
 
 
 def _hit_database(scene: Scene, event: Event) -> None:
@@ -492,7 +494,8 @@ HITS: dict[str, tuple[Hit, Hit]] = {
     "clock forward": (_turn_clock, _nothing),
     "clock back": (_turn_clock, _nothing),
     "disk full": (_fill_disk, _free_disk),
-    "kill PACS": (_kill_pacs, _start_pacs),
+    "kill PACS": (_kill_server, _start_server),
+    "kill EHR": (_kill_server, _start_server),
     "stop PACS": (_stop_server, _go_on_server),
     "stop EHR": (_stop_server, _go_on_server),
     "kill database": (_hit_database, _mend_database),

@@ -9,7 +9,7 @@ from typing import Literal
 from tests.archive_habits import CHANGES, REPEATS, Change, Repeat
 
 # Raised whenever a seed comes to mean another schedule: rows of other versions are not kept.
-VERSION = 2
+VERSION = 3
 
 Side = Literal["PACS", "EHR"]
 Occasion = Literal["step", "stage", "request", "answer"]
@@ -34,7 +34,7 @@ REQUESTS: tuple[tuple[Side, str, str, str], ...] = (
 STATUSES = (401, 403, 409, 429, 500, 502, 503)
 RESETS = ("before the request", "in the request", "before the answer", "in the answer")
 WORKER = ("kill worker", "stop worker")
-SERVERS = ("kill PACS", "stop PACS", "stop EHR")
+SERVERS = ("kill PACS", "stop PACS", "kill EHR", "stop EHR")
 DATABASE = ("kill database", "stop database", "restart database")
 CLOCK = ("clock forward", "clock back")
 CLOCK_STEP_S = 3600

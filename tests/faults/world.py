@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import psutil
 import psycopg
@@ -33,7 +34,7 @@ from tests.postgresql import (
     postgresql_missing,
     running_server,
 )
-from tests.servers import Orthanc, running_orthanc
+from tests.servers import Orthanc, free_port, running_orthanc
 from tests.smears import Smear, small_smear
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
 
@@ -44,38 +45,39 @@ REST_S = 0.5
 NEXT_VERSION = "999.0"
 MISSING_COMPILER = "no C compiler here, which turning clocks needs: apt-get install gcc libc6-dev"
 CLOCK_SOURCE = Path(__file__).with_name("clock.c")
+Server = TypeVar("Server", Orthanc, FhirServer)
 UNDISTURBED = Schedule("overwrites a repeat", 0.0, "", "SQLite", 1, False, ())
 
 
-class Archive:
-    """Orthanc, which can be killed and started again with the same storage and port."""
+class Lasting(Generic[Server]):
+    """A server that can be killed and started again with the same storage and port."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._running = folder, ExitStack()
-        self._one_at_a_time = threading.Lock()
-        self.server = self._running.enter_context(running_orthanc(folder))
+    def __init__(self, start: Callable[[], AbstractContextManager[Server]]) -> None:
+        self._start = start
+        self._running = ExitStack()
+        self._down = threading.Lock()
+        self.server: Server = self._running.enter_context(start())
+
+    def kill(self) -> None:
+        """End it as a power failure does; of two hits the second waits until it runs again."""
+        self._down.acquire()
+        self.signal(signal.SIGKILL)
 
     def start_again(self, seconds: float) -> None:
         """After it was killed, and some seconds."""
-        with self._one_at_a_time:
-            self._start_again(seconds)
+        try:
+            self._running.close()
+            time.sleep(seconds)
+            self.server = self._running.enter_context(self._start())
+        finally:
+            self._down.release()
 
-    def _start_again(self, seconds: float) -> None:
-        self._running.close()
-        time.sleep(seconds)
-        port = int(self.server.rest_url.rpartition(":")[2])
-        again = running_orthanc(self._folder, further={"HttpPort": port})
-        self.server = self._running.enter_context(again)
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):  # it is down
+            os.kill(self.server.pid, number)
 
     def close(self) -> None:
         self._running.close()
-
-    def clear_results(self, slide_series_uid: str) -> None:
-        """Delete all but the slide."""
-        url = self.server.rest_url
-        for series in requests.get(f"{url}/series?expand", timeout=30).json():
-            if series["MainDicomTags"]["SeriesInstanceUID"] != slide_series_uid:
-                requests.delete(f"{url}/series/{series['ID']}", timeout=30).raise_for_status()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,8 @@ class World:
     Attributes
     ----------
     smear
-    archive, ehr
-        The servers, reached without a fault.
+    archive, records
+        The servers, reached without a fault: PACS and EHR.
     pacs_proxy, ehr_proxy
         What the node is told that they are.
     empty
@@ -125,8 +127,8 @@ class World:
     """
 
     smear: Smear
-    archive: Archive
-    ehr: FhirServer
+    archive: Lasting[Orthanc]
+    records: Lasting[FhirServer]
     pacs_proxy: Proxy
     ehr_proxy: Proxy
     empty: Path
@@ -138,6 +140,10 @@ class World:
     @property
     def orthanc(self) -> Orthanc:
         return self.archive.server
+
+    @property
+    def ehr(self) -> FhirServer:
+        return self.records.server
 
     def missing(self, schedule: Schedule) -> str:
         """What a schedule needs and this machine has not; empty for nothing."""
@@ -151,7 +157,7 @@ class World:
             proxy.faults.clear()
             proxy.habit = None
             proxy.allowed = self.tokens.valid if schedule.tokens else _anybody
-        self.archive.clear_results(self.smear.slide.series_uid)
+        self._clear_archive()
         self.ehr.clear()
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -166,6 +172,13 @@ class World:
             shutil.copy(self.empty, work / "jobs.sqlite")
             configs = (self._config(work, schedule),)
         return Site(configs, load_settings(configs[0]), clock)
+
+    def _clear_archive(self) -> None:
+        """Delete all but the slide."""
+        url = self.orthanc.rest_url
+        for series in requests.get(f"{url}/series?expand", timeout=30).json():
+            if series["MainDicomTags"]["SeriesInstanceUID"] != self.smear.slide.series_uid:
+                requests.delete(f"{url}/series/{series['ID']}", timeout=30).raise_for_status()
 
     def _host(self, work: Path, schedule: Schedule, url: str) -> Path:
         """A host whose folder is its own, but for files that all hosts share."""
@@ -213,10 +226,13 @@ def world(folder: Path) -> Iterator[World]:
     preload("tests.faults.warm")
     smear = small_smear(folder)
     with ExitStack() as running:
-        archive = Archive(folder / "orthanc")
+        port = free_port()
+        archive = Lasting(lambda: running_orthanc(folder / "orthanc", further={"HttpPort": port}))
         running.callback(archive.close)
         archive.server.add(*smear.slide.paths)
-        ehr = running.enter_context(running_fhir_server())
+        ehr_port = free_port()
+        ehr = Lasting(lambda: running_fhir_server(ehr_port, folder / "ehr.ndjson"))
+        running.callback(ehr.close)
         postgresql = None if postgresql_missing() else running.enter_context(running_server())
         if postgresql is not None:
             _prepare(postgresql)
@@ -225,7 +241,7 @@ def world(folder: Path) -> Iterator[World]:
             archive,
             ehr,
             running.enter_context(faulty_proxy(archive.server.dicomweb_url, keep_host=True)),
-            running.enter_context(faulty_proxy(ehr.url, keep_host=True)),
+            running.enter_context(faulty_proxy(ehr.server.url, keep_host=True)),
             _empty_database(smear),
             postgresql,
             running.enter_context(token_server()),
