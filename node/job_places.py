@@ -47,11 +47,16 @@ def check_unchanged(place: Workplace, begun: Mapping[str, Any], try_id: str) -> 
         "package_digest": place.package.digest,
         "configuration_digest": place.configuration_digest,
     }
-    if now != {name: begun.get(name) for name in now}:
+    if now != begun_with(begun):
         raise ConfigurationInvalid(
             f"The model package, the settings or the node's version changed after job {try_id} had "
             "begun: try it again."
         )
+
+
+def begun_with(opened: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of package and configuration when a slide was opened."""
+    return {name: opened.get(name) for name in ("package_digest", "configuration_digest")}
 
 
 def review_place(

@@ -383,6 +383,21 @@ class JobQueue:
         self.enqueue(f"{seen.job}-{seen.tries + 1}", arguments, newest.name == ARRIVE)
         return self.get(job)
 
+    def written_by_earlier(self, try_id: str) -> dict[str, Any] | None:
+        """How the newest earlier try opened the slide that has written results; None if none has.
+
+        Its `identity` is that of the results.
+        """
+        job, number = try_of(try_id)
+        for earlier in range(number - 1, 0, -1):
+            with database_errors(self._settings):
+                steps = self._open_client().list_workflow_steps(f"{job}-{earlier}")
+            made = {step["function_name"]: step["output"] for step in steps if step["output"]}
+            opened: dict[str, Any] | None = made.get("open")
+            if opened is not None and (opened.get("written") or "write" in made):
+                return opened
+        return None
+
     def search(self, wanted: Mapping[str, Any], place: Workplace) -> str:
         """Look for the slides of a study or of an accession number, and queue each of them.
 

@@ -25,6 +25,7 @@ from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
 from node.delays import delays_kept
+from node.earlier_tries import as_begun
 from node.intake import await_whole, find_slides
 from node.job import (
     ANALYSE,
@@ -281,8 +282,8 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work:
 def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_id: str) -> Step:
     """Steps of an analysis, of which nothing is made with other settings than it has begun with.
 
-    What was written before an upgrade of the node, its model or its settings is delivered as it is:
-    parts of it may have been delivered before.
+    What was written before an upgrade of the node, its model or its settings is delivered as it is,
+    by this try or an earlier one: parts of it may have been delivered before.
     """
     begun = dict(arguments)  # an earlier version recorded nothing of it when the slide was opened
 
@@ -290,7 +291,8 @@ def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_
         def checked() -> dict[str, Any]:
             if name in _MAKING:
                 check_unchanged(place, begun, try_id)
-            return stage()
+            done = stage()
+            return as_begun(place, done, try_id) if name == "open" else done
 
         done = steps.timed(name, checked)
         if name == "open":

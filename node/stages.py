@@ -89,7 +89,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
         "started": started,
         "package_digest": place.package.digest,
         "configuration_digest": place.configuration_digest,
-        "written": _written_before(place, identity),
+        "written": written_before(place, identity),
     }
 
 
@@ -496,7 +496,7 @@ def _documents(place: Desk, written: Json) -> Iterator[tuple[Artifact, Any]]:
             yield artifact, from_bytes(place.work.get(artifact.sha256))
 
 
-def _written_before(place: Workplace, identity: str) -> Json | None:
+def written_before(place: Workplace, identity: str) -> Json | None:
     """The newest revision of this very result, if all its artifacts are still in the work files.
 
     An analysis that is asked for again delivers what a person has made of it since, and never what

@@ -5,8 +5,9 @@ it every slide has a turn: of one site's slides no two have the same, and a site
 begins at the turn after the one that is being served: were it that one, a site whose slot is low
 could send one slide after the other and be served each time before a site that waits. So a site
 that has sent a thousand slides and one that sends its first alternate: start-time fair queueing
-(Goyal, Vin, Cheng 1996, section 2), all slides at the same cost. A number is ``band + turn * SLOTS + slot``; sites share a slot where their names' digests
-do, and then also its turns.
+(Goyal, Vin, Cheng 1996, section 2), all slides at the same cost. A number is
+``band + turn * SLOTS + slot``; sites share a slot where their names' digests do, and then also its
+turns.
 """
 
 from __future__ import annotations

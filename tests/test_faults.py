@@ -37,6 +37,7 @@ SEEDS = range(1, 11)
 SLOW_SEEDS = range(11, 71)
 LEASE_S = 4.0
 LONGEST_S = 120.0
+EHR_TRANSACTION = 6  # row of the schedule's requests
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,18 @@ def test_an_upgrade_delivers_what_the_version_before_has_written(
     assert not outcome.violations, outcome.said
     assert outcome.happened == (True,)
     assert outcome.error == error
+
+
+def test_a_try_after_an_upgrade_delivers_what_an_earlier_one_has_written(
+    servers: World, tmp_path: Path
+) -> None:
+    """Its results were in the archive when the EHR refused them; other ones would be there too."""
+    refused = Event("status 503", Moment("request", EHR_TRANSACTION, 0, 0.0), 12, 503)
+    upgrade = Event(UPGRADE, Moment("request", EHR_TRANSACTION, 1, 0.0))
+    outcome = play(servers, replace(UNDISTURBED, events=(upgrade, refused)), tmp_path / "run")
+    assert not outcome.violations, outcome.said
+    assert outcome.happened == (True, True)
+    assert (outcome.status, outcome.tries > 1) == ("completed", True)
 
 
 def test_a_doubled_or_missing_object_is_a_violation(servers: World, tmp_path: Path) -> None:
