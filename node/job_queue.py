@@ -21,18 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
-from sqlalchemy import (
-    Column,
-    Engine,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    case,
-    create_engine,
-    func,
-    select,
-)
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull, JobNotFound, JobRefused
@@ -56,10 +45,11 @@ from node.job import (
     submitted_job,
     try_of,
 )
+from node.job_table import JobTable, Kept, Row
 from node.progress import ProgressFile
 from node.revisions import find_seen
 from node.rule_settings import Priority
-from node.turns import SLOTS, Waiting, number_of
+from node.turns import Waiting, number_of
 
 if TYPE_CHECKING:  # commands that only look at jobs need not load what works on them
     from node.pipeline import SlideReference
@@ -75,27 +65,21 @@ REVIEWS = "reviews"
 _QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
 _JOBS = list(_QUEUES)
 APPLICATION = "marrow-node"
-_DATABASE_STATES: dict[JobStatus, tuple[str, ...]] = {
-    "waiting": ACTIVE,
-    "queued": ("ENQUEUED", "DELAYED"),
-    "running": ("PENDING",),
-    "completed": ("SUCCESS",),
-    "failed": ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"),
-    "cancelled": ("CANCELLED",),
+# Which rows may be of a state; of a completed job nearly all are.
+_KEPT: dict[JobStatus, tuple[Kept, ...]] = {
+    "waiting": ("at work", "delayed"),
+    "queued": ("at work", "delayed"),
+    "running": ("at work",),
+    "failed": ("failed",),
+    "cancelled": ("failed",),
 }
 CONNECTIONS = 16
 POLL_S = 0.1
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
-# One of the system tables that DBOS documents; in PostgreSQL in the schema dbos.
-_WORKFLOWS = Table(
-    "workflow_status",
-    MetaData(),
-    Column("queue_name", Text),
-    Column("status", Text),
-    Column("priority", Integer),
-)
 _FIRST_PAGE, _PAGE = 60, 500
+# Their numbers follow each other, so a job whose tries were all forgotten is not known.
+_TRIES_AT_A_TIME = 32
 # What a review takes over from the job that it is about.
 _PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 
@@ -106,14 +90,14 @@ class JobQueue:
     Parameters
     ----------
     settings
-    client, engine
+    client, table
         Of its database; None where no job was ever submitted.
     """
 
     def __init__(
-        self, settings: Settings, client: DBOSClient | None, engine: Engine | None = None
+        self, settings: Settings, client: DBOSClient | None, table: JobTable | None = None
     ) -> None:
-        self._settings, self._client, self._engine = settings, client, engine
+        self._settings, self._client, self._table = settings, client, table
         # SQLite lets one write at a time, and others ask again now and then: who waits here instead
         # goes on at once, and leaves the connections to those who only look.
         self._writing: AbstractContextManager[object] = (
@@ -264,22 +248,14 @@ class JobQueue:
                 queue.set_worker_concurrency(slides)
 
     def _waiting(self, queue: str, first: int, behind: int, slot: int) -> Waiting:
-        if self._engine is None:
+        if self._table is None:
             return Waiting(None, None)
-        number = _WORKFLOWS.c.priority
-        own = case((number % SLOTS == slot, number))
-        query = select(func.min(number), func.max(own)).where(
-            (_WORKFLOWS.c.queue_name == queue)
-            & (_WORKFLOWS.c.status == "ENQUEUED")
-            & number.between(first, behind - 1)
-        )
-        with self._engine.connect() as connection:
-            return Waiting(*connection.execute(query).one())
+        return self._table.waiting(queue, first, behind, slot)
 
     def shorten_delays(self) -> None:
         """Let tries that wait for longer than they were told to wait for that long from now on."""
         now_ms = time.time() * 1000
-        for workflow in self._workflows(status=["DELAYED"], name=_JOBS, load_output=False):
+        for workflow in self._whole(self._rows(("delayed",))):
             arguments = arguments_of(workflow)
             failures = int(arguments.get("failures", 0)) + int(arguments.get("deaths", 0))
             delay_s = retry_delay_s(self._settings, failures)
@@ -358,7 +334,9 @@ class JobQueue:
         seen = self.get(job)
         if seen.status in ENDED:
             raise JobRefused(f"Job {job} is {seen.status}: there is nothing to cancel.")
-        for workflow in self._workflows(workflow_id_prefix=f"{seen.job}-", status=[*ACTIVE]):
+        for workflow in self._tries(seen.job):
+            if workflow.status not in ACTIVE:
+                continue
             self._open_client().cancel_workflow(workflow.workflow_id)
             self._progress_file(workflow.workflow_id).cancel()
         return self.get(job)
@@ -454,34 +432,33 @@ class JobQueue:
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs are in each state that has not ended."""
         counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
-        for workflow in self._workflows(
-            status=[*ACTIVE], name=_JOBS, load_input=False, load_output=False
-        ):
-            counted[job_of(workflow, None).status] += 1
+        for row in self._rows(_KEPT["waiting"]):
+            counted[_state_of(row)] += 1
         return counted
 
     def oldest_active_ms(self) -> int | None:
         """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
-        oldest = self._workflows(
-            status=[*ACTIVE],
-            name=_JOBS,
-            limit=1,
-            load_input=False,
-            load_output=False,
-        )
-        return oldest[0].created_at if oldest else None
+        return min((row.created_ms for row in self._rows(_KEPT["waiting"])), default=None)
 
     def _newest_of_each(self, status: JobStatus | None) -> Iterator[WorkflowStatus]:
-        """The newest workflow of each job, newest first."""
-        # A job that failed once may have been tried again: only the newest try counts, so states
-        # are compared after it is known. Jobs at work are the few newest of their names.
-        states = list(_DATABASE_STATES[status]) if status in ("queued", "running") else None
+        """The newest workflow of each job, newest first; where a state is wanted, at least its."""
+        if status is None or status == "completed":
+            yield from self._all_newest()
+            return
+        rows = self._rows(_KEPT[status])
+        if status in ("waiting", "queued", "running"):
+            # A job's newest is the one at work.
+            yield from self._whole([row for row in rows if _state_of(row) == status])
+            return
+        for page in _paged(rows):
+            again = self._tried_again(page)
+            yield from self._whole([row for row in page if row not in again])
+
+    def _all_newest(self) -> Iterator[WorkflowStatus]:
         seen: set[str] = set()
         offset, size = 0, _FIRST_PAGE
         while True:
-            page = self._workflows(
-                name=_JOBS, status=states, sort_desc=True, limit=size, offset=offset
-            )
+            page = self._workflows(name=_JOBS, sort_desc=True, limit=size, offset=offset)
             for workflow in page:
                 job, _ = try_of(workflow.workflow_id)
                 if job not in seen:
@@ -491,15 +468,52 @@ class JobQueue:
                 return
             offset, size = offset + size, _PAGE
 
+    def _tried_again(self, rows: Sequence[Row]) -> set[Row]:
+        """Which of them have a later try, or an analysis after their arrival."""
+        later: dict[str, Row] = {}
+        for row in rows:
+            job, number = try_of(row.workflow_id)
+            later |= dict.fromkeys(_ids_of(job, number + 1), row)
+            if row.name == ARRIVE:
+                later[f"{job}-{number}"] = row
+        found = self._workflows(workflow_ids=[*later], load_input=False, load_output=False)
+        return {later[workflow.workflow_id] for workflow in found}
+
     def _newest(self, job: str) -> WorkflowStatus | None:
         """The newest workflow of a job or of one of its tries; an analysis before its arrival."""
-        prefix = job if "-" in job else f"{job}-"
-        found = [
-            workflow
-            for workflow in self._workflows(workflow_id_prefix=prefix, name=_JOBS)
-            if job in (try_of(workflow.workflow_id)[0], workflow.workflow_id)
-        ]
+        if "-" in job:
+            found = self._workflows(workflow_ids=[job, job + ARRIVAL_SUFFIX], name=_JOBS)
+        else:
+            found = self._tries(job)
         return max(found, key=_age, default=None)
+
+    def _tries(self, job: str) -> Sequence[WorkflowStatus]:
+        """The workflows of a job."""
+        found: list[WorkflowStatus] = []
+        number = 0
+        while True:
+            ids = [
+                each
+                for following in range(number + 1, number + 1 + _TRIES_AT_A_TIME)
+                for each in _ids_of(job, following)
+            ]
+            more = self._workflows(workflow_ids=ids, name=_JOBS)
+            found.extend(more)
+            number += _TRIES_AT_A_TIME
+            if not any(try_of(each.workflow_id)[1] == number for each in more):
+                return found
+
+    def _rows(self, kept: Sequence[Kept]) -> Sequence[Row]:
+        if self._table is None:
+            return []
+        with database_errors(self._settings):
+            return self._table.rows(kept, _JOBS)
+
+    def _whole(self, rows: Sequence[Row]) -> Iterator[WorkflowStatus]:
+        """The workflows of rows, with what they were queued with and what came of them."""
+        for page in _paged(rows):
+            ids = [row.workflow_id for row in page]
+            yield from self._workflows(workflow_ids=ids, sort_desc=True)
 
     def _workflows(self, **filters: Any) -> Sequence[WorkflowStatus]:
         if self._client is None:
@@ -577,11 +591,11 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
             application_name=APPLICATION,
             system_database_pool_size=CONNECTIONS,
         )
-        engine = _engine(settings)
+        table = JobTable(_engine(settings))
     try:
-        yield JobQueue(settings, client, engine)
+        yield JobQueue(settings, client, table)
     finally:
-        engine.dispose()
+        table.close()
         client.destroy()
 
 
@@ -626,6 +640,26 @@ def prepare_database(settings: Settings) -> None:
 
 def _sqlite_file(settings: Settings) -> Path:
     return (settings.work_folder / "jobs.sqlite").absolute()
+
+
+def _state_of(row: Row) -> JobStatus:
+    """Of a job that has not ended."""
+    if row.name == ARRIVE:
+        return "waiting"
+    return "running" if row.status == "PENDING" else "queued"
+
+
+def _ids_of(job: str, number: int) -> tuple[str, str]:
+    """Of a try's analysis and of its arrival."""
+    return f"{job}-{number}", f"{job}-{number}{ARRIVAL_SUFFIX}"
+
+
+def _paged(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Few at first: most who ask want the newest."""
+    start, size = 0, _FIRST_PAGE
+    while start < len(rows):
+        yield rows[start : start + size]
+        start, size = start + size, _PAGE
 
 
 def _age(workflow: WorkflowStatus) -> tuple[int, bool]:

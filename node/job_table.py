@@ -1,0 +1,113 @@
+"""The table of jobs, looked at by its indexes.
+
+A site keeps hundreds of thousands of ended jobs. DBOS's own listing gives states as parameters,
+with which no database uses an index that is made for some states alone: it would read every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    literal_column,
+    select,
+    union_all,
+)
+
+from node.turns import SLOTS, Waiting
+
+# One of the system tables that DBOS documents; in PostgreSQL in the schema dbos.
+_ROWS = Table(
+    "workflow_status",
+    MetaData(),
+    Column("workflow_uuid", Text),
+    Column("name", Text),
+    Column("queue_name", Text),
+    Column("status", Text),
+    Column("priority", Integer),
+    Column("created_at", BigInteger),
+)
+Kept = Literal["at work", "delayed", "failed"]
+
+
+def _is(*states: str) -> ColumnElement[bool]:
+    return _ROWS.c.status.in_([literal_column(f"'{state}'") for state in states])
+
+
+# As DBOS's partial indexes say it, word for word.
+_AT_WORK = _is("ENQUEUED", "PENDING")
+_DELAYED = _ROWS.c.status == literal_column("'DELAYED'")
+_FAILED = _is("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+_INDEXED = {"at work": _AT_WORK, "delayed": _DELAYED, "failed": _FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A workflow in short.
+
+    Attributes
+    ----------
+    workflow_id
+    name
+        Of its kind.
+    status
+        As DBOS says it.
+    created_ms
+        Unix time in milliseconds.
+    """
+
+    workflow_id: str
+    name: str
+    status: str
+    created_ms: int
+
+
+class JobTable:
+    """The rows of a job database.
+
+    Parameters
+    ----------
+    engine
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def rows(self, kept: Collection[Kept], names: Collection[str]) -> Sequence[Row]:
+        """Workflows of some kinds that wait and run, are delayed, or have failed; newest first."""
+        columns = (_ROWS.c.workflow_uuid, _ROWS.c.name, _ROWS.c.status, _ROWS.c.created_at)
+        queries = [select(*columns).where(_INDEXED[each]) for each in kept]
+        with self._engine.connect() as connection:
+            found = connection.execute(union_all(*queries)).all()
+        wanted = [Row(*each) for each in found if each.name in names]
+        return sorted(wanted, key=lambda row: row.created_ms, reverse=True)
+
+    def waiting(self, queue: str, first: int, behind: int, slot: int) -> Waiting:
+        """What waits in a band of a queue, see :func:`node.turns.number_of`."""
+        number = _ROWS.c.priority
+        waits = (
+            _AT_WORK
+            & (_ROWS.c.queue_name == queue)
+            & (_ROWS.c.status == "ENQUEUED")
+            & number.between(first, behind - 1)
+        )
+        query = select(
+            select(func.min(number)).where(waits).scalar_subquery(),
+            select(func.max(number)).where(waits, number % SLOTS == slot).scalar_subquery(),
+        )
+        with self._engine.connect() as connection:
+            return Waiting(*connection.execute(query).one())

@@ -1,0 +1,197 @@
+"""Looking at jobs costs the same however many have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Engine,
+    MetaData,
+    Table,
+    event,
+    insert,
+    literal_column,
+    select,
+    text,
+    update,
+)
+
+from dicom_io.errors import JobNotFound
+from node.config import Settings
+from node.job_queue import JobQueue, open_job_queue, prepare_database
+from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
+
+ENDED_JOBS = 2000
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    if request.param == "sqlite":
+        yield replace(Settings(), work_folder=tmp_path)
+        return
+    if postgresql_missing():
+        pytest.skip(MISSING_POSTGRESQL)
+    with running_postgresql() as url:
+        yield replace(Settings(), work_folder=tmp_path, database_url=url)
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[JobQueue]:
+    """Three jobs that wait, one whose first try has failed, and many that have ended."""
+    prepare_database(settings)
+    with open_job_queue(settings) as opened:
+        for number in range(3):
+            opened.enqueue(f"{number:016x}-1", arguments(number))
+        opened.enqueue(f"{7:016x}-1", arguments(7))
+        state_of(opened, f"{7:016x}-1", "ERROR")
+        opened.enqueue(f"{7:016x}-2", arguments(7))
+        opened.enqueue(f"{8:016x}-1", arguments(8))
+        state_of(opened, f"{8:016x}-1", "ERROR")
+        many_ended(opened)
+        yield opened
+
+
+def arguments(number: int) -> dict[str, Any]:
+    return {
+        "study_uid": "1.2.3",
+        "series_uid": f"1.2.3.{number}",
+        "pacs_url": "https://pacs/dicom-web",
+        "priority": "routine",
+    }
+
+
+def engine_of(queue: JobQueue) -> Engine:
+    assert queue._table is not None
+    return queue._table._engine
+
+
+def table_of(queue: JobQueue) -> Table:
+    engine = engine_of(queue)
+    schema = "dbos" if engine.dialect.name == "postgresql" else None
+    return Table("workflow_status", MetaData(), schema=schema, autoload_with=engine)
+
+
+def state_of(queue: JobQueue, workflow: str, state: str) -> None:
+    table = table_of(queue)
+    with engine_of(queue).begin() as connection:
+        connection.execute(
+            update(table).where(table.c.workflow_uuid == workflow).values(status=state)
+        )
+
+
+def many_ended(queue: JobQueue) -> None:
+    """Copies of the failed one that have completed; the planner of PostgreSQL is told of them."""
+    table = table_of(queue)
+    with engine_of(queue).begin() as connection:
+        failed = select(table).where(table.c.workflow_uuid == f"{8:016x}-1")
+        kept = dict(connection.execute(failed).mappings().one())
+        completed = [
+            kept | {"workflow_uuid": f"{number:016x}-1", "status": "SUCCESS"}
+            for number in range(100, 100 + ENDED_JOBS)
+        ]
+        connection.execute(insert(table), completed)
+    with engine_of(queue).connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text("ANALYZE"))
+
+
+LOOKS = {
+    "a job": lambda queue: queue.get(f"{2:016x}"),
+    "a try": lambda queue: queue.get(f"{2:016x}-1"),
+    "what waits": lambda queue: queue.list(50, status="queued"),
+    "what runs": lambda queue: queue.list(50, status="running"),
+    "what failed": lambda queue: queue.list(50, status="failed"),
+    "the newest": lambda queue: queue.list(50),
+    "how many": lambda queue: queue.counts(),
+    "how long": lambda queue: queue.oldest_active_ms(),
+    "delays": lambda queue: queue.shorten_delays(),
+    "a submission": lambda queue: queue.enqueue(f"{9:016x}-1", arguments(9)),
+    "a retry": lambda queue: queue.retry(f"{8:016x}"),
+    "a cancellation": lambda queue: queue.cancel(f"{1:016x}"),
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_no_look_reads_all_jobs_that_have_ended(queue: JobQueue, what: str) -> None:
+    assert queue._client is not None
+    engines = (engine_of(queue), queue._client._sys_db.engine)
+    asked: list[tuple[str, Any]] = []
+
+    def hear(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        if statement.lstrip().upper().startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", hear)
+    LOOKS[what](queue)
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", hear)
+    assert asked
+    plans = [plan(engines[0], *each) for each in asked]
+    assert not [each for each in plans if reads_all(each)], plans
+
+
+def plan(engine: Engine, statement: str, parameters: Any) -> str:
+    explain = "EXPLAIN" if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(f"{explain} {statement}", parameters)
+        return "\n".join(" ".join(map(str, row)) for row in rows)
+
+
+def reads_all(plan: str) -> bool:
+    lines = [line.strip() for line in plan.splitlines()]
+    return any(
+        ("SCAN workflow_status" in line and "INDEX" not in line)
+        or "Seq Scan on workflow_status" in line
+        for line in lines
+    )
+
+
+def test_a_plan_that_reads_all_is_told(queue: JobQueue) -> None:
+    """The check itself."""
+    table = table_of(queue)
+    everything = select(table).where(table.c.name == literal_column("'x'"))
+    engine = engine_of(queue)
+    assert reads_all(plan(engine, str(everything.compile(engine)), ()))
+
+
+def test_what_is_listed(queue: JobQueue) -> None:
+    assert {job.job for job in queue.list(status="queued")} == {
+        f"{number:016x}" for number in (0, 1, 2, 7)
+    }
+    assert [job.job for job in queue.list(status="failed")] == [f"{8:016x}"]
+    assert queue.list(status="running") == queue.list(status="waiting") == []
+    assert len(queue.list(limit=60, status="completed")) == 60
+    assert queue.counts() == {"waiting": 0, "queued": 4, "running": 0}
+    assert queue.get(f"{7:016x}").tries == 2
+    assert queue.get(f"{7:016x}-1").status == "failed"
+
+
+def test_a_job_with_many_tries_is_found_by_its_newest(queue: JobQueue) -> None:
+    for number in range(2, 71):
+        queue.enqueue(f"{8:016x}-{number}", arguments(8))
+        if number < 70:
+            state_of(queue, f"{8:016x}-{number}", "ERROR")
+    assert queue.get(f"{8:016x}").tries == 70
+    assert [job.job for job in queue.list(status="failed")] == []
+
+
+def test_what_waits_for_its_slide(queue: JobQueue) -> None:
+    queue.enqueue(f"{9:016x}-1", arguments(9), await_arrival=True)
+    assert [job.job for job in queue.list(status="waiting")] == [f"{9:016x}"]
+    assert queue.counts()["waiting"] == 1
+    state_of(queue, f"{9:016x}-1.arrival", "ERROR")
+    assert f"{9:016x}" in [job.job for job in queue.list(status="failed")]
+    queue.enqueue(f"{9:016x}-1", arguments(9))
+    assert f"{9:016x}" not in [job.job for job in queue.list(status="failed")]
+
+
+def test_an_unknown_job_is_said_to_be_unknown(queue: JobQueue) -> None:
+    with pytest.raises(JobNotFound):
+        queue.get("0123456789abcdef")
