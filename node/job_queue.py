@@ -79,7 +79,7 @@ POLL_S = 0.1
 CLOCKS_AGREE_S = 1.0
 _FIRST_PAGE, _PAGE = 60, 500
 # Their numbers follow each other, so a job whose tries were all forgotten is not known.
-_TRIES_AT_A_TIME = 32
+_TRIES_AT_A_TIME = 8
 # What a review takes over from the job that it is about.
 _PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 

@@ -43,6 +43,7 @@ from tests.fhir_fixture import FhirServer
 from tests.servers import Orthanc
 
 LOOK_S = 0.002
+JOB_LOOK_S = 0.2
 DATABASE_LOOK_S = 0.02
 LONGEST_S = 300.0
 # One that was thought dead and goes on ends within that time, or does harm.
@@ -200,7 +201,7 @@ def _ended(queue: JobQueue, scene: Scene, job: str) -> Job:
         if seen is not None and seen.status != "queued":
             for worker in others:
                 worker.look()
-        time.sleep(0.05)
+        time.sleep(JOB_LOOK_S)
 
 
 def _looked_up(queue: JobQueue, job: str) -> Job | None:
