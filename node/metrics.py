@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,36 +51,39 @@ def _counters() -> Any:
 
     if SHARED_FOLDER in os.environ:
         values.ValueClass = values.MultiProcessValue(_process)  # type: ignore[no-untyped-call]
+    # In no registry, for what is told lies in the files. A registry would refuse those made anew
+    # after others could not be made, as on a full disk.
+    counter, histogram = partial(Counter, registry=None), partial(Histogram, registry=None)
     return SimpleNamespace(
-        slides=Counter(
+        slides=counter(
             "marrow_node_slides_total",
             "Analyses that were completed, by model package.",
             ["model", "model_version", "model_digest"],
         ),
-        stage_s=Histogram(
+        stage_s=histogram(
             "marrow_node_stage_seconds",
             "Seconds of each stage of the way of a slide.",
             ["stage"],
             buckets=STAGE_BUCKETS_S,
         ),
-        cells=Counter("marrow_node_cells_total", "Cells found."),
-        bytes_read=Counter("marrow_node_bytes_read_total", "Bytes of frames read from the PACS."),
-        delivered=Counter(
+        cells=counter("marrow_node_cells_total", "Cells found."),
+        bytes_read=counter("marrow_node_bytes_read_total", "Bytes of frames read from the PACS."),
+        delivered=counter(
             "marrow_node_deliveries_total",
             "Objects and resources by what became of them at their target.",
             ["target", "status"],
         ),
-        failures=Counter(
+        failures=counter(
             "marrow_node_failures_total",
             "Tries of jobs that failed, by class of error.",
             ["error", "transient"],
         ),
-        requests=Counter(
+        requests=counter(
             "marrow_node_http_requests_total",
             "Answers of the web service.",
             ["endpoint", "method", "status"],
         ),
-        request_s=Histogram(
+        request_s=histogram(
             "marrow_node_http_request_seconds", "Seconds to the answer.", ["endpoint"]
         ),
     )

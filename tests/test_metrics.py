@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +41,37 @@ def test_a_counter_that_cannot_be_written_does_not_fail_what_it_counts(
     metrics.count_failure(MarrowNodeError("A sentence: with a remedy."))
     metrics.count_result({"model": {}})
     assert counted
+
+
+COUNTS_WHEN_THE_DISK_HAS_ROOM_AGAIN = """
+import resource, signal, sys
+from pathlib import Path
+from models.errors import MarrowNodeError
+from node import metrics
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+metrics.share_metrics(Path(sys.argv[1]))
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+# Files of the first counters can be made, those of later ones cannot.
+for room in (0, 4096):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    with metrics.stage_timed("open"):
+        pass
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+with metrics.stage_timed("open"):
+    pass
+metrics.count_failure(MarrowNodeError("A sentence: with a remedy."))
+sys.stdout.buffer.write(metrics.exposition({}))
+"""
+
+
+def test_counters_that_could_not_be_made_on_a_full_disk_are_made_later(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", COUNTS_WHEN_THE_DISK_HAS_ROOM_AGAIN, str(tmp_path / "metrics")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert 'marrow_node_stage_seconds_count{stage="open"} 1.0' in told.stdout
+    assert "marrow_node_failures_total{" in told.stdout
