@@ -44,7 +44,8 @@
     │   ├── AuditUnreachable      67  transient
     │   ├── BudgetExceeded        68  bytes, pixels, seconds or memory
     │   ├── SlideProcessDied      69  transient until the slide is put aside
-    │   └── WorkFileMissing       72  transient; it lies on another host
+    │   ├── WorkFileMissing       72  transient; it lies on another host
+    │   └── SharedStorageUnreachable  73  transient
     └── ReviewRefused             70  not the newest revision, withdrawn, nothing to change
         └── ReviewInvalid         71  malformed, or it does not fit the cells
 
@@ -303,4 +304,10 @@ class SlideProcessDied(ResourceError):
 class WorkFileMissing(ResourceError):
     exit_code = 72
     meaning = "resources: work files lie on another host, or are gone; the analysis begins again"
+    transient = True
+
+
+class SharedStorageUnreachable(ResourceError):
+    exit_code = 73
+    meaning = "resources: the storage that hosts share cannot be read or written"
     transient = True

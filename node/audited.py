@@ -18,7 +18,7 @@ from node.audit_messages import AuditRecord
 from node.config import Settings
 from node.review import Review
 from node.stages import FILE_NAMES
-from node.work_files import WorkFiles
+from node.work_files import open_work_files
 
 _NODE: dict[str, Any] = {"id": "marrow-node", "requestor": True}
 _SOURCE, _DESTINATION, _APPLICATION = "110153", "110152", "110150"
@@ -190,7 +190,7 @@ def _delivered(
 
 def _stored(settings: Settings, result: Mapping[str, Any]) -> tuple[Any, dict[str, int]]:
     """The report, and how many objects of each SOP Class were stored."""
-    work = WorkFiles(settings.work_folder / "files")
+    work = open_work_files(settings)
     kinds = [kind for kind in result["files"] if FILE_NAMES[kind].endswith(".dcm")]
     tags = ["SOPClassUID", "StudyInstanceUID", "PatientID"]
     headers = {

@@ -161,6 +161,10 @@ class Settings:
         (mllps:// with TLS).
     work_folder
         Jobs, work files and results; needs free space.
+    shared_storage
+        Where work files and results lie too, for hosts with work folders of their own: a URL of
+        fsspec, as file:///mnt/marrow-node, or s3://bucket/marrow-node where s3fs is installed,
+        whose credentials its library finds. Empty: a dead host's slides are begun again by others.
     database_url
         Of the job queue: empty for SQLite in the work folder, or postgresql://….
     max_matrix_px
@@ -179,6 +183,7 @@ class Settings:
     results_url: str = ""
     ehr_url: str = ""
     work_folder: Path = Path("work")
+    shared_storage: str = ""
     database_url: str = ""
     max_matrix_px: int = 40_000_000_000
     log_format: LogFormat = "plain"

@@ -182,7 +182,7 @@ class JobQueue:
         newest = self._newest(name)
         if newest is not None and newest.status in (*ACTIVE, "SUCCESS"):
             return self._job(newest)
-        find_seen(self._settings.work_folder, seen.result["identity"], review)
+        find_seen(self._settings, seen.result["identity"], review)
         extra = {
             "review": review.as_json(),
             "reason": f"review of {seen.job}: {review.decision}",

@@ -87,7 +87,7 @@ def check_again(queue: JobQueue, settings: Settings, since_ms: float) -> Iterato
 
 
 def _checked(queue: JobQueue, settings: Settings, job: Job, identity: str) -> Checked:
-    known = revisions(settings.work_folder, identity)
+    known = revisions(settings, identity)
     revision = known[-1]["revision"] if known else 0
 
     def checked(found: Literal["agrees", "differs", "not checked"], why: str, code: int) -> Checked:

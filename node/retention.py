@@ -15,6 +15,7 @@ from pathlib import Path
 
 from node.config import Settings
 from node.job_queue import JobQueue
+from node.work_files import shared_storage
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
     if not dry_run:
         for path in (*results, *files, *progress):
             path.unlink(missing_ok=True)
+        shared = shared_storage(settings)
+        if shared is not None:
+            # Also what another host was the first to write: digests name the same content.
+            for path in (*results, *files):
+                shared.remove(path.relative_to(work).as_posix())
         queue.forget(jobs)
         log.info(
             "Forgot %d results, %d files (%.1f MB) and %d tries of jobs.",

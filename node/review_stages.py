@@ -48,7 +48,7 @@ def open_review(place: ReviewPlace, identity: str, review: Review) -> Json:
     """
     place.progress("open review", 0.0)
     started = delivery.now_utc()
-    seen, written = find_seen(place.settings.work_folder, identity, review)
+    seen, written = find_seen(place.settings, identity, review)
     report = Artifact(**seen["artifacts"]["SR"])
     with delivery.open_destination(place.settings) as pacs:
         if not pacs.has_instance(report.study_uid, report.series_uid, report.uid):
@@ -144,15 +144,15 @@ def write(place: ReviewPlace, opened: Json, review: Review, corrections: Json | 
         "review": review.as_json()
         | {"digest": review.digest, "changes": (corrections or {}).get("changes", {})},
     }
-    kept = keep_next(place.settings.work_folder, opened["identity"], written)
+    kept = keep_next(place.settings, opened["identity"], written)
     if kept["review"]["digest"] != review.digest:
         # Says which revision came first.
-        find_seen(place.settings.work_folder, opened["identity"], review)
+        find_seen(place.settings, opened["identity"], review)
     return kept
 
 
 def _seen(place: ReviewPlace, opened: Json, review: Review) -> Json:
-    return revisions(place.settings.work_folder, opened["identity"])[review.revision - 1]
+    return revisions(place.settings, opened["identity"])[review.revision - 1]
 
 
 def _analysis(

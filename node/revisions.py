@@ -1,5 +1,7 @@
 """The revisions of a result, kept in the work folder: each is written once and never changed.
 
+Where hosts share a storage it is the one that counts, and the work folder has a copy.
+
 The first is what the analysis wrote, each further one what a review made of the one before. Two
 reviewers who saw the same revision race for the one file of the next.
 """
@@ -9,62 +11,100 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicom_io.analysis import FIRST_REVISION
+from dicom_io.errors import SharedStorageUnreachable
 from models.errors import ReviewRefused
-from node.work_files import WorkFiles, disk_errors, write_atomically, write_once
+from node.work_files import (
+    disk_errors,
+    open_work_files,
+    shared_storage,
+    write_atomically,
+    write_once,
+)
 
 if TYPE_CHECKING:
+    from node.config import Settings
     from node.review import Review
 
 Json = dict[str, Any]
 
 
-def revisions(work_folder: Path, identity: str) -> list[Json]:
+def revisions(settings: Settings, identity: str) -> list[Json]:
     """What was written of a result, first revision first; empty where it is not there.
 
     Parameters
     ----------
-    work_folder
+    settings
     identity
         Digest of slide, model package and configuration.
     """
     found: list[Json] = []
     while True:
-        path = _path(work_folder, identity, FIRST_REVISION + len(found))
-        if not path.exists():
+        name = _name(identity, FIRST_REVISION + len(found))
+        path = settings.work_folder / name
+        if not path.exists() and not _copied(settings, name):
             return found
         found.append(json.loads(path.read_bytes()))
 
 
-def keep_first(work_folder: Path, identity: str, written: Json) -> None:
+def keep_first(settings: Settings, identity: str, written: Json) -> None:
     """Keep what an analysis wrote.
 
     Raises
     ------
     DiskFull
+    SharedStorageUnreachable
     """
-    with disk_errors(work_folder):
-        write_atomically(_path(work_folder, identity, FIRST_REVISION), _content(written))
+    name = _name(identity, FIRST_REVISION)
+    with disk_errors(settings.work_folder):
+        write_atomically(settings.work_folder / name, _content(written))
+    shared = shared_storage(settings)
+    if shared is not None:
+        shared.put(name, _content(written))
 
 
-def keep_next(work_folder: Path, identity: str, written: Json) -> Json:
+def keep_next(settings: Settings, identity: str, written: Json) -> Json:
     """Keep what a review wrote, unless its revision is there; what is there is returned.
 
     Raises
     ------
     DiskFull
+    SharedStorageUnreachable
     """
-    path = _path(work_folder, identity, written["revision"])
-    with disk_errors(work_folder):
-        write_once(path, _content(written))
+    name = _name(identity, written["revision"])
+    path = settings.work_folder / name
+    shared = shared_storage(settings)
+    if shared is None:
+        with disk_errors(settings.work_folder):
+            write_once(path, _content(written))
+    elif not path.exists():
+        shared.put_once(name, _content(written))
+        _copied(settings, name)
     kept: Json = json.loads(path.read_bytes())
     return kept
 
 
-def find_seen(work_folder: Path, identity: str, review: Review) -> tuple[Json, Json | None]:
+def _copied(settings: Settings, name: str) -> bool:
+    """Copy a file from the shared storage into the work folder, if it is there."""
+    shared = shared_storage(settings)
+    content = None if shared is None else shared.get(name)
+    if content is None:
+        return False
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise SharedStorageUnreachable(
+            f"The shared storage has a part of {name} only: it is just being written; if that "
+            "lasts, its writer was killed: remove that file, then try again."
+        ) from error
+    with disk_errors(settings.work_folder):
+        write_atomically(settings.work_folder / name, content)
+    return True
+
+
+def find_seen(settings: Settings, identity: str, review: Review) -> tuple[Json, Json | None]:
     """The revision that a review is about, and what this very review made of it before.
 
     Raises
@@ -72,7 +112,7 @@ def find_seen(work_folder: Path, identity: str, review: Review) -> tuple[Json, J
     ReviewRefused
         When there is no such revision, somebody else's decision followed on it, or none can.
     """
-    known = revisions(work_folder, identity)
+    known = revisions(settings, identity)
     if not known or "identity" not in known[0]:
         raise ReviewRefused(
             "There is nothing to review: this work folder has no result of that analysis, or one "
@@ -90,7 +130,8 @@ def find_seen(work_folder: Path, identity: str, review: Review) -> tuple[Json, J
             f"Revision {review.revision} is no longer the newest: revision "
             f"{later[-1]['revision']} is there, {later[-1]['standing']}. Look at it, then decide."
         )
-    if not all(path.exists() for path in _needed(work_folder, seen)):
+    work = open_work_files(settings)
+    if not all(work.has(digest) for digest in _needed(seen)):
         raise ReviewRefused(
             f"The work files of revision {review.revision} are gone: analyse the slide again, "
             "then review that result."
@@ -103,18 +144,18 @@ def find_seen(work_folder: Path, identity: str, review: Review) -> tuple[Json, J
     return seen, None
 
 
-def _needed(work_folder: Path, written: Json) -> Iterator[Path]:
-    """What the next revision is made from."""
-    work = WorkFiles(work_folder / "files")
+def _needed(written: Json) -> Iterator[str]:
+    """Digests of what the next revision is made from."""
     for artifact in written["artifacts"].values():
-        yield work.path(artifact["sha256"])
+        yield artifact["sha256"]
     for record in ("regions", "cells", "differential", "counted"):
-        yield work.path(written["analysis"][record])
+        yield written["analysis"][record]
 
 
-def _path(work_folder: Path, identity: str, revision: int) -> Path:
+def _name(identity: str, revision: int) -> str:
+    """Below the work folder, and in the shared storage."""
     suffix = "" if revision == FIRST_REVISION else f".{revision}"
-    return work_folder / "results" / f"{identity}{suffix}.json"
+    return f"results/{identity}{suffix}.json"
 
 
 def _content(written: Json) -> bytes:

@@ -43,7 +43,7 @@ from node.pictures import as_png, draw_differential, draw_overview
 from node.revisions import keep_first, revisions
 from node.summary import summary_of
 from node.views import read_views
-from node.work_files import WorkFiles, write_atomically
+from node.work_files import open_work_files, write_atomically
 from node.workplace import Desk, Workplace
 
 Json = dict[str, Any]
@@ -271,7 +271,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         "bytes_needed": localised["bytes_read"] + detected["bytes_regions"],
         "bytes_slide": detected["bytes_slide"],
     }
-    keep_first(place.settings.work_folder, opened["identity"], written)
+    keep_first(place.settings, opened["identity"], written)
     return written
 
 
@@ -326,7 +326,7 @@ def deliver_to_ehr(place: Desk, written: Json) -> Json:
     place.progress("deliver to EHR", 0.0)
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
     artifacts, at = written["artifacts"], delivery.now_utc()
-    newest = revisions(place.settings.work_folder, written["identity"])[-1]["revision"]
+    newest = revisions(place.settings, written["identity"])[-1]["revision"]
     if isinstance(ehr, MllpEhr):
         if newest > written["revision"]:
             status = f"not sent: revision {newest} has replaced it"
@@ -430,7 +430,7 @@ def write_results_to(
     settings: Settings, result: Mapping[str, Any], folder: Path
 ) -> dict[str, Path]:
     """Copy every document and picture of a finished job into a folder, under plain names."""
-    work = WorkFiles(settings.work_folder / "files")
+    work = open_work_files(settings)
     paths = {kind: folder / FILE_NAMES[kind] for kind in result["files"]}
     for kind, path in paths.items():
         write_atomically(path, work.get(Path(result["files"][kind]).name))
@@ -502,11 +502,10 @@ def written_before(place: Workplace, identity: str) -> Json | None:
     An analysis that is asked for again delivers what a person has made of it since, and never what
     that person replaced; nor what another node was quicker to deliver.
     """
-    known = revisions(place.settings.work_folder, identity)
+    known = revisions(place.settings, identity)
     if not known or "identity" not in known[-1]:  # the latter of a version that knew no reviews
         return None
-    stored = (place.work.path(each["sha256"]) for each in known[-1]["artifacts"].values())
-    if not all(each.exists() for each in stored):
+    if not all(place.work.has(each["sha256"]) for each in known[-1]["artifacts"].values()):
         return None
     if len(known) > 1 or is_what_the_archive_has(place.settings, known[0]):
         return known[-1]

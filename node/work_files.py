@@ -17,12 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dicom_io.errors import DiskFull, WorkFileMissing
 from models.records import Cells, Differential, Regions
+from node.shared_storage import SharedStorage
+
+if TYPE_CHECKING:
+    from node.config import Settings
 
 RECORDS: dict[str, type] = {"Cells": Cells, "Differential": Differential, "Regions": Regions}
 # Left free on the disk: a job database that cannot write even why a job failed waits for ever.
@@ -37,22 +41,32 @@ class WorkFiles:
     ----------
     folder
         Made when it does not exist.
+    shared
+        Storage in which they lie too, for other hosts; None for none.
 
     Raises
     ------
     DiskFull
         From every method, when the folder cannot be made, written or read.
+    SharedStorageUnreachable
+        From every method but :meth:`path`, when that cannot be read or written.
     WorkFileMissing
         When what is read is not there: another host made it, and keeps its files for itself.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shared: SharedStorage | None = None) -> None:
+        self.folder, self._shared = folder, shared
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
+        """Where a file lies, or would lie, in the folder."""
         return self.folder / digest[:2] / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether a file is in the folder or in the shared storage."""
+        there = self.path(digest).exists()
+        return there or (self._shared is not None and self._shared.has(_shared_name(digest)))
 
     def put(self, content: bytes) -> str:
         """Store bytes, return their SHA-256 (hex)."""
@@ -65,6 +79,8 @@ class WorkFiles:
                 if shutil.disk_usage(self.folder).free < len(content) + RESERVED_BYTES:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write_atomically(target, content)
+        if self._shared is not None and not self._shared.has(_shared_name(digest)):
+            self._shared.put(_shared_name(digest), content)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -72,10 +88,22 @@ class WorkFiles:
             with disk_errors(self.folder):
                 return self.path(digest).read_bytes()
         except FileNotFoundError as error:
+            content = self._fetched(digest)
+            if content is not None:
+                return content
             raise WorkFileMissing(
                 f"Work file {digest[:12]}… is not in {self.folder}: another host has it, or it was "
-                "purged. The analysis begins again; hosts that share the work folder go on instead."
+                "purged. The analysis begins again; hosts with a shared_storage go on instead."
             ) from error
+
+    def _fetched(self, digest: str) -> bytes | None:
+        """A file from the shared storage, which is then in the folder too."""
+        content = None if self._shared is None else self._shared.get(_shared_name(digest))
+        if content is None or hashlib.sha256(content).hexdigest() != digest:
+            return None
+        with disk_errors(self.folder):
+            write_atomically(self.path(digest), content)
+        return content
 
     def put_json(self, value: Any) -> str:
         return self.put(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
@@ -103,6 +131,20 @@ class WorkFiles:
             for name, value in header["fields"].items()
         }
         return RECORDS[header["record"]](**arrays, **plain)
+
+
+def open_work_files(settings: Settings) -> WorkFiles:
+    """The work files of a node."""
+    return WorkFiles(settings.work_folder / "files", shared_storage(settings))
+
+
+def shared_storage(settings: Settings) -> SharedStorage | None:
+    """What hosts share beside their work folders."""
+    return SharedStorage(settings.shared_storage) if settings.shared_storage else None
+
+
+def _shared_name(digest: str) -> str:
+    return f"files/{digest[:2]}/{digest}"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from node import __version__
 from node.config import Settings
 from node.progress import Progress
 from node.summary import peak_rss_mb
-from node.work_files import WorkFiles
+from node.work_files import WorkFiles, open_work_files
 
 # Share of the whole job, in percent, that each stage takes: what the progress bar shows.
 _STAGE_PERCENT = {
@@ -135,7 +135,7 @@ class Workplace:
             settings=settings,
             package=package,
             configuration_digest=configuration_digest(settings),
-            work=WorkFiles(settings.work_folder / "files"),
+            work=open_work_files(settings),
             report=report,
             budget=_budget(settings),
         )
@@ -170,7 +170,7 @@ class ReviewPlace:
         DiskFull
             When the work folder cannot be made.
         """
-        work = WorkFiles(settings.work_folder / "files")
+        work = open_work_files(settings)
         return cls(settings, work, report, budget=_budget(settings))
 
     def progress(self, stage: str, fraction: float, cells: int = 0) -> None:

@@ -219,10 +219,19 @@ class TakenOver:
 
 @contextmanager
 def taken_over(
-    servers: World, postgresql: str, folder: Path, number: signal.Signals, *, alone: bool
+    servers: World,
+    postgresql: str,
+    folder: Path,
+    number: signal.Signals,
+    *,
+    alone: bool,
+    storage: str = "",
 ) -> Iterator[TakenOver]:
     """Send host a a signal after its first STOW, and let host b end the job."""
-    configs = {host: host_config(servers, postgresql, folder, host, alone=alone) for host in "ab"}
+    configs = {
+        host: host_config(servers, postgresql, folder, host, alone=alone, storage=storage)
+        for host in "ab"
+    }
     settings = load_settings(configs["b"])
     prepare_database(settings)
     struck = threading.Event()
@@ -280,6 +289,22 @@ def test_a_host_with_storage_of_its_own_begins_anothers_slide_again(
     assert len(sent) == 3
 
 
+def test_hosts_with_a_shared_storage_finish_each_others_slides(
+    servers: World, postgresql: str, tmp_path: Path
+) -> None:
+    """Kill host a after its first STOW: host b, whose folder is its own, reads no slide again."""
+    storage = (tmp_path / "storage").as_uri()
+    with taken_over(
+        servers, postgresql, tmp_path, signal.SIGKILL, alone=True, storage=storage
+    ) as taken:
+        said = (tmp_path / "b.log").read_text()
+        assert (taken.ended.status, taken.ended.tries) == ("completed", 1), f"{taken.ended} {said}"
+        assert "is read in optical path" not in said
+        assert violations(servers, taken.settings, taken.ended) == []
+    sent = [path for method, path in servers.pacs_proxy.requests if method == "POST"]
+    assert len(sent) == 3
+
+
 def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> None:
     settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
     settings = replace(settings, jobs=replace(settings.jobs, lease_s=LEASE_S))
@@ -329,9 +354,21 @@ def test_neither_a_clock_nor_an_absent_database_makes_a_worker_dead(
 
 
 def host_config(
-    servers: World, database_url: str, folder: Path, host: str, *, alone: bool = False
+    servers: World,
+    database_url: str,
+    folder: Path,
+    host: str,
+    *,
+    alone: bool = False,
+    storage: str = "",
 ) -> Path:
-    """Settings of a host whose folder is its own; `alone`, no file is shared with other hosts."""
+    """Settings of a host whose folder is its own; `alone`, no file is shared with other hosts.
+
+    Parameters
+    ----------
+    storage
+        URL of what hosts share beside their folders.
+    """
     work = folder / host
     servers.fresh(work)
     for shared in () if alone else ("files", "results", "progress"):
@@ -340,6 +377,7 @@ def host_config(
     text = servers.smear.settings(
         work_folder=str(work),
         database_url=database_url,
+        shared_storage=storage,
         pacs_url=servers.pacs_proxy.url,
         ehr_url=servers.ehr_proxy.url,
     ).read_text()

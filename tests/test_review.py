@@ -84,7 +84,7 @@ class Node:
         )
 
     def revisions(self, result: Result) -> list[dict[str, Any]]:
-        return revisions(self.settings.work_folder, result["identity"])
+        return revisions(self.settings, result["identity"])
 
     def fetched(self, written: Mapping[str, Any]) -> dict[str, Dataset]:
         """Every DICOM object of a revision, as the archive has it."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from dicom_io.errors import DiskFull, WorkFileMissing
 from models.records import Regions
 from node.audit import AuditSettings, AuditTrail
+from node.config import Settings
 from node.progress import Progress, ProgressFile
 from node.revisions import keep_first
 from node.work_files import WorkFiles
@@ -73,7 +75,7 @@ def test_on_a_full_disk_results_and_records_are_refused_and_progress_is_left_out
     progress.report(Progress("detect", 20.0, 3))
     assert progress.read() is None
     with pytest.raises(DiskFull, match="free space"):
-        keep_first(full_disk, "identity", {"revision": 1})
+        keep_first(replace(Settings(), work_folder=full_disk), "identity", {"revision": 1})
     trail = AuditTrail(AuditSettings(syslog_url="tls://host:6514"), full_disk / "audit")
     with pytest.raises(DiskFull, match="free space"):
         trail.record(TRANSFER)

@@ -22,7 +22,7 @@ from node.job_queue import JobQueue
 from node.stages import FILE_NAMES
 from node.web.access import request_user
 from node.web.submission import JobRequest, RerunRequest, Submissions, body_of
-from node.work_files import WorkFiles
+from node.work_files import open_work_files
 
 PAGE = 50
 LONGEST_PAGE = 500
@@ -47,7 +47,7 @@ def jobs_blueprint(
     jobs = Blueprint("jobs", __name__)
     listing = Listing(queue)
     watchers = threading.Semaphore(max(1, int(settings.serve.threads * SHARE_OF_WATCHERS)))
-    work = WorkFiles(settings.work_folder / "files")
+    work = open_work_files(settings)
 
     @jobs.post("/jobs")
     def submit() -> tuple[Response, int, dict[str, str]]:

@@ -67,7 +67,7 @@ def review_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
         """The revisions of a job's result."""
         if job.result is None or "identity" not in job.result:
             return []
-        known = revisions(settings.work_folder, job.result["identity"])
+        known = revisions(settings, job.result["identity"])
         return [_revision(written) for written in known]
 
     def queued_of(job: str, wanted: ReviewRequest) -> Job:
