@@ -436,6 +436,13 @@ class JobQueue:
             counted[_state_of(row)] += 1
         return counted
 
+    def executors(self) -> set[str]:
+        """Workers that have jobs at work, each from one start to its end, as DBOS knows them."""
+        if self._table is None:
+            return set()
+        with database_errors(self._settings):
+            return self._table.executors()
+
     def oldest_active_ms(self) -> int | None:
         """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
         return min((row.created_ms for row in self._rows(_KEPT["waiting"])), default=None)

@@ -37,6 +37,7 @@ _ROWS = Table(
     Column("status", Text),
     Column("priority", Integer),
     Column("created_at", BigInteger),
+    Column("executor_id", Text),
 )
 Kept = Literal["at work", "delayed", "failed"]
 
@@ -95,6 +96,13 @@ class JobTable:
             found = connection.execute(union_all(*queries)).all()
         wanted = [Row(*each) for each in found if each.name in names]
         return sorted(wanted, key=lambda row: row.created_ms, reverse=True)
+
+    def executors(self) -> set[str]:
+        """Who has workflows that run."""
+        running = _AT_WORK & (_ROWS.c.status == "PENDING")
+        query = select(_ROWS.c.executor_id).where(running).distinct()
+        with self._engine.connect() as connection:
+            return {each for each in connection.execute(query).scalars() if each}
 
     def waiting(self, queue: str, first: int, behind: int, slot: int) -> Waiting:
         """What waits in a band of a queue, see :func:`node.turns.number_of`."""

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from dbos import DBOS, DBOSPortableJSONSerializer
 
@@ -24,7 +25,6 @@ from node.at_work import AtWork
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
-from node.delays import delays_kept
 from node.earlier_tries import as_begun
 from node.intake import await_whole, find_slides
 from node.job import (
@@ -59,12 +59,14 @@ from node.log import telling_of
 from node.metrics import count_failure, count_result
 from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
+from node.recovery import LOOK_S, executor, look_after, recover_from
+from node.repeated import repeated
 from node.review import Review, review_from
 from node.review_way import review_result
 from node.rules import submit_by_rules
 from node.slide_process import SlideProcesses, Work, slide_processes
 from node.steps import Steps, still_ours
-from node.work_lock import dead_workers, host_name, lock_folder, take_worker
+from node.work_lock import host_name, lock_folder, take_worker
 from node.workplace import Workplace
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,9 @@ _MAKING = ("localise", "detect", "count", "write")
 ARRIVALS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
+# The database has the moment when a try is due by the clock of whoever queued it: turned back by an
+# hour, that clock would let it wait an hour longer.
+DELAYS_LOOK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +150,13 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         lease = None
         if settings.database_url:
             lease = held.enter_context(held_lease(settings, f"{host_name(settings)}.{name}"))
+        own = executor(name, uuid4().hex[:8]) if lease is None else lease.executor
         dbos = DBOS(
             config={
                 "name": APPLICATION,
                 "system_database_url": database_url(settings),
                 "serializer": DBOSPortableJSONSerializer(),
-                "executor_id": name if lease is None else lease.executor,
+                "executor_id": own,
                 "application_version": WORKFLOWS,
                 "log_level": "CRITICAL",
                 "notification_listener_polling_interval_sec": POLL_S,
@@ -185,11 +191,13 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             )
             DBOS.register_queue(REVIEWS, worker_concurrency=1, polling_interval_sec=POLL_S)
             with ExitStack() as watching, open_job_queue(settings) as jobs:
+                recover = DBOS._recover_pending_workflows
                 if lease is None:
-                    DBOS._recover_pending_workflows(dead_workers(folder, name))
+                    look = look_after(jobs, recover, folder, own)
+                    watching.enter_context(repeated(look, LOOK_S, "recovery"))
                 else:
-                    watching.enter_context(beating(lease, DBOS._recover_pending_workflows))
-                watching.enter_context(delays_kept(jobs))
+                    watching.enter_context(beating(lease, partial(recover_from, jobs, recover)))
+                watching.enter_context(repeated(jobs.shorten_delays, DELAYS_LOOK_S, "delays"))
                 yield Worker(jobs, stop, at_work)
         finally:
             DBOS.destroy()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +44,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import Settings
 from node.exit_codes import FENCED
 from node.job_queue import database_errors
+from node.repeated import repeated
 from node.schema import bring_up_to_date
 
 log = logging.getLogger(__name__)
@@ -238,26 +238,17 @@ class Roll:
 @contextmanager
 def beating(lease: Lease, recover: Callable[[list[str]], object]) -> Iterator[None]:
     """Keep a lease, and look after the other workers, while the block runs."""
-    ended = threading.Event()
 
     def keep() -> None:
-        while True:
-            try:
-                lease.beat()
-                lease.bury(recover)
-            except SQLAlchemyError as error:
-                lease.look_anew()
-                log.warning("The job database does not answer (%s).", type(error).__name__)
-            if ended.wait(lease.beat_s):
-                return
+        try:
+            lease.beat()
+            lease.bury(recover)
+        except SQLAlchemyError as error:
+            lease.look_anew()
+            log.warning("The job database does not answer (%s).", type(error).__name__)
 
-    thread = threading.Thread(target=keep, name="lease", daemon=True)
-    thread.start()
-    try:
+    with repeated(keep, lease.beat_s, "lease"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _engine(url: str) -> Engine:

@@ -52,19 +52,6 @@ def take_worker(folder: Path) -> tuple[str, IO[str]]:
     )
 
 
-def dead_workers(folder: Path, own_name: str) -> list[str]:
-    """Workers that once worked in this folder and whose process is gone."""
-    dead = []
-    for number in range(MOST_WORKERS):
-        if _name(number) == own_name or not _path(folder, number).exists():
-            continue
-        lock = _try_lock(folder, number)
-        if lock is not None:
-            lock.close()
-            dead.append(_name(number))
-    return dead
-
-
 def live_workers(folder: Path) -> list[str]:
     """Workers of this folder whose process lives; empty also where nobody ever worked in it."""
     there = [number for number in range(MOST_WORKERS) if _path(folder, number).exists()]

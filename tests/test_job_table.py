@@ -75,12 +75,14 @@ def table_of(queue: JobQueue) -> Table:
     return Table("workflow_status", MetaData(), schema=schema, autoload_with=engine)
 
 
-def state_of(queue: JobQueue, workflow: str, state: str) -> None:
+def changed(queue: JobQueue, workflow: str, **values: str) -> None:
     table = table_of(queue)
     with engine_of(queue).begin() as connection:
-        connection.execute(
-            update(table).where(table.c.workflow_uuid == workflow).values(status=state)
-        )
+        connection.execute(update(table).where(table.c.workflow_uuid == workflow).values(values))
+
+
+def state_of(queue: JobQueue, workflow: str, state: str) -> None:
+    changed(queue, workflow, status=state)
 
 
 def many_ended(queue: JobQueue) -> None:
@@ -107,6 +109,7 @@ LOOKS = {
     "what failed": lambda queue: queue.list(50, status="failed"),
     "the newest": lambda queue: queue.list(50),
     "how many": lambda queue: queue.counts(),
+    "who works": lambda queue: queue.executors(),
     "how long": lambda queue: queue.oldest_active_ms(),
     "delays": lambda queue: queue.shorten_delays(),
     "a submission": lambda queue: queue.enqueue(f"{9:016x}-1", arguments(9)),

@@ -19,7 +19,7 @@ from node.config import Settings
 from node.progress import Progress, ProgressFile
 from node.revisions import keep_first
 from node.work_files import WorkFiles
-from node.work_lock import dead_workers, take_worker
+from node.work_lock import live_workers, take_worker
 from tests.test_audit import TRANSFER
 
 
@@ -85,9 +85,9 @@ def test_a_worker_is_dead_when_its_lock_is_free(tmp_path: Path) -> None:
     first, lock = take_worker(tmp_path)
     second, other = take_worker(tmp_path)
     assert (first, second) == ("worker-0", "worker-1")
-    assert dead_workers(tmp_path, second) == []
+    assert live_workers(tmp_path) == [first, second]
     lock.close()
-    assert dead_workers(tmp_path, second) == [first]
+    assert live_workers(tmp_path) == [second]
     other.close()
 
 
