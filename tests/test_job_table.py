@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,31 @@ from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_pos
 ENDED_JOBS = 2000
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[JobQueue]:
+    """Three jobs that wait, one whose first try has failed, and many that have ended."""
+    with crowded(replace(Settings(), work_folder=tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def same_queue(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[JobQueue]:
+    """One of them for all questions about how it is looked at."""
+    settings = replace(Settings(), work_folder=tmp_path_factory.mktemp("jobs"))
     if request.param == "sqlite":
-        yield replace(Settings(), work_folder=tmp_path)
+        with crowded(settings) as opened:
+            yield opened
         return
     if postgresql_missing():
         pytest.skip(MISSING_POSTGRESQL)
-    with running_postgresql() as url:
-        yield replace(Settings(), work_folder=tmp_path, database_url=url)
+    with running_postgresql() as url, crowded(replace(settings, database_url=url)) as opened:
+        yield opened
 
 
-@pytest.fixture
-def queue(settings: Settings) -> Iterator[JobQueue]:
-    """Three jobs that wait, one whose first try has failed, and many that have ended."""
+@contextmanager
+def crowded(settings: Settings) -> Iterator[JobQueue]:
     prepare_database(settings)
     with open_job_queue(settings) as opened:
         for number in range(3):
@@ -119,7 +131,8 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("what", LOOKS)
-def test_no_look_reads_all_jobs_that_have_ended(queue: JobQueue, what: str) -> None:
+def test_no_look_reads_all_jobs_that_have_ended(same_queue: JobQueue, what: str) -> None:
+    queue = same_queue
     assert queue._client is not None
     engines = (engine_of(queue), queue._client._sys_db.engine)
     asked: list[tuple[str, Any]] = []
@@ -156,11 +169,11 @@ def reads_all(plan: str) -> bool:
     )
 
 
-def test_a_plan_that_reads_all_is_told(queue: JobQueue) -> None:
+def test_a_plan_that_reads_all_is_told(same_queue: JobQueue) -> None:
     """The check itself."""
-    table = table_of(queue)
+    table = table_of(same_queue)
     everything = select(table).where(table.c.name == literal_column("'x'"))
-    engine = engine_of(queue)
+    engine = engine_of(same_queue)
     assert reads_all(plan(engine, str(everything.compile(engine)), ()))
 
 
