@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -24,8 +25,15 @@ from pydicom.dataset import Dataset
 
 from conformance.agreement import check_agreement, check_standing, check_subject
 from dicom_io.dimse import DimseArchive, open_dimse
-from dicom_io.errors import PacsNotFound, PacsReadBackDiffers, PacsRefused, ResultsDisagree
+from dicom_io.errors import (
+    InputError,
+    PacsNotFound,
+    PacsReadBackDiffers,
+    PacsRefused,
+    ResultsDisagree,
+)
 from dicom_io.pacs import Pacs, open_pacs
+from dicom_io.pacs_errors import FOREIGN_ERRORS
 from dicom_io.segmentation import decode_segmentation
 from dicom_io.source_header import text_of
 from node.config import Settings
@@ -188,8 +196,9 @@ def reconcile(
     """
     check_unchanged(sent, returned)
     bundle = {"resourceType": "Bundle", "entry": [{"resource": dict(each)} for each in fhir]}
-    findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
-    findings += check_standing(returned["SR"], bundle) + check_subject(returned["SR"], bundle)
+    with _readable("SR", sent["SR"]):
+        findings = check_agreement(returned.get("ANN"), returned["SR"], bundle)
+        findings += check_standing(returned["SR"], bundle) + check_subject(returned["SR"], bundle)
     if findings:
         first = findings[0]
         raise ResultsDisagree(
@@ -213,13 +222,29 @@ def check_unchanged(sent: Mapping[str, Dataset], returned: Mapping[str, Dataset]
         Naming the object, and what differs.
     """
     for kind, document in sent.items():
-        _same_patient(kind, document, returned[kind])
-        if kind == "ANN":
-            _same_cells(document, returned[kind])
-        elif kind == "SEG":
-            _same_mask(document, returned[kind])
-        elif kind != "SR":
-            _same_payload(kind, document, returned[kind])
+        with _readable(kind, document):
+            _same_patient(kind, document, returned[kind])
+            if kind == "ANN":
+                _same_cells(document, returned[kind])
+            elif kind == "SEG":
+                _same_mask(document, returned[kind])
+            elif kind == "SR":
+                _same_length(document, returned[kind])
+            else:
+                _same_payload(kind, document, returned[kind])
+
+
+@contextmanager
+def _readable(kind: str, sent: Dataset) -> Iterator[None]:
+    """Say of an object that came back which of its parts are missing: that it is not whole."""
+    try:
+        yield
+    # pydicom reads sequences when they are asked for.
+    except (*FOREIGN_ERRORS, InputError) as error:
+        raise PacsReadBackDiffers(
+            f"{kind} {sent.SOPInstanceUID} came back from the PACS without a part of what was "
+            "stored: do not use it, and check whether the archive cuts or alters such objects."
+        ) from error
 
 
 def _same_patient(kind: str, sent: Dataset, returned: Dataset) -> None:
@@ -285,6 +310,20 @@ def _drawn(annotation: Dataset) -> list[tuple[str | bytes, ...]]:
             )
         )
     return groups
+
+
+def _same_length(sent: Dataset, returned: Dataset) -> None:
+    """Of a report the number of its content items; what they say is compared with the others."""
+    ours, theirs = _content_items(sent), _content_items(returned)
+    if ours != theirs:
+        raise PacsReadBackDiffers(
+            f"SR {sent.SOPInstanceUID} came back from the PACS with {theirs} content items instead "
+            f"of {ours}: do not use it, and check whether the archive cuts or alters reports."
+        )
+
+
+def _content_items(item: Dataset) -> int:
+    return sum(1 + _content_items(each) for each in item.get("ContentSequence", []))
 
 
 def _same_payload(kind: str, sent: Dataset, returned: Dataset) -> None:

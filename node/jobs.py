@@ -55,7 +55,7 @@ from node.job_queue import (
     sited,
 )
 from node.lease import beating, held_lease
-from node.log import telling_of
+from node.log import telling_of, where_raised
 from node.metrics import count_failure, count_result
 from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
@@ -408,6 +408,9 @@ def _try(settings: Settings, steps: Steps, arguments: Mapping[str, Any]) -> Iter
             if error is met:
                 raise
             raise error from met
+        except Exception as met:
+            log.error("Unexpected failure: %s", where_raised(met))
+            raise
 
 
 def _put_aside(

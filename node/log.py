@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
 LogFormat = Literal["plain", "json"]
 
+_MOST_LINES = 12
 # Try of a job, and study UID, that this thread works for.
 _works_for: ContextVar[tuple[str, str]] = ContextVar("works_for", default=("", ""))
 
@@ -53,6 +56,18 @@ def telling_of(try_id: str, study_uid: str) -> Iterator[None]:
         yield
     finally:
         _works_for.reset(token)
+
+
+def where_raised(error: Exception) -> str:
+    """Kind of an unexpected error and the lines it came through, innermost first.
+
+    Not its message, which may quote what a slide says of its patient.
+    """
+    lines = [
+        f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}"
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+    ]
+    return f"{type(error).__name__} at {', '.join(lines[:_MOST_LINES])}"
 
 
 def _told(record: logging.LogRecord) -> bool:

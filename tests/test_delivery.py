@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import struct
 import threading
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
 from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
 from dicom_io.pacs import Pacs
@@ -139,6 +143,31 @@ ALTERED: dict[Callable[[dict[str, Dataset]], None], str] = {
     other_picture: "SC overview",
     other_probability: "PM",
 }
+
+
+@pytest.mark.parametrize("kind", ["ANN", "SEG", "SR"])
+def test_an_archive_that_gives_a_part_of_an_object_is_named(
+    kind: str, made: tuple[dict[str, Dataset], list[Dataset]]
+) -> None:
+    """Cut anywhere: where what is left can be read at all, it is not taken for the whole."""
+    documents, fhir = made
+    with BytesIO() as written:
+        documents[kind].save_as(written, enforce_file_format=True)
+        whole = written.getvalue()
+    read = (part_of(whole, percent) for percent in range(2, 100, 2))
+    parts = [part for part in read if part is not None]
+    assert parts
+    for part in parts:
+        with pytest.raises((PacsReadBackDiffers, ResultsDisagree)):
+            reconcile(documents, documents | {kind: part}, fhir)
+
+
+def part_of(whole: bytes, percent: int) -> Dataset | None:
+    """What pydicom reads of a file that was cut; None where it reads nothing."""
+    try:
+        return dcmread(BytesIO(whole[: len(whole) * percent // 100]))
+    except (EOFError, InvalidDicomError, KeyError, OSError, ValueError, struct.error):
+        return None
 
 
 def test_an_archive_that_alters_millimetres_is_named(
