@@ -50,6 +50,7 @@ from node.progress import ProgressFile
 from node.revisions import find_seen
 from node.rule_settings import Priority
 from node.turns import Waiting, number_of
+from node.write_ahead import keep_write_ahead
 
 if TYPE_CHECKING:  # commands that only look at jobs need not load what works on them
     from node.pipeline import SlideReference
@@ -632,16 +633,12 @@ def _engine(settings: Settings) -> Engine:
 
 
 def prepare_database(settings: Settings) -> None:
-    """Make the job database, or bring it up to date.
-
-    SQLite gets a write-ahead log: readers and the writer do not wait for each other, and a commit
-    costs one flush instead of three; it stays as durable.
-    """
+    """Make the job database, or bring it up to date."""
     with database_errors(settings):
         if not settings.database_url:
             _sqlite_file(settings).parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(_sqlite_file(settings))) as database:
-                database.execute("PRAGMA journal_mode=WAL")
+                keep_write_ahead(database)
         DBOS.migrate(database_url(settings))
 
 

@@ -29,6 +29,7 @@ from sqlalchemy import (
 from node.config import Settings
 from node.job_queue import database_errors
 from node.schema import bring_up_to_date
+from node.write_ahead import keep_write_ahead
 
 WAIT_S = 30
 _READING = "worklist_reading"
@@ -189,7 +190,7 @@ def _engine(settings: Settings) -> Engine:
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     # Python's driver would begin transactions by itself, too late for a lock at their beginning.
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
+    keep_write_ahead(connection)
 
 
 def _begin_sqlite(connection: Connection) -> None:

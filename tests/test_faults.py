@@ -150,7 +150,7 @@ def test_all_follows_from_the_seed() -> None:
     kinds = {event.kind for schedule in schedules for event in schedule.events}
     # Resets, statuses, not stored or with a warning, slow, half, twice; token; worker and upgrade,
     # servers, full disk, clock, database.
-    assert len(kinds) == 4 + 7 + 3 + 1 + 2 + 2 + 1 + 3 + 3 + 1 + 2 + 3
+    assert len(kinds) == 4 + 7 + 3 + 1 + 2 + 2 + 1 + 3 + 4 + 1 + 2 + 3
     assert {schedule.repeat for schedule in schedules} == set(REPEATS)
     assert {schedule.change for schedule in schedules} == set(CHANGES)
     assert {schedule.hosts for schedule in schedules if schedule.database == "PostgreSQL"} == {1, 2}
@@ -382,7 +382,7 @@ def host_config(
         ehr_url=servers.ehr_proxy.url,
     ).read_text()
     config = work / "node.toml"
-    config.write_text(f'{text}[jobs]\nhost = "{host}"\nlease_s = {LEASE_S}\n')
+    config.write_text(f'{text}[jobs]\nhost = "{host}"\nlease_s = {LEASE_S}\nretry_wait_s = 0.5\n')
     return config
 
 
