@@ -59,7 +59,7 @@ from node.log import telling_of, where_raised
 from node.metrics import count_failure, count_result
 from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
-from node.recovery import LOOK_S, executor, look_after, recover_from
+from node.recovery import LOOK_S, executor, recover_dead, recover_from
 from node.repeated import repeated
 from node.review import Review, review_from
 from node.review_way import review_result
@@ -193,7 +193,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             with ExitStack() as watching, open_job_queue(settings) as jobs:
                 recover = DBOS._recover_pending_workflows
                 if lease is None:
-                    look = look_after(jobs, recover, folder, own)
+                    look = partial(recover_dead, jobs, recover, folder, own)
                     watching.enter_context(repeated(look, LOOK_S, "recovery"))
                 else:
                     watching.enter_context(beating(lease, partial(recover_from, jobs, recover)))

@@ -44,6 +44,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import Settings
 from node.exit_codes import FENCED
 from node.job_queue import database_errors
+from node.recovery import executor
 from node.repeated import repeated
 from node.schema import bring_up_to_date
 
@@ -85,7 +86,7 @@ class Lease:
     @property
     def executor(self) -> str:
         """This start of the worker, as DBOS knows it."""
-        return _executor(self._name, self._fence)
+        return executor(self._name, str(self._fence))
 
     @property
     def beat_s(self) -> float:
@@ -126,8 +127,8 @@ class Lease:
         rows = self._buried()
         # A survivor that is killed here leaves the rows, and with them the work to the next one.
         for name, fence in rows:
-            log.warning("Worker %s is silent: its jobs go to others.", _executor(name, fence))
-            recover([_executor(name, fence)])
+            log.warning("Worker %s is silent: its jobs go to others.", executor(name, str(fence)))
+            recover([executor(name, str(fence))])
             with self._engine.begin() as connection:
                 connection.execute(delete(WORKERS).where(WORKERS.c.fence == fence))
 
@@ -255,10 +256,6 @@ def _engine(url: str) -> Engine:
     return create_engine(
         url.replace("postgresql://", "postgresql+psycopg://", 1), pool_pre_ping=True
     )
-
-
-def _executor(name: str, fence: int) -> str:
-    return f"{name}.{fence}"
 
 
 def _now_s() -> ColumnElement[float]:

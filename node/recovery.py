@@ -41,8 +41,8 @@ def recover_from(jobs: JobQueue, recover: Recover, executors: Collection[str]) -
         )
 
 
-def look_after(jobs: JobQueue, recover: Recover, folder: Path, own: str) -> Callable[[], None]:
-    """What looks for jobs of a work folder's dead workers, and queues them anew.
+def recover_dead(jobs: JobQueue, recover: Recover, folder: Path, own: str) -> None:
+    """Queue the jobs of a work folder's dead workers anew.
 
     Parameters
     ----------
@@ -53,14 +53,15 @@ def look_after(jobs: JobQueue, recover: Recover, folder: Path, own: str) -> Call
         Of the workers' locks.
     own
         Executor of this worker, see :func:`executor`.
+
+    Raises
+    ------
+    DiskFull
+        When some could not be queued.
     """
-
-    def look() -> None:
-        dead = _dead(jobs.executors(), folder, own)
-        if dead:
-            recover_from(jobs, recover, dead)
-
-    return look
+    dead = _dead(jobs.executors(), folder, own)
+    if dead:
+        recover_from(jobs, recover, dead)
 
 
 def executor(worker: str, start: str) -> str:

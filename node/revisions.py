@@ -39,6 +39,10 @@ def revisions(settings: Settings, identity: str) -> list[Json]:
     settings
     identity
         Digest of slide, model package and configuration.
+
+    Raises
+    ------
+    SharedStorageUnreachable
     """
     found: list[Json] = []
     while True:

@@ -29,9 +29,8 @@ from sqlalchemy import (
 from node.config import Settings
 from node.job_queue import database_errors
 from node.schema import bring_up_to_date
-from node.write_ahead import keep_write_ahead
+from node.write_ahead import WAIT_S, keep_write_ahead
 
-WAIT_S = 30
 _READING = "worklist_reading"
 
 _METADATA = MetaData()

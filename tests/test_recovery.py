@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from dicom_io.errors import DiskFull
 from node.config import Settings
 from node.job_queue import JobQueue, open_job_queue, prepare_database
-from node.recovery import executor, look_after
+from node.recovery import executor, recover_dead
 from node.work_lock import take_worker
 from tests.test_job_table import arguments, changed
 
@@ -42,7 +43,7 @@ def test_what_could_not_be_queued_is_queued_later(jobs: JobQueue, tmp_path: Path
         if len(asked) > 1:  # the first time nothing could be written
             changed(jobs, JOB, status="ENQUEUED")
 
-    look = look_after(jobs, recover, tmp_path, executor(name, "now"))
+    look = partial(recover_dead, jobs, recover, tmp_path, executor(name, "now"))
     with lock:
         with pytest.raises(DiskFull, match="free space"):
             look()
@@ -56,7 +57,8 @@ def test_the_jobs_of_the_living_are_theirs(jobs: JobQueue, tmp_path: Path, who: 
     (name, lock), (_, other) = take_worker(tmp_path), take_worker(tmp_path)
     taken_by(jobs, who)
     with lock, other:
-        look_after(jobs, lambda dead: pytest.fail(str(dead)), tmp_path, executor(name, "now"))()
+        own = executor(name, "now")
+        recover_dead(jobs, lambda dead: pytest.fail(str(dead)), tmp_path, own)
 
 
 @pytest.mark.parametrize("who", ["worker-0", "worker-1.then", "worker-1"])
@@ -73,5 +75,5 @@ def test_the_jobs_of_the_dead_are_found(jobs: JobQueue, tmp_path: Path, who: str
         changed(jobs, JOB, status="ENQUEUED")
 
     with lock:
-        look_after(jobs, recover, tmp_path, executor(name, "now"))()
+        recover_dead(jobs, recover, tmp_path, executor(name, "now"))
     assert found == [who]
