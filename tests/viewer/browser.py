@@ -19,6 +19,7 @@ from flask import Flask, Response, request, send_from_directory
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+from requests.adapters import HTTPAdapter
 
 from tests.npm_packages import CACHE, install
 from tests.result_folders import listening
@@ -98,6 +99,8 @@ def page_server(dicomweb_url: str) -> Iterator[str]:
     """Serve the page, the viewer's files and the archive (below ``/dicom-web``) on one origin."""
     app = Flask("viewer", static_folder=None)
     session = requests.Session()
+    # The archive may close a kept connection in the moment in which it is used again.
+    session.mount("http://", HTTPAdapter(max_retries=3))
 
     @app.get("/")
     def page() -> Response:
