@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 
-from highdicom import AlgorithmIdentificationSequence
+from highdicom import AlgorithmIdentificationSequence, SOPClass
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, Comprehensive3DSRStorage
 
 from dicom_io.analysis import FIRST_REVISION, Analysis
 from dicom_io.codes import ALGORITHM_FAMILY, LOCAL_SCHEME
@@ -20,6 +20,20 @@ SERIAL_NUMBER = "1"
 SOFTWARE_VERSION = version("marrow-node")
 LONG_STRING = 64
 """Most characters of a value of VR LO (PS3.5 6.2)."""
+
+
+def load_tables() -> None:
+    """Let highdicom read its tables of the standard, which its first object waits for."""
+    SOPClass(
+        study_instance_uid=derive_uid("study"),
+        series_instance_uid=derive_uid("series"),
+        series_number=1,
+        sop_instance_uid=derive_uid("instance"),
+        sop_class_uid=Comprehensive3DSRStorage,
+        instance_number=1,
+        modality="SR",
+        manufacturer=MANUFACTURER,
+    )
 
 
 def result_uid(analysis: Analysis, *what: str) -> UID:

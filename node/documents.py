@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
+from dicom_io.provenance import load_tables
+from models.records import UInt8
 from node.config import OutputSettings
 from node.fhir import build_bundle, conclusion_text
 from node.hl7v2 import MEDIA_TYPE as HL7_V2
@@ -22,8 +24,8 @@ from node.outputs import (
     from_bytes,
     to_bytes,
 )
-from node.pictures import EHR_BYTES, smaller
-from node.report_pdf import draw_report
+from node.pictures import EHR_BYTES, as_png, smaller
+from node.report_pdf import draw_report, register_fonts
 from node.work_files import WorkFiles
 
 PNG = "image/png"
@@ -52,11 +54,17 @@ class Before:
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
+def load_ahead() -> None:
+    """Load what the first documents of a process would wait for: the standard's tables, fonts."""
+    load_tables()
+    register_fonts()
+
+
 def write_documents(
     work: WorkFiles,
     analysis: Analysis,
     output: OutputSettings,
-    drawn: Mapping[str, bytes],
+    drawn: Iterable[tuple[str, UInt8]],
     before: Before | None = None,
     made: Mapping[str, Dataset] | None = None,
 ) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def write_documents(
     output
         Which documents, and in what form.
     drawn
-        Name → PNG of its pictures.
+        Name and RGB (H, W, 3) of its pictures; each is encoded while the next is drawn.
     before
         None for a first revision.
     made
@@ -82,28 +90,33 @@ def write_documents(
     """
     before = before or Before()
     kept = {kind: from_bytes(work.get(each.sha256)) for kind, each in before.kept.items()}
+    shown: dict[str, UInt8] = {}
     with ThreadPoolExecutor() as pool:
         # Pillow works beside Python's own threads; what holds no picture is encoded meanwhile.
-        fitting = {
-            title: pool.submit(smaller, png, (PDF_PICTURE_BYTES, EHR_BYTES))
-            for title, png in drawn.items()
-        }
+        encoding = {}
+        for title, rgb in drawn:
+            shown[title] = rgb
+            encoding[title] = (
+                pool.submit(smaller, rgb, (PDF_PICTURE_BYTES, EHR_BYTES)),
+                pool.submit(as_png, rgb),
+            )
         without = encode_documents(
             analysis, output, None, {**kept, **(made or {})}, before.predecessors
         )
-        pictures = {title: each.result() for title, each in fitting.items()}
+        stored = _stored(work, without, before)
+        pictures = {title: jpegs.result() for title, (jpegs, _) in encoding.items()}
+        pngs = {title: png.result() for title, (_, png) in encoding.items()}
     pdf = draw_report(
         analysis,
         conclusion_text(analysis),
         {title: jpegs[PDF_PICTURE_BYTES] for title, jpegs in pictures.items()},
     )
     documents = encode_documents(
-        analysis, output, Renditions(pdf, drawn), {**kept, **without}, before.predecessors
+        analysis, output, Renditions(pdf, shown), {**kept, **without}, before.predecessors
     )
-    artifacts = {
-        kind: before.kept.get(kind) or _stored(work, kind, document)
-        for kind, document in documents.items()
-    }
+    left = {kind: document for kind, document in documents.items() if kind not in stored}
+    stored |= _stored(work, left, before)
+    artifacts = {kind: stored[kind] for kind in documents}
     bundle = build_bundle(
         analysis,
         {kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()},
@@ -114,7 +127,7 @@ def write_documents(
         before.sources,
     )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, work.put_json(bundle))
-    for kind, picture in drawn.items():
+    for kind, picture in pngs.items():
         artifacts[kind] = Artifact(kind, PNG, work.put(picture))
     artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, work.put(pdf))
     message = encode_oru(analysis, bundle, pdf).encode()
@@ -122,12 +135,18 @@ def write_documents(
     return {kind: asdict(artifact) for kind, artifact in artifacts.items()}
 
 
-def _stored(work: WorkFiles, kind: str, document: Dataset) -> Artifact:
-    return Artifact(
-        kind,
-        DICOM_MEDIA_TYPE,
-        work.put(to_bytes(document)),
-        document.StudyInstanceUID,
-        document.SeriesInstanceUID,
-        document.SOPInstanceUID,
-    )
+def _stored(
+    work: WorkFiles, documents: Mapping[str, Dataset], before: Before
+) -> dict[str, Artifact]:
+    return {
+        kind: before.kept.get(kind)
+        or Artifact(
+            kind,
+            DICOM_MEDIA_TYPE,
+            work.put(to_bytes(document)),
+            document.StudyInstanceUID,
+            document.SeriesInstanceUID,
+            document.SOPInstanceUID,
+        )
+        for kind, document in documents.items()
+    }

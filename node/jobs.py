@@ -25,6 +25,7 @@ from node.at_work import AtWork
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
+from node.documents import load_ahead
 from node.earlier_tries import as_begun
 from node.intake import await_whole, find_slides
 from node.job import (
@@ -217,6 +218,7 @@ def _slide_work(settings: Settings) -> Work:
             review_stages.correct,
             review_stages.write,
         ),
+        load_ahead,
     )
 
 

@@ -20,8 +20,8 @@ from dicom_io.parametric_map import encode_parametric_map
 from dicom_io.rendition import encode_capture, encode_pdf
 from dicom_io.report import encode_report
 from dicom_io.segmentation import encode_segmentation
+from models.records import UInt8
 from node.config import OutputSettings
-from node.pictures import pixels
 
 DICOM_MEDIA_TYPE = "application/dicom"
 
@@ -61,11 +61,11 @@ class Renditions:
     pdf
         The file.
     pictures
-        Name → PNG.
+        Name → RGB (H, W, 3).
     """
 
     pdf: bytes = b""
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    pictures: Mapping[str, UInt8] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ def _pdf(making: _Making) -> Dataset | None:
 
 
 def _capture(name: str, number: int, making: _Making) -> Dataset | None:
-    png = making.renditions.pictures.get(name)
-    if not making.settings.captures or png is None:
+    rgb = making.renditions.pictures.get(name)
+    if not making.settings.captures or rgb is None:
         return None
-    return encode_capture(making.analysis, pixels(png), name, number)
+    return encode_capture(making.analysis, rgb, name, number)
 
 
 def _parametric_map(making: _Making) -> Dataset | None:

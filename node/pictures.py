@@ -8,7 +8,7 @@ a third of the time and without holding other threads up.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from PIL import Image
 
 from dicom_io.analysis import Analysis
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
-from models.records import Bool, UInt8
+from models.records import Bool, Int64, UInt8
 
 _DPI: Final = 100
 _OVERVIEW_PX: Final = 1600
@@ -51,6 +51,14 @@ class Field:
 
     rgb: UInt8
     box_px: tuple[float, float, float, float]
+
+
+def drawn_in_turn(
+    analysis: Analysis, rgb: UInt8, field: Field | None
+) -> Iterator[tuple[str, UInt8]]:
+    """Name and (H, W, 3) of each picture: the first can be encoded while the next is drawn."""
+    yield "overview", draw_overview(rgb, analysis, field)
+    yield "differential", draw_differential(analysis)
 
 
 def draw_overview(rgb: UInt8, analysis: Analysis, field: Field | None = None) -> UInt8:
@@ -108,8 +116,7 @@ def draw_differential(analysis: Analysis) -> UInt8:
     figure = Figure(figsize=(12, 2.6 + 0.52 * len(rows)), dpi=_DPI, facecolor="none")
     height = figure.get_figheight()
     axes = figure.add_axes((0.235, 0.95 / height, 0.64, 1 - 2.45 / height), facecolor="none")
-    for position, row in enumerate(rows):
-        _draw_type(axes, analysis, position, int(row))
+    _draw_types(axes, analysis, rows)
     highest = [differential.interval[rows, 1].max(initial=0.0) * 100]
     highest += [(CELL_TYPES[differential.classes[r]].reference_percent or (0, 0))[1] for r in rows]
     axes.set_xlim(0, max(5.0, 1.06 * max(highest)))
@@ -241,28 +248,31 @@ def _add_legend(figure: Figure, analysis: Analysis, corner: tuple[float, float])
         legend.get_title().set_color(_WARNING_COLOUR)
 
 
-def _draw_type(axes: Axes, analysis: Analysis, position: int, row: int) -> None:
-    """One bar with its interval, its reference range behind it and its numbers at the right."""
+def _draw_types(axes: Axes, analysis: Analysis, rows: Int64) -> None:
+    """A bar each with its interval, reference range behind it and numbers at the right.
+
+    All bars in one call, and so on: Matplotlib looks at everything anew for each call.
+    """
     differential = analysis.differential
-    kind = CELL_TYPES[differential.classes[row]]
-    percent = 100 * float(differential.share[row])
-    low, high = (100 * float(end) for end in differential.interval[row])
-    if kind.reference_percent is not None:
-        start, end = kind.reference_percent
-        axes.barh(position, end - start, left=start, height=0.86, color=_BAND_COLOUR, zorder=1)
-    axes.barh(position, percent, height=0.46, color=kind.colour, zorder=2)
-    whisker = [[percent - low], [high - percent]]
+    kinds = [CELL_TYPES[differential.classes[row]] for row in rows]
+    percent, low, high = 100 * np.column_stack((differential.share, differential.interval))[rows].T
+    known = [at for at, kind in enumerate(kinds) if kind.reference_percent is not None]
+    start, end = np.array([kinds[at].reference_percent for at in known]).reshape(-1, 2).T
+    axes.barh(known, end - start, left=start, height=0.86, color=_BAND_COLOUR, zorder=1)
+    at = np.arange(len(rows))
+    axes.barh(at, percent, height=0.46, color=[kind.colour for kind in kinds], zorder=2)
     # White below ink, so that it shows on dark bars too.
     for colour, width, depth in (("white", 4.0, 3), (_INK, 1.6, 4)):
         axes.errorbar(
-            percent, position, xerr=whisker, color=colour, lw=width, capsize=4, capthick=width,
-            zorder=depth,
+            percent, at, xerr=(percent - low, high - percent), color=colour, ls="", elinewidth=width,
+            capsize=4, capthick=width, zorder=depth,
         )  # fmt: skip
-    text = f"{percent:.1f} %  ({int(differential.count[row]):,})"
-    axes.text(
-        1.015, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=12,
-        color=_INK,
-    )  # fmt: skip
+    for position, row in enumerate(rows):
+        text = f"{percent[position]:.1f} %  ({int(differential.count[row]):,})"
+        axes.text(
+            1.015, position, text, transform=axes.get_yaxis_transform(), va="center", fontsize=12,
+            color=_INK,
+        )  # fmt: skip
 
 
 def _head_differential(figure: Figure, analysis: Analysis) -> None:
@@ -313,12 +323,12 @@ def pixels(png: bytes) -> UInt8:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.uint8)
 
 
-def smaller(png: bytes, most_bytes: Sequence[int]) -> Mapping[int, bytes]:
+def smaller(rgb: UInt8, most_bytes: Sequence[int]) -> Mapping[int, bytes]:
     """A picture as JPEG: for each number of bytes the largest side at which it stays below it.
 
     Parameters
     ----------
-    png
+    rgb : (H, W, 3) uint8
     most_bytes
         Limits. FHIR servers take a megabyte of base64 at most: `EHR_BYTES` is less.
 
@@ -327,7 +337,7 @@ def smaller(png: bytes, most_bytes: Sequence[int]) -> Mapping[int, bytes]:
     Mapping
         Limit → JPEG; where even the shortest side takes more bytes, that one.
     """
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture = Image.fromarray(rgb)
     made: list[bytes] = []
     for longest_px in _SIDES_PX:
         fitted = picture.copy()

@@ -132,13 +132,13 @@ def printable_name(name: str) -> str:
 
 
 def _has_glyph(letter: str) -> bool:
-    _register_fonts()
+    register_fonts()
     left_to_right = unicodedata.bidirectional(letter) not in ("R", "AL", "AN")
     return left_to_right and ord(letter) in pdfmetrics.getFont(_REGULAR).face.charToGlyph
 
 
 @lru_cache(maxsize=1)
-def _register_fonts() -> None:
+def register_fonts() -> None:
     """Make the fonts known to reportlab, which keeps them for the process."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     for name in (_REGULAR, _BOLD):
@@ -250,7 +250,7 @@ def _pictures(pictures: Mapping[str, bytes]) -> list[Flowable]:
 
 
 def _draw_foot(canvas: Any, analysis: Analysis, header: Dataset) -> None:
-    _register_fonts()
+    register_fonts()
     canvas.setFont(_REGULAR, 7.5)
     canvas.setFillColor(_INK)
     who = f"Patient ID {text_of(header, 'PatientID')}" if text_of(header, "PatientID") else ""
@@ -298,7 +298,7 @@ def _table(rows: Rows, widths_mm: tuple[int, ...], head: bool, totals: int) -> F
 def _paragraph(
     text: str, size: float, font: str, colour: Any = _INK, right: bool = False
 ) -> Flowable:
-    _register_fonts()
+    register_fonts()
     style = ParagraphStyle(
         "text", fontName=font, fontSize=size, leading=1.25 * size, textColor=colour,
         **({"alignment": TA_RIGHT} if right else {}),

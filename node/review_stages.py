@@ -6,7 +6,7 @@ nothing of today's output settings is used: a revision is written as the first o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -20,12 +20,12 @@ from models.correction import Correction, corrected, difference
 from models.differential import count_differential
 from models.errors import ReviewRefused
 from models.manifest import DifferentialRules
-from models.records import Cells
+from models.records import Cells, UInt8
 from node import delivery
 from node.config import OutputSettings
 from node.documents import Before, write_documents
 from node.outputs import KEPT, Artifact, from_bytes
-from node.pictures import as_png, draw_differential, draw_overview
+from node.pictures import drawn_in_turn, pixels
 from node.review import Review, resolve
 from node.revisions import find_seen, keep_next, revisions
 from node.stages import opened_slide
@@ -176,17 +176,14 @@ def _analysis(
 
 def _pictures(
     place: ReviewPlace, pacs: Pacs, analysis: Analysis, seen: Json
-) -> Mapping[str, bytes]:
+) -> Iterable[tuple[str, UInt8]]:
     """Drawn anew where cells changed; those of the revision before where they did not."""
     if analysis.standing == "withdrawn":
-        return {}
-    if not analysis.by_hand:
-        return {name: place.work.get(seen["artifacts"][name]["sha256"]) for name in PICTURES}
-    overview, field = read_views(pacs, analysis, place.settings.read)
-    return {
-        "overview": as_png(draw_overview(overview, analysis, field)),
-        "differential": as_png(draw_differential(analysis)),
-    }
+        return ()
+    if analysis.by_hand:
+        return drawn_in_turn(analysis, *read_views(pacs, analysis, place.settings.read))
+    files = (seen["artifacts"][name]["sha256"] for name in PICTURES)
+    return zip(PICTURES, map(pixels, map(place.work.get, files)), strict=True)
 
 
 def _before(place: ReviewPlace, seen: Json, review: Review) -> Before:

@@ -67,10 +67,13 @@ class Work:
         By kind of job.
     stages
         Their arguments and results are JSON, or dataclasses of it as annotated.
+    load
+        Loads what a first slide would wait for; called once, before a process is forked.
     """
 
     openers: Mapping[str, Opener]
     stages: Sequence[Stage]
+    load: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -329,6 +332,7 @@ def _serve(control: socket.socket, work: Work) -> NoReturn:
         # Ctrl-C in a terminal reaches all its processes; the worker decides when these end.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        work.load()
         woken, wakes = os.pipe()
         os.set_blocking(wakes, False)
         os.set_blocking(woken, False)

@@ -39,7 +39,7 @@ from node.fhir import report_identifier
 from node.first_run import is_what_the_archive_has, with_first_times
 from node.networks import open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes
-from node.pictures import as_png, draw_differential, draw_overview
+from node.pictures import drawn_in_turn
 from node.revisions import keep_first, revisions
 from node.summary import summary_of
 from node.views import read_views
@@ -246,12 +246,9 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
             # What needs no pixels is made while they come.
             views = pool.submit(read_views, pacs, analysis, place.settings.read)
             made = encode_documents(analysis, place.settings.output)
-            differential = pool.submit(as_png, draw_differential(analysis))
             place.progress("write", 0.4)
-            whole, field = views.result()
-            overview = as_png(draw_overview(whole, analysis, field))
+            drawn = drawn_in_turn(analysis, *views.result())
         read_for_pictures = pacs.bytes_read
-    drawn = {"overview": overview, "differential": differential.result()}
     written: Json = {
         "artifacts": write_documents(place.work, analysis, place.settings.output, drawn, made=made),
         "report": report_identifier(analysis),

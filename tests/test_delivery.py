@@ -20,7 +20,7 @@ from node.config import OutputSettings
 from node.delivery import deliver_to_pacs, read_back, reconcile
 from node.fhir import build_bundle
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, Renditions, encode_documents
-from node.pictures import as_png, draw_differential
+from node.pictures import draw_differential
 from tests.analyses import small_slide, some_analysis
 from tests.slides import WrittenSlide
 
@@ -30,8 +30,8 @@ Archive = Callable[[WrittenSlide | None], Pacs]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Dataset], list[Dataset]]:
     analysis = some_analysis(small_slide(tmp_path_factory.mktemp("slide")))
-    png = as_png(draw_differential(analysis))
-    renditions = Renditions(b"%PDF-1.4 not empty", {"overview": png, "differential": png})
+    rgb = draw_differential(analysis)
+    renditions = Renditions(b"%PDF-1.4 not empty", {"overview": rgb, "differential": rgb})
     documents = encode_documents(
         analysis, OutputSettings(pdf=True, captures=True, parametric_map=True), renditions
     )

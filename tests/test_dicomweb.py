@@ -26,7 +26,7 @@ from dicom_io.search import ATTRIBUTES, LEVELS, Level
 from models.records import Cells
 from node.config import OutputSettings
 from node.outputs import Documents, Renditions, encode_documents, from_bytes, to_bytes
-from node.pictures import as_png, draw_differential
+from node.pictures import draw_differential
 from node.result_store import ResultStore
 from node.web.dicomweb import EXPLICIT_LITTLE_ENDIAN
 from tests.analyses import small_slide, some_analysis
@@ -71,7 +71,7 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 @pytest.fixture(scope="module")
 def folder(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     path = tmp_path_factory.mktemp("work")
-    renditions = Renditions(PDF, {"differential": as_png(draw_differential(analysis))})
+    renditions = Renditions(PDF, {"differential": draw_differential(analysis)})
     first = encode_documents(analysis, ALL, renditions)
     how = OutputSettings(graphic_type="POLYGON", coordinates="3D")
     second = encode_documents(of_another_patient(analysis), how)

@@ -117,7 +117,7 @@ def test_the_slide_lies_below_the_ink(analysis: Analysis) -> None:
 def test_smaller_pictures_stay_below_their_limits(
     analysis: Analysis, limits: tuple[int, ...]
 ) -> None:
-    made = smaller(as_png(draw_differential(analysis)), limits)
+    made = smaller(draw_differential(analysis), limits)
     sides = [Image.open(io.BytesIO(made[limit])).width for limit in limits]
     assert sides == sorted(sides)
     assert all(len(made[limit]) <= limit for limit in limits if limit > 1)

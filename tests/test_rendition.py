@@ -18,10 +18,11 @@ from pypdf import PdfReader
 from dicom_io.analysis import Analysis
 from dicom_io.slide import Slide
 from models.cell_types import CELL_TYPES
+from models.records import UInt8
 from node.config import OutputSettings
 from node.fhir import conclusion_text
 from node.outputs import Renditions, encode_documents, to_bytes
-from node.pictures import EHR_BYTES, as_png, draw_differential, pixels, smaller
+from node.pictures import EHR_BYTES, draw_differential, smaller
 from node.report_pdf import draw_report, printable_name
 from tests.analyses import small_slide, some_analysis
 from tests.validators import dciodvfy, written
@@ -41,8 +42,8 @@ def analysis(slide: Slide) -> Analysis:
 
 @pytest.fixture(scope="module")
 def renditions(analysis: Analysis) -> Renditions:
-    png = as_png(draw_differential(analysis))
-    return Renditions(pdf_of(analysis, png), {"overview": png, "differential": png})
+    rgb = draw_differential(analysis)
+    return Renditions(pdf_of(analysis, rgb), {"overview": rgb, "differential": rgb})
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def documents(analysis: Analysis, renditions: Renditions) -> dict[str, Dataset]:
     return encode_documents(analysis, ALL, renditions)
 
 
-def pdf_of(analysis: Analysis, png: bytes = b"") -> bytes:
-    pictures = {"Differential": smaller(png, [EHR_BYTES])[EHR_BYTES]} if png else {}
+def pdf_of(analysis: Analysis, rgb: UInt8 | None = None) -> bytes:
+    pictures = {} if rgb is None else {"Differential": smaller(rgb, [EHR_BYTES])[EHR_BYTES]}
     return draw_report(analysis, conclusion_text(analysis), pictures)
 
 
@@ -172,11 +173,11 @@ def test_the_picture_has_the_same_pixels(
     documents: dict[str, Dataset], renditions: Renditions, tmp_path: Path
 ) -> None:
     path = written(documents["SC overview"], tmp_path / "sc.dcm")
-    assert np.array_equal(dcmread(path).pixel_array, pixels(renditions.pictures["overview"]))
+    assert np.array_equal(dcmread(path).pixel_array, renditions.pictures["overview"])
     # DCMTK decodes its run lengths as well.
     subprocess.run(["dcm2pnm", "+on", path, tmp_path / "o.png"], check=True, capture_output=True)
     seen = np.asarray(Image.open(tmp_path / "o.png").convert("RGB"))
-    assert np.array_equal(seen, pixels(renditions.pictures["overview"]))
+    assert np.array_equal(seen, renditions.pictures["overview"])
 
 
 def test_the_map_holds_the_probability_of_each_region(

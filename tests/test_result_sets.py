@@ -28,13 +28,13 @@ from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.cell_types import CELL_TYPES
 from models.differential import count_differential
-from models.records import Regions
+from models.records import Regions, UInt8
 from node.config import OutputSettings
 from node.ehr import EhrSettings, open_ehr
 from node.fhir import build_bundle, conclusion_text
 from node.hl7v2 import encode_oru
 from node.outputs import KEPT, Renditions, encode_documents
-from node.pictures import as_png, draw_differential
+from node.pictures import draw_differential
 from node.report_pdf import draw_report
 from tests.analyses import RULES, signed, small_slide, some_analysis
 from tests.fhir_definitions import outside_definitions
@@ -223,10 +223,10 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def picture(tmp_path_factory: pytest.TempPathFactory) -> UInt8:
     """Every fourth pixel of a real one: RLE is written by Python, byte by byte."""
     analysis = some_analysis(small_slide(tmp_path_factory.mktemp("picture")))
-    return as_png(draw_differential(analysis)[::4, ::4])
+    return draw_differential(analysis)[::4, ::4]
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def plain_slide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Slide, tuple[
 def made(
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    picture: bytes,
+    picture: UInt8,
     plain_slide: tuple[Slide, tuple[Path, ...]],
 ) -> Made:
     chosen = SETS[request.param]

@@ -91,6 +91,7 @@ def moves(place: Any, at: Progress) -> dict[str, Any]:
 WORK = Work(
     {"opened": opened, "missing": place_missing},
     (answers, fails, fails_oddly, takes_memory, holds, sleeps, gets, moves),
+    lambda: None,
 )
 OF = {"study_uid": "1.2"}
 

@@ -27,7 +27,7 @@ from node.exit_codes import exit_code_table
 from node.fhir import STATUSES, build_bundle, conclusion_text
 from node.hl7v2 import encode_oru
 from node.outputs import KEPT, Renditions, encode_documents
-from node.pictures import as_png, draw_differential
+from node.pictures import draw_differential
 from node.report_pdf import draw_report
 from tests.analyses import signed, some_analysis
 from tests.kit.bases import base, demonstration_slide
@@ -75,10 +75,10 @@ def test_receiver_accepts_what_is_stated(tmp_path: Path) -> None:
 def test_results_are_of_the_stated_classes() -> None:
     analysis = some_analysis(demonstration_slide())
     everything = OutputSettings(pdf=True, captures=True, parametric_map=True)
-    png = as_png(draw_differential(analysis))
+    rgb = draw_differential(analysis)
     pdf = draw_report(analysis, conclusion_text(analysis), {})
     made = encode_documents(
-        analysis, everything, Renditions(pdf, {"overview": png, "differential": png})
+        analysis, everything, Renditions(pdf, {"overview": rgb, "differential": rgb})
     )
     written = {str(each.SOPClassUID) for each in made.values()}
     assert written == {str(uid) for uid, _ in capabilities.WRITTEN}

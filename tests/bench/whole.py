@@ -23,6 +23,7 @@ from models.detect import detect, detection_grid
 from models.records import Regions, Tiles
 from models.session import open_session
 from node.config import ModelSettings, Settings
+from node.documents import load_ahead
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress
 from node.summary import peak_rss_mb
@@ -55,6 +56,7 @@ def measure(settings: Settings, slide: SlideReference, server_pid: int) -> dict[
             first_cells_s.append(time.monotonic() - started)
 
     place = Workplace.open(settings, watch)
+    load_ahead()  # as the process that those of slides are forked from
     cpu_before = time.process_time() + process_cpu_s(server_pid)
     started = time.monotonic()
     result = analyse(place, slide, timed)

@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 from node.config import OutputSettings
 from node.documents import write_documents
-from node.pictures import as_png, draw_differential
+from node.pictures import draw_differential
 from node.work_files import WorkFiles
 from tests.analyses import small_slide, some_analysis
 
 with TemporaryDirectory() as _folder:
     _analysis = some_analysis(small_slide(Path(_folder)))
-    _picture = as_png(draw_differential(_analysis))
+    _picture = draw_differential(_analysis)
     write_documents(
         WorkFiles(Path(_folder) / "files"),
         _analysis,
         OutputSettings(),
-        {"overview": _picture, "differential": _picture},
+        [("overview", _picture), ("differential", _picture)],
     )
