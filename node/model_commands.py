@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class _OrRecipe(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_OrRecipe, subcommand_metavar="CONFIG.toml | select [OPTIONS] FOLDER")
+@click.group(cls=_OrRecipe, subcommand_metavar="CONFIG.toml | curve CONFIG.toml | select FOLDER")
 def train() -> None:
-    """Train a model: 'train CONFIG.toml'; or choose what to annotate next: 'train select'.
+    """Train a model: 'train CONFIG.toml'. Would more annotations help? 'train curve CONFIG.toml'
+    tells; 'train select' chooses what to annotate next.
 
     The configuration names one of wang2022, tayebi2021, liu2022, choi2017, the data (Pascal VOC,
     COCO, YOLO, folders of single cells, slides with DICOM annotations, or composed smears) and how
@@ -67,6 +68,29 @@ def run_training(settings: Settings, config: Path, as_json: bool) -> None:
         return
     OUT.print(f"report  {result['report']}", highlight=False, soft_wrap=True)
     OUT.print(f"package {result['package'] or 'none: see --help'}", highlight=False, soft_wrap=True)
+
+
+@train.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the points as JSON.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.pass_obj
+def curve(settings: Settings, config: Path, as_json: bool) -> None:
+    """Train CONFIG on parts of its images, fold by fold: would more annotations help?
+
+    Every fold is held out in turn, while a quarter, half, three quarters and all of the other
+    groups are trained on. Writes learning_curve.csv and learning_curve.png into the folder 'out'.
+    It takes as long as four trainings for each fold, and goes on where it was stopped.
+    """
+    training = _training()
+    recipe = training.load_recipe(config)
+    points, written = training.learning_curve(
+        recipe, ERR, _dicom_reader(settings, recipe, training)
+    )
+    if as_json:
+        click.echo(json.dumps([asdict(point) for point in points], indent=2))
+        return
+    for path in written:
+        OUT.print(str(path), highlight=False, soft_wrap=True)
 
 
 @train.command()

@@ -264,8 +264,8 @@ def _draw_types(axes: Axes, analysis: Analysis, rows: Int64) -> None:
     # White below ink, so that it shows on dark bars too.
     for colour, width, depth in (("white", 4.0, 3), (_INK, 1.6, 4)):
         axes.errorbar(
-            percent, at, xerr=(percent - low, high - percent), color=colour, ls="", elinewidth=width,
-            capsize=4, capthick=width, zorder=depth,
+            percent, at, xerr=(percent - low, high - percent), color=colour, ls="",
+            elinewidth=width, capsize=4, capthick=width, zorder=depth,
         )  # fmt: skip
     for position, row in enumerate(rows):
         text = f"{percent[position]:.1f} %  ({int(differential.count[row]):,})"

@@ -19,11 +19,12 @@ from models.package import ModelPackage
 from models.records import Float32, UInt8
 from models.region_table import boxes_as_places, region_table
 from models.training.annotated import AnnotatedImage
+from models.training.learning_curve import learning_curve
 from models.training.recipe import Recipe, load_recipe
 from models.training.run import run
 from models.training.sources import ReadDicom, no_archive, split_images
 
-__all__ = ["AnnotatedImage", "evaluate_package", "load_recipe", "run"]
+__all__ = ["AnnotatedImage", "evaluate_package", "learning_curve", "load_recipe", "run"]
 
 
 def evaluate_package(
