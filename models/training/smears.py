@@ -9,6 +9,7 @@ so that it is the same in whatever process and among however many.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from models.composing import UM_PER_PX, CellImage, load_cells, place, red_cell_field, turned
-from models.records import Float32, UInt8
+from models.records import Float32, Float64, UInt8
 from models.training.annotated import AnnotatedImage
 from models.training.augment import imaged, restain
 from models.training.data import TYPES, PatchMaker
@@ -31,6 +32,9 @@ _CANVAS_UM_PER_PX = 2.0
 REGION = "trail"
 INAPPROPRIATE, APPROPRIATE = 0, 1
 _LEAST_CELLS = 3  # of an appropriate tile
+_LEAST_OF_TRAIL, _MOST_OF_TRAIL = 15, 400  # cells in sight
+_CELLS_PER_MM2 = (400.0, 1600.0)
+_WITH_PARTICLE = 0.6
 _MANY = 64  # images that are worth the start of other processes
 
 
@@ -157,51 +161,120 @@ def _ground(rng: np.random.Generator, cover: float) -> UInt8:
     return restain(rng, red_cell_field(rng, (TILE_PX, TILE_PX), cover, glass), 0.7)
 
 
+@dataclass(frozen=True, slots=True)
+class _Trail:
+    """A bent band behind a particle, in px of the canvas; it may reach beyond it.
+
+    Attributes
+    ----------
+    axis_px : (n, 2) float64
+        From the particle on.
+    reach_px : (n,) float64
+        Half the band's width there.
+    """
+
+    axis_px: Float64
+    reach_px: Float64
+
+
 def _trails(rng: np.random.Generator, cells: Sequence[CellImage]) -> tuple[UInt8, Float32]:
-    """Some trails, each a bent line that cells lie along; composed finely, then made coarse."""
+    """Trails of cells in an uneven smear; composed finely, then made coarse."""
     shrink = int(OVERVIEW_UM_PER_PX / _CANVAS_UM_PER_PX)
     side = _OVERVIEW_PX * shrink
-    glass = tuple(int(v) for v in rng.integers(215, 252, 3))
-    field = red_cell_field(rng, (side, side), rng.uniform(0.1, 0.9), glass, shrink=4)
-    canvas = restain(rng, field, 0.5)
+    trails = [_trail(rng, side) for _ in range(int(rng.integers(0, 4)))]
+    depth = [_depth(trail, side) for trail in trails]
+    thinned = 1 - rng.uniform(0, 0.8) * np.max([np.zeros((side, side)), *depth], axis=0)
+    canvas = _smear(rng, side, thinned)
     boxes = []
-    for _ in range(int(rng.integers(0, 3))):
-        along = _trail(rng, side)
-        inside = ((along > 0) & (along < side)).all(1)
-        if inside.sum() < 20:
+    for trail, inside in zip(trails, depth, strict=True):
+        _film(rng, canvas, inside)
+        if rng.random() < _WITH_PARTICLE:
+            _particle(rng, canvas, trail)
+        places = _scattered(rng, inside)
+        if len(places) < _LEAST_OF_TRAIL:
             continue
-        _film(rng, canvas, along[inside])
-        for x, y in along[inside]:
+        for x, y in places:
             _lay(rng, canvas, cells, _CANVAS_UM_PER_PX, (x, y))
-        low, high = along[inside].min(0), along[inside].max(0)
-        boxes.append([*(low / shrink), *(high / shrink)])
+        boxes.append([*(places.min(0) / shrink), *(places.max(0) / shrink)])
     coarse = canvas.reshape(_OVERVIEW_PX, shrink, _OVERVIEW_PX, shrink, 3).mean((1, 3))
-    box = np.clip(np.array(boxes, np.float32).reshape(-1, 4), 0, _OVERVIEW_PX)
-    return imaged(rng, coarse.astype(np.uint8)), box
+    return imaged(rng, coarse.astype(np.uint8)), np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def _film(rng: np.random.Generator, canvas: UInt8, along: np.ndarray) -> None:
-    """Plasma is thicker where cells lie: a faint stain around them, in place."""
-    thickness = np.zeros(canvas.shape[:2], np.float32)
-    rows, columns = along[:, 1].astype(int), along[:, 0].astype(int)
-    np.add.at(thickness, (rows, columns), 1.0)
-    thickness = ndimage.gaussian_filter(thickness, 12)
-    thickness = np.clip(thickness / max(float(thickness.max()), 1e-9) * 1.5, 0, 1)
-    stain = rng.uniform(0.0, 0.15) * np.array([0.8, 1.0, 0.5], np.float32)
+def _smear(rng: np.random.Generator, side: int, thinned: Float64) -> UInt8:
+    """Red cells on glass, uneven, with bare places and where `thinned` fewer of them."""
+    glass = tuple(int(v) for v in rng.integers(215, 252, 3))
+    fine = red_cell_field(rng, (2 * side, 2 * side), rng.uniform(0.1, 1.8), glass, shrink=4)
+    field = fine.reshape(side, 2, side, 2, 3).mean((1, 3))
+    uneven = _cloud(rng, (side, side), side / rng.uniform(3, 15))
+    cover = np.clip(rng.uniform(0.5, 1.5) + rng.uniform(0, 0.6) * uneven, 0, 1) * thinned
+    mixed = glass + (field - glass) * cover[..., None]
+    return restain(rng, mixed.clip(0, 255).astype(np.uint8), 0.5)
+
+
+def _cloud(rng: np.random.Generator, shape: tuple[int, int], sigma_px: float) -> Float64:
+    """Smooth noise of mean 0 and deviation 1."""
+    # Drawn eight times as coarse: filters as wide as these would take most of the time.
+    coarse = rng.normal(size=(shape[0] // 8, shape[1] // 8))
+    cloud = ndimage.gaussian_filter(coarse, sigma_px / 8, mode="wrap")
+    fine = np.asarray(Image.fromarray(cloud.astype(np.float32)).resize(shape[::-1]), np.float64)
+    return (fine - fine.mean()) / max(float(fine.std()), 1e-9)
+
+
+def _trail(rng: np.random.Generator, side: int) -> _Trail:
+    """Begins within the canvas or a little outside of it, and narrows towards its end."""
+    along = np.linspace(0, 1, 60)
+    start = rng.uniform(-0.3, 1.1, 2) * side
+    angle = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.8) * along
+    step = rng.uniform(0.3, 1.6) * side / len(along)
+    axis = start + np.cumsum(np.stack((np.cos(angle), np.sin(angle)), 1) * step, 0)
+    reach = rng.uniform(0.03, 0.13) * side * (1.1 - 0.45 * along)
+    return _Trail(axis, reach)
+
+
+def _depth(trail: _Trail, side: int) -> Float64:
+    """How far inside the trail (side, side): 0 at its border and outside, 1 on its axis."""
+    y, x = np.mgrid[0:side:4, 0:side:4] + 2.0
+    away = [
+        np.hypot(x - px, y - py) / reach
+        for (px, py), reach in zip(trail.axis_px, trail.reach_px, strict=True)
+    ]
+    coarse = np.clip(1 - np.min(away, axis=0), 0, 1).astype(np.float32)
+    smooth = Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(smooth, np.float64)
+
+
+def _scattered(rng: np.random.Generator, depth: Float64) -> Float64:
+    """Places (n, 2) of a trail's cells, denser towards its axis."""
+    mm2 = float((depth > 0).sum()) * (_CANVAS_UM_PER_PX / 1000) ** 2
+    count = min(int(mm2 * rng.uniform(*_CELLS_PER_MM2)), _MOST_OF_TRAIL)
+    weight = np.sqrt(depth).ravel()
+    if not count or not weight.any():
+        return np.zeros((0, 2))
+    chosen = rng.choice(len(weight), count, p=weight / weight.sum())
+    row, column = np.divmod(chosen, depth.shape[1])
+    return np.stack((column, row), 1) + rng.random((count, 2))
+
+
+def _film(rng: np.random.Generator, canvas: UInt8, depth: Float64) -> None:
+    """Plasma is thicker where cells lie: a faint stain, in place."""
+    stain = 0.15 * rng.uniform() ** 2 * np.array([0.8, 1.0, 0.5])
+    thickness = ndimage.gaussian_filter((depth > 0).astype(np.float32), 6)
     canvas[:] = canvas * np.exp(-stain * thickness[..., None])
 
 
-def _trail(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Places (n, 2) scattered around an arc."""
-    count = int(rng.integers(40, 160))
-    start = rng.uniform(0.1, 0.9, 2) * side
-    heading, bend = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.8)
-    way = np.sort(rng.uniform(0, 1, count))
-    angle = heading + bend * way
-    length = rng.uniform(0.3, 0.9) * side
-    step = np.stack((np.cos(angle), np.sin(angle)), 1) * (length / count)
-    spread = rng.normal(0, rng.uniform(0.02, 0.05) * side, (count, 2))
-    return np.asarray(start + np.cumsum(step, 0) + spread)
+def _particle(rng: np.random.Generator, canvas: UInt8, trail: _Trail) -> None:
+    """Fibrous, purple ground substance with round empty vacuoles at the trail's head, in place."""
+    side = len(canvas)
+    y, x = np.mgrid[0:side, 0:side]
+    (left, top), reach = trail.axis_px[0], trail.reach_px[0] * rng.uniform(0.6, 1.2)
+    stretch = rng.uniform(0.8, 1.4)
+    blob = np.clip(1.6 * (1 - np.hypot((x - left) / stretch, y - top) / reach), 0, 1)
+    blob *= np.clip(0.8 + 0.3 * _cloud(rng, canvas.shape[:2], 24), 0.2, 1.6)
+    for _ in range(int(rng.integers(0, 12))):
+        across, down = rng.normal(0, reach / 2, 2)
+        blob *= np.hypot(x - left - across, y - top - down) > rng.uniform(5, 18)
+    stain = rng.uniform(0.4, 1.3) * np.array([0.42, 0.55, 0.22]) * rng.uniform(0.8, 1.2, 3)
+    canvas[:] = canvas * np.exp(-stain * blob[..., None])
 
 
 def _lay(
