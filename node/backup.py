@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_io.errors import ConfigurationInvalid, DiskFull
 from node import __version__
 from node.config import Settings
-from node.job_queue import database_errors
+from node.job_database import database_errors
 from node.work_lock import live_workers, lock_folder
 
 # The worklist first: what it knows of jobs is then in the copy of these.

@@ -22,7 +22,8 @@ from models.errors import MarrowNodeError
 from node.batch import Batch, Standing
 from node.config import Settings
 from node.console import ERR
-from node.job_queue import open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
 from node.work_lock import live_workers, lock_folder
 from node.worklist_database import worklist_database
 

@@ -9,22 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import SQLAlchemyError
+from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
 
-from dicom_io.errors import ConfigurationInvalid, DiskFull, JobNotFound, JobRefused
+from dicom_io.errors import ConfigurationInvalid, JobNotFound, JobRefused
 from models.errors import ReviewRefused
 from node.config import Settings
 from node.job import (
@@ -45,12 +41,19 @@ from node.job import (
     submitted_job,
     try_of,
 )
+from node.job_database import (
+    APPLICATION,
+    database_errors,
+    database_url,
+    job_engine,
+    poll_s,
+    sqlite_file,
+)
 from node.job_table import JobTable, Kept, Row
 from node.progress import ProgressFile
 from node.revisions import find_seen
 from node.rule_settings import Priority
 from node.turns import Waiting, number_of
-from node.write_ahead import keep_write_ahead
 
 if TYPE_CHECKING:  # commands that only look at jobs need not load what works on them
     from node.pipeline import SlideReference
@@ -65,7 +68,6 @@ ARRIVALS = "arrivals"
 REVIEWS = "reviews"
 _QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
 _JOBS = list(_QUEUES)
-APPLICATION = "marrow-node"
 # Which rows may be of a state; of a completed job nearly all are.
 _KEPT: dict[JobStatus, tuple[Kept, ...]] = {
     "waiting": ("at work", "delayed"),
@@ -75,7 +77,6 @@ _KEPT: dict[JobStatus, tuple[Kept, ...]] = {
     "cancelled": ("failed",),
 }
 CONNECTIONS = 16
-POLL_S = 0.1
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
 _FIRST_PAGE, _PAGE = 60, 500
@@ -241,7 +242,7 @@ class JobQueue:
             client.register_queue(
                 QUEUE,
                 worker_concurrency=slides,
-                polling_interval_sec=POLL_S,
+                polling_interval_sec=poll_s(self._settings),
                 on_conflict="never_update",
             )
             queue = client.retrieve_queue(QUEUE)
@@ -589,7 +590,7 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
     DiskFull
         When the job database cannot be read.
     """
-    if not settings.database_url and not _sqlite_file(settings).exists():
+    if not settings.database_url and not sqlite_file(settings).exists():
         yield JobQueue(settings, None)
         return
     with database_errors(settings):
@@ -599,51 +600,12 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
             application_name=APPLICATION,
             system_database_pool_size=CONNECTIONS,
         )
-        table = JobTable(_engine(settings))
+        table = JobTable(job_engine(settings))
     try:
         yield JobQueue(settings, client, table)
     finally:
         table.close()
         client.destroy()
-
-
-@contextmanager
-def database_errors(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        raise DiskFull(
-            f"The job database of {settings.work_folder} cannot be used "
-            f"({type(error.__cause__ or error).__name__}): free space there, "
-            "or set database_url or work_folder to another place."
-        ) from error
-
-
-def database_url(settings: Settings) -> str:
-    return settings.database_url or f"sqlite:///{_sqlite_file(settings)}"
-
-
-def _engine(settings: Settings) -> Engine:
-    """Of the job database, for what DBOS's client cannot be asked."""
-    if not settings.database_url:
-        return create_engine(database_url(settings))
-    url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    schemas = {"schema_translate_map": {None: "dbos"}}
-    return create_engine(url, pool_pre_ping=True, execution_options=schemas)
-
-
-def prepare_database(settings: Settings) -> None:
-    """Make the job database, or bring it up to date."""
-    with database_errors(settings):
-        if not settings.database_url:
-            _sqlite_file(settings).parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(_sqlite_file(settings))) as database:
-                keep_write_ahead(database)
-        DBOS.migrate(database_url(settings))
-
-
-def _sqlite_file(settings: Settings) -> Path:
-    return (settings.work_folder / "jobs.sqlite").absolute()
 
 
 def _state_of(row: Row) -> JobStatus:

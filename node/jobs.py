@@ -39,18 +39,20 @@ from node.job import (
     Job,
     try_of,
 )
+from node.job_database import (
+    APPLICATION,
+    database_errors,
+    database_url,
+    poll_s,
+    prepare_database,
+)
 from node.job_places import analysis_place, check_unchanged, review_place
 from node.job_queue import (
-    APPLICATION,
     ARRIVALS,
-    POLL_S,
     QUEUE,
     REVIEWS,
     JobQueue,
-    database_errors,
-    database_url,
     open_job_queue,
-    prepare_database,
     progress_file,
     retry_delay_s,
     sited,
@@ -80,6 +82,7 @@ _MAKING = ("localise", "detect", "count", "write")
 ARRIVALS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
+WATCH_S = 0.1
 # The database has the moment when a try is due by the clock of whoever queued it: turned back by an
 # hour, that clock would let it wait an hour longer.
 DELAYS_LOOK_S = 5.0
@@ -107,7 +110,7 @@ class Worker:
         while (seen := self.jobs.get(job)).status not in ENDED:
             if seen.progress is not None:
                 watch(seen.progress)
-            time.sleep(POLL_S)
+            time.sleep(WATCH_S)
         return seen
 
     def drain(self, seconds: float) -> bool:
@@ -124,7 +127,7 @@ class Worker:
         self._stop()
         end_s = time.monotonic() + seconds
         while self._at_work.count and time.monotonic() < end_s:
-            time.sleep(POLL_S)
+            time.sleep(WATCH_S)
         return self._at_work.leave()
 
 
@@ -160,7 +163,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "executor_id": own,
                 "application_version": WORKFLOWS,
                 "log_level": "CRITICAL",
-                "notification_listener_polling_interval_sec": POLL_S,
+                "notification_listener_polling_interval_sec": poll_s(settings),
             }
         )
         at_work = AtWork()
@@ -182,7 +185,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.register_queue(
                 QUEUE,
                 worker_concurrency=1,
-                polling_interval_sec=POLL_S,
+                polling_interval_sec=poll_s(settings),
                 on_conflict="never_update",
             )
             DBOS.register_queue(
@@ -190,7 +193,9 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 worker_concurrency=ARRIVALS_AT_A_TIME,
                 polling_interval_sec=ARRIVALS_POLL_S,
             )
-            DBOS.register_queue(REVIEWS, worker_concurrency=1, polling_interval_sec=POLL_S)
+            DBOS.register_queue(
+                REVIEWS, worker_concurrency=1, polling_interval_sec=poll_s(settings)
+            )
             with ExitStack() as watching, open_job_queue(settings) as jobs:
                 recover = DBOS._recover_pending_workflows
                 if lease is None:

@@ -43,7 +43,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import Settings
 from node.exit_codes import FENCED
-from node.job_queue import database_errors
+from node.job_database import database_errors
 from node.recovery import executor
 from node.repeated import repeated
 from node.schema import bring_up_to_date

@@ -7,7 +7,8 @@ import time
 import click
 
 from node.config import Settings
-from node.job_queue import open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
 
 LOOK_S = 0.5
 

@@ -16,7 +16,8 @@ from models.errors import MarrowNodeError
 from node.attempts import Attempts, run_loops
 from node.claims import Claims
 from node.config import Settings
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.performer import OwnWorklist, Performer
 from node.rule_settings import RuleSettings
 from node.rules import decision_for, settings_by

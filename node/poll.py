@@ -29,7 +29,8 @@ from node.attempts import Attempts, run_loops
 from node.config import Settings
 from node.drop_folder import DropFolder
 from node.intake import SLIDE_MODALITY
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.pipeline import SlideReference
 from node.rules import submit_by_rules
 from node.seen_slides import SeenSlides

@@ -28,7 +28,8 @@ from dicom_io.errors import ConfigurationInvalid
 from node.audit import forwarding
 from node.audited import application_audited, audit_folder
 from node.config import Settings
-from node.job_queue import open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
 from node.metrics import join_metrics, share_metrics
 from node.perform import perform_until
 from node.poll import poll_until, polls

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from node.config import Settings
-from node.job_queue import database_errors
+from node.job_database import database_errors
 from node.schema import bring_up_to_date
 from node.write_ahead import WAIT_S, keep_write_ahead
 

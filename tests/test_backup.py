@@ -21,7 +21,8 @@ from dicom_io.errors import ConfigurationInvalid, DiskFull
 from node.backup import back_up, restore_from
 from node.config import Settings, load_settings
 from node.job import ENDED
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.pipeline import SlideReference
 from node.seen_slides import SeenSlides
 from node.worklist_database import worklist_database

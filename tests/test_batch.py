@@ -16,7 +16,8 @@ import requests
 from dicom_io import pacs as pacs_module
 from dicom_io.search import Search
 from node.config import load_settings
-from node.job_queue import open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
 from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Fault, Proxy, faulty_proxy
 from tests.forked import marrow_node, start_marrow_node

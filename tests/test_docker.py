@@ -24,7 +24,8 @@ import yaml
 from dicom_io.dimse_settings import ReceiveSettings
 from node.cli import COMMANDS, main
 from node.config import Settings, load_settings
-from node.job_queue import open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
 from node.serve import check_servable
 from node.web.access import ENDPOINTS, digest_of
 from node.web.app import create_app

@@ -21,7 +21,8 @@ from dicom_io.errors import CallbackFailed, ConfigurationInvalid, PacsBusy, Pacs
 from node.config import JobSettings, Settings, load_settings
 from node.exit_codes import FENCED
 from node.job import ENDED, Job
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.lease import WORKERS, Roll, held_lease
 from node.steps import Steps, still_ours
 from tests.archive_habits import CHANGES, HARMFUL, REPEATS, Change

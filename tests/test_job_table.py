@@ -23,7 +23,8 @@ from sqlalchemy import (
 
 from dicom_io.errors import JobNotFound
 from node.config import Settings
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
 
 ENDED_JOBS = 2000

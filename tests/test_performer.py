@@ -26,7 +26,8 @@ from dicom_io.worklist_manager import WorklistManager
 from node.claims import Claims
 from node.config import Settings, load_settings
 from node.job import ENDED
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.performer import OwnWorklist, Performer
 from node.pipeline import SlideReference
 from node.workitems import WORKLIST, Workitems

@@ -11,7 +11,8 @@ import pytest
 
 from dicom_io.errors import DiskFull
 from node.config import Settings
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.recovery import executor, recover_dead
 from node.work_lock import take_worker
 from tests.test_job_table import arguments, changed

@@ -22,7 +22,8 @@ from dicom_io.slide_facts import SlideFacts, slide_facts
 from node.cli import main
 from node.config import Settings, load_settings
 from node.drop_folder import DropFolder
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.jobs import Worker
 from node.pipeline import SlideReference
 from node.poll import ArchiveLooks

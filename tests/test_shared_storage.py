@@ -14,7 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dicom_io.errors import ConfigurationInvalid, SharedStorageUnreachable, WorkFileMissing
 from models.records import Regions
 from node.config import Settings
-from node.job_queue import open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
 from node.retention import purge
 from node.revisions import keep_first, keep_next, revisions
 from node.shared_storage import SharedStorage

@@ -23,7 +23,8 @@ from dicom_io.errors import BudgetExceeded, FrameInvalid, SlideProcessDied
 from node.budget_settings import BudgetSettings
 from node.config import load_settings
 from node.job import ENDED, Job
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.pipeline import SlideReference
 from node.progress import Progress
 from node.slide_process import SlideProcess, Work, slide_processes

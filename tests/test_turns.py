@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from node.config import Settings, load_settings
 from node.job import ENDED, Priority
-from node.job_queue import JobQueue, open_job_queue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.pipeline import SlideReference
 from node.turns import BAND, SLOTS, Waiting, number_of, slot_of
 from node.workplace import Workplace

@@ -23,7 +23,7 @@ import psycopg
 import requests
 
 from node.config import Settings, load_settings
-from node.job_queue import prepare_database
+from node.job_database import prepare_database
 from tests.faults.schedule import Schedule
 from tests.faulty_proxy import Proxy, faulty_proxy
 from tests.fhir_fixture import FhirServer, running_fhir_server

@@ -160,7 +160,7 @@ def _table(first: Run, one: Run, two: Run, killed: Run) -> str:
             "",
             f"{one.slides} slides, {one.workers} workers a host, each with storage of its own;",
             "archive, EHR and PostgreSQL are shared. A slide takes",
-            f"{first.cpu_s / first.slides:.2f} s of processor; its model sleeps {one.sleep_s} s.",
+            f"{first.cpu_s / first.slides:.2f} s of processor; its model sleeps {one.sleep_s} s or up to a fifth more.",
             f"{machine} for all of it; written by `make hosts`.",
             "",
             "| run | s | begun | completed | delivered |",

@@ -16,7 +16,8 @@ import requests
 from pydicom import dcmread
 
 from node.config import Settings, load_settings
-from node.job_queue import JobQueue, prepare_database
+from node.job_database import prepare_database
+from node.job_queue import JobQueue
 from node.pipeline import SlideReference
 from node.workplace import Workplace
 from tests.copied_slides import copied_slides

@@ -1,0 +1,68 @@
+"""The database that jobs are in: SQLite in the work folder, or PostgreSQL for many workers."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from dbos import DBOS
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_io.errors import DiskFull
+from node.config import Settings
+from node.write_ahead import keep_write_ahead
+
+APPLICATION = "marrow-node"
+
+
+def prepare_database(settings: Settings) -> None:
+    """Make the job database, or bring it up to date."""
+    with database_errors(settings):
+        if not settings.database_url:
+            sqlite_file(settings).parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(sqlite_file(settings))) as database:
+                keep_write_ahead(database)
+        DBOS.migrate(database_url(settings))
+
+
+@contextmanager
+def database_errors(settings: Settings) -> Iterator[None]:
+    """Say of what the database refuses what to do: :class:`DiskFull`."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise DiskFull(
+            f"The job database of {settings.work_folder} cannot be used "
+            f"({type(error.__cause__ or error).__name__}): free space there, "
+            "or set database_url or work_folder to another place."
+        ) from error
+
+
+def database_url(settings: Settings) -> str:
+    """As DBOS takes it."""
+    return settings.database_url or f"sqlite:///{sqlite_file(settings)}"
+
+
+def poll_s(settings: Settings) -> float:
+    """Seconds between a worker's looks into a queue.
+
+    Each costs a millisecond or two, of the database too: where it is shared, a site's many workers
+    look less often.
+    """
+    return 0.5 if settings.database_url else 0.1
+
+
+def sqlite_file(settings: Settings) -> Path:
+    return (settings.work_folder / "jobs.sqlite").absolute()
+
+
+def job_engine(settings: Settings) -> Engine:
+    """Of the job database, for what DBOS's client cannot be asked."""
+    if not settings.database_url:
+        return create_engine(database_url(settings))
+    url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    schemas = {"schema_translate_map": {None: "dbos"}}
+    return create_engine(url, pool_pre_ping=True, execution_options=schemas)
