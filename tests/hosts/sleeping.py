@@ -22,7 +22,7 @@ def main() -> None:
 
     @wraps(detect)
     def sleeping(*arguments: Any) -> dict[str, Any]:
-        time.sleep(seconds * random.uniform(1.0, LONGER))
+        time.sleep(seconds * random.uniform(1.0, LONGER))  # noqa: S311
         return detect(*arguments)
 
     stages.detect = sleeping
