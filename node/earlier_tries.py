@@ -11,19 +11,20 @@ from typing import Any
 
 from dicom_io.errors import ConfigurationInvalid
 from node.job_places import begun_with
-from node.job_queue import open_job_queue
+from node.job_queue import JobQueue
 from node.stages import written_before
 from node.workplace import Workplace
 
 Json = dict[str, Any]
 
 
-def as_begun(place: Workplace, opened: Json, try_id: str) -> Json:
+def as_begun(place: Workplace, jobs: JobQueue, opened: Json, try_id: str) -> Json:
     """What a try goes on with once it has opened the slide.
 
     Parameters
     ----------
     place
+    jobs
     opened
         Of :func:`node.stages.open_`.
     try_id
@@ -33,8 +34,7 @@ def as_begun(place: Workplace, opened: Json, try_id: str) -> Json:
     ConfigurationInvalid
         When an earlier try has written results in another way, which are not here.
     """
-    with open_job_queue(place.settings) as queue:
-        earlier = queue.written_by_earlier(try_id)
+    earlier = jobs.written_by_earlier(try_id)
     if earlier is None or begun_with(earlier) == begun_with(opened):
         return opened
     written = written_before(place, earlier["identity"])

@@ -34,10 +34,15 @@ def database_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
+        name = type(error.__cause__ or error).__name__
+        if settings.database_url:
+            raise DiskFull(
+                f"The job database that database_url names cannot be used ({name}): check that it "
+                "runs, has space, and takes further connections (max_connections)."
+            ) from error
         raise DiskFull(
-            f"The job database of {settings.work_folder} cannot be used "
-            f"({type(error.__cause__ or error).__name__}): free space there, "
-            "or set database_url or work_folder to another place."
+            f"The job database of {settings.work_folder} cannot be used ({name}): free space there,"
+            " or set database_url or work_folder to another place."
         ) from error
 
 
@@ -55,6 +60,14 @@ def poll_s(settings: Settings) -> float:
     return 0.5 if settings.database_url else 0.1
 
 
+def pool(settings: Settings, kept: int = 1) -> dict[str, int]:
+    """How many connections are kept, and how many more may be opened for a while.
+
+    PostgreSQL takes 100 if nobody has told it otherwise, of all workers of a site together.
+    """
+    return {"pool_size": kept, "max_overflow": 15} if settings.database_url else {}
+
+
 def sqlite_file(settings: Settings) -> Path:
     return (settings.work_folder / "jobs.sqlite").absolute()
 
@@ -65,4 +78,4 @@ def job_engine(settings: Settings) -> Engine:
         return create_engine(database_url(settings))
     url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
     schemas = {"schema_translate_map": {None: "dbos"}}
-    return create_engine(url, pool_pre_ping=True, execution_options=schemas)
+    return create_engine(url, pool_pre_ping=True, execution_options=schemas, **pool(settings))

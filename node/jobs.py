@@ -44,6 +44,7 @@ from node.job_database import (
     database_errors,
     database_url,
     poll_s,
+    pool,
     prepare_database,
 )
 from node.job_places import analysis_place, check_unchanged, review_place
@@ -83,6 +84,7 @@ ARRIVALS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
 WATCH_S = 0.1
+DBOS_KEEPS = 2
 # The database has the moment when a try is due by the clock of whoever queued it: turned back by an
 # hour, that clock would let it wait an hour longer.
 DELAYS_LOOK_S = 5.0
@@ -155,6 +157,8 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
         if settings.database_url:
             lease = held.enter_context(held_lease(settings, f"{host_name(settings)}.{name}"))
         own = executor(name, uuid4().hex[:8]) if lease is None else lease.executor
+        # One for all that this worker asks and queues: each has connections of its own.
+        jobs = held.enter_context(open_job_queue(settings))
         dbos = DBOS(
             config={
                 "name": APPLICATION,
@@ -163,6 +167,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "executor_id": own,
                 "application_version": WORKFLOWS,
                 "log_level": "CRITICAL",
+                "db_engine_kwargs": pool(settings, DBOS_KEEPS),
                 "notification_listener_polling_interval_sec": poll_s(settings),
             }
         )
@@ -178,7 +183,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             for event in dbos.background_thread_stop_events:
                 event.set()
 
-        _register(settings, Steps(check), slides, at_work)
+        _register(settings, jobs, Steps(check), slides, at_work)
         try:
             DBOS.launch()
             # Not updated: it may be paused, or resumed in this very moment.
@@ -196,7 +201,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.register_queue(
                 REVIEWS, worker_concurrency=1, polling_interval_sec=poll_s(settings)
             )
-            with ExitStack() as watching, open_job_queue(settings) as jobs:
+            with ExitStack() as watching:
                 recover = DBOS._recover_pending_workflows
                 if lease is None:
                     look = partial(recover_dead, jobs, recover, folder, own)
@@ -227,23 +232,25 @@ def _slide_work(settings: Settings) -> Work:
     )
 
 
-def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work: AtWork) -> None:
+def _register(
+    settings: Settings, jobs: JobQueue, steps: Steps, slides: SlideProcesses, at_work: AtWork
+) -> None:
     @DBOS.workflow(name=ANALYSE)
     def analyse_slide(arguments: dict[str, Any]) -> Any:
-        with at_work.one_more(), _try(settings, steps, arguments) as try_id:
+        with at_work.one_more(), _try(settings, jobs, steps, arguments) as try_id:
             report = steps.report_to(progress_file(settings, try_id).report)
             place = analysis_place(settings, arguments, report)
-            step = _going_on(place, steps, arguments, try_id)
+            step = _going_on(place, jobs, steps, arguments, try_id)
             with slides.process(ANALYSE, arguments, report, try_id) as apart:
                 result = analyse(replace(place, apart=apart), _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
-            _call_back(settings, steps, arguments, try_id, "completed")
+            _call_back(jobs, steps, arguments, try_id, "completed")
             return dict(result)
 
     @DBOS.workflow(name=REVIEW)
     def review_slide(arguments: dict[str, Any]) -> Any:
-        with at_work.one_more(), _try(settings, steps, arguments) as try_id:
+        with at_work.one_more(), _try(settings, jobs, steps, arguments) as try_id:
             report = steps.report_to(progress_file(settings, try_id).report)
             place = review_place(settings, arguments, report)
             review = review_from(arguments["review"])
@@ -255,33 +262,32 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work:
 
     @DBOS.workflow(name=ARRIVE)
     def await_slide(arguments: dict[str, Any]) -> Any:
-        with _try(settings, steps, arguments) as try_id:
+        with _try(settings, jobs, steps, arguments) as try_id:
             arrived = await_whole(
                 sited(settings, arguments), _slide(arguments), steps.step, steps.sleep
             )
-            steps.step("queue", lambda: _queued(settings, try_id, arguments | arrived))
+            steps.step("queue", lambda: _queued(jobs, try_id, arguments | arrived))
             return arrived
 
     @DBOS.workflow(name=FIND)
     def find(arguments: dict[str, Any]) -> Any:
         def search() -> dict[str, Any]:
             slides = find_slides(sited(settings, arguments), arguments)
-            with open_job_queue(settings) as queue:
-                if arguments.get("by_rules"):
-                    return _by_rules(settings, queue, slides, arguments)
-                place = Workplace.open(sited(settings, arguments), lambda progress: None)
-                jobs = [
-                    queue.submit(
-                        slide,
-                        place,
-                        arguments["priority"],
-                        arguments["callback"],
-                        await_arrival=True,
-                        site=arguments.get("site", ""),
-                    ).job
-                    for slide in slides
-                ]
-            return {"jobs": jobs}
+            if arguments.get("by_rules"):
+                return _by_rules(settings, jobs, slides, arguments)
+            place = Workplace.open(sited(settings, arguments), lambda progress: None)
+            submitted = [
+                jobs.submit(
+                    slide,
+                    place,
+                    arguments["priority"],
+                    arguments["callback"],
+                    await_arrival=True,
+                    site=arguments.get("site", ""),
+                ).job
+                for slide in slides
+            ]
+            return {"jobs": submitted}
 
         return steps.patient("find", search, settings.jobs)
 
@@ -294,7 +300,9 @@ def _register(settings: Settings, steps: Steps, slides: SlideProcesses, at_work:
         return steps.patient("post", post, settings.jobs)
 
 
-def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_id: str) -> Step:
+def _going_on(
+    place: Workplace, jobs: JobQueue, steps: Steps, arguments: Mapping[str, Any], try_id: str
+) -> Step:
     """Steps of an analysis, of which nothing is made with other settings than it has begun with.
 
     What was written before an upgrade of the node, its model or its settings is delivered as it is,
@@ -307,7 +315,7 @@ def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_
             if name in _MAKING:
                 check_unchanged(place, begun, try_id)
             done = stage()
-            return as_begun(place, done, try_id) if name == "open" else done
+            return as_begun(place, jobs, done, try_id) if name == "open" else done
 
         done = steps.timed(name, checked)
         if name == "open":
@@ -319,7 +327,7 @@ def _going_on(place: Workplace, steps: Steps, arguments: Mapping[str, Any], try_
 
 def _by_rules(
     settings: Settings,
-    queue: JobQueue,
+    jobs: JobQueue,
     slides: Sequence[SlideReference],
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -329,7 +337,7 @@ def _by_rules(
             slide.series_uid,
             *submit_by_rules(
                 settings,
-                queue,
+                jobs,
                 slide,
                 arguments["priority"],
                 arguments["callback"],
@@ -360,7 +368,7 @@ def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> 
 
 
 def _call_back(
-    settings: Settings,
+    jobs: JobQueue,
     steps: Steps,
     arguments: Mapping[str, Any],
     try_id: str,
@@ -380,27 +388,27 @@ def _call_back(
     }
 
     def queued() -> dict[str, Any]:
-        with open_job_queue(settings) as queue:
-            queue.call_back(try_id, url, told)
+        jobs.call_back(try_id, url, told)
         return {}
 
     steps.step("call back", queued)
 
 
 def _queued(
-    settings: Settings,
+    jobs: JobQueue,
     try_id: str,
     arguments: Mapping[str, Any],
     await_arrival: bool = False,
     delay_s: float = 0.0,
 ) -> dict[str, Any]:
-    with open_job_queue(settings) as queue:
-        queue.enqueue(try_id, arguments, await_arrival, delay_s)
+    jobs.enqueue(try_id, arguments, await_arrival, delay_s)
     return {}
 
 
 @contextmanager
-def _try(settings: Settings, steps: Steps, arguments: Mapping[str, Any]) -> Iterator[str]:
+def _try(
+    settings: Settings, jobs: JobQueue, steps: Steps, arguments: Mapping[str, Any]
+) -> Iterator[str]:
     """One try of a job: its failure is counted and told, and tried again later if it may pass."""
     try_id = (DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX)
     with telling_of(try_id, arguments["study_uid"]):
@@ -410,8 +418,8 @@ def _try(settings: Settings, steps: Steps, arguments: Mapping[str, Any]) -> Iter
             count_failure(met)
             error = _put_aside(settings, arguments, met)
             log.warning("%s", error)
-            if not _tried_later(settings, steps, try_id, arguments, error):
-                _call_back(settings, steps, arguments, try_id, "failed", str(error))
+            if not _tried_later(settings, jobs, steps, try_id, arguments, error):
+                _call_back(jobs, steps, arguments, try_id, "failed", str(error))
             if error is met:
                 raise
             raise error from met
@@ -436,6 +444,7 @@ def _put_aside(
 
 def _tried_later(
     settings: Settings,
+    jobs: JobQueue,
     steps: Steps,
     try_id: str,
     arguments: Mapping[str, Any],
@@ -455,7 +464,7 @@ def _tried_later(
     delay_s = retry_delay_s(settings, failures + deaths)
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
-    steps.step("try later", lambda: _queued(settings, next_try, later, arrives, delay_s))
+    steps.step("try later", lambda: _queued(jobs, next_try, later, arrives, delay_s))
     return True
 
 

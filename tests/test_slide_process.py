@@ -89,10 +89,17 @@ def moves(place: Any, at: Progress) -> dict[str, Any]:
     return {"next": at.percent + 1.0}
 
 
+LOADED: list[int] = []
+
+
+def was_loaded(place: Any) -> dict[str, Any]:
+    return {"in": LOADED}
+
+
 WORK = Work(
     {"opened": opened, "missing": place_missing},
-    (answers, fails, fails_oddly, takes_memory, holds, sleeps, gets, moves),
-    lambda: None,
+    (answers, fails, fails_oddly, takes_memory, holds, sleeps, gets, moves, was_loaded),
+    lambda: LOADED.append(os.getpid()),
 )
 OF = {"study_uid": "1.2"}
 
@@ -127,6 +134,19 @@ def test_stages_run_in_one_process_that_is_not_this_one() -> None:
     assert os.getpid() not in (first["pid"], third["pid"])
     for each in (first, third):
         assert not psutil.pid_exists(each["pid"])
+
+
+def test_what_a_first_slide_would_wait_for_is_loaded_once_before_it() -> None:
+    with (
+        slide_processes(BudgetSettings(), WORK) as processes,
+        processes.process("opened", OF, lambda _: None, "job-1") as one,
+        processes.process("opened", OF, lambda _: None, "job-2") as other,
+    ):
+        places = [each.run(was_loaded, PLACE)["in"] for each in (one, other)]
+        pids = [each.run(answers, PLACE, 1)["pid"] for each in (one, other)]
+    assert places[0] == places[1]
+    assert len(places[0]) == 1
+    assert not {*places[0]} & {os.getpid(), *pids}
 
 
 def test_a_process_that_did_well_is_given_the_next_job() -> None:

@@ -107,11 +107,11 @@ def parts_of(images: Sequence[AnnotatedImage], recipe: Recipe) -> Iterator[tuple
     types, seed = len(recipe.types), recipe.seed
     fold_of = grouped_folds(images, types, int(recipe.folds), seed)
     for fold in range(int(recipe.folds)):
-        held_out = [images[row] for row in np.flatnonzero(fold_of == fold)]
-        others = [images[row] for row in np.flatnonzero(fold_of != fold)]
+        held_out = [images[int(row)] for row in np.flatnonzero(fold_of == fold)]
+        others = [images[int(row)] for row in np.flatnonzero(fold_of != fold)]
         part_of = grouped_folds(others, types, PARTS, seed)
         for parts in range(PARTS):
-            taken = [others[row] for row in np.flatnonzero(part_of <= parts)]
+            taken = [others[int(row)] for row in np.flatnonzero(part_of <= parts)]
             yield fold, ImageSets(taken, held_out, held_out)
 
 

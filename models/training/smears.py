@@ -216,8 +216,9 @@ def _cloud(rng: np.random.Generator, shape: tuple[int, int], sigma_px: float) ->
     # Drawn eight times as coarse: filters as wide as these would take most of the time.
     coarse = rng.normal(size=(shape[0] // 8, shape[1] // 8))
     cloud = ndimage.gaussian_filter(coarse, sigma_px / 8, mode="wrap")
-    fine = np.asarray(Image.fromarray(cloud.astype(np.float32)).resize(shape[::-1]), np.float64)
-    return (fine - fine.mean()) / max(float(fine.std()), 1e-9)
+    smooth = Image.fromarray(cloud.astype(np.float32)).resize(shape[::-1])
+    fine: Float64 = np.asarray(smooth, np.float64)
+    return np.asarray((fine - fine.mean()) / max(float(fine.std()), 1e-9))
 
 
 def _trail(rng: np.random.Generator, side: int) -> _Trail:
