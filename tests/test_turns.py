@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as trials
@@ -164,6 +165,34 @@ def test_a_site_that_sends_many_does_not_keep_another_waiting(
     assert [name for name in routine if name[0] == "a"] == [f"a{n}" for n in range(8)]
     assert {name[0] for name in routine[:2]} == {name[0] for name in routine[2:4]} == {"a", "b"}
     assert {name[0] for name in routine[4:6]} == {"a", "b"}
+
+
+@pytest.mark.skipif(postgresql_missing(), reason=MISSING_POSTGRESQL)
+def test_a_worker_keeps_six_connections_to_postgresql(smear: Smear, tmp_path: Path) -> None:
+    """Of 100 that it takes if nobody has told it otherwise: twelve workers once had them all."""
+    log = tmp_path / "worker.log"
+    with running_postgresql() as url, psycopg.connect(url, autocommit=True) as looking:
+        config = config_of(smear, tmp_path, database_url=url)
+        settings = load_settings(config)
+        prepare_database(settings)
+
+        def connections() -> int:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            row = looking.execute(query).fetchone()
+            assert row is not None
+            return int(row[0]) - 1  # that which asks
+
+        with working(config, log):
+            with open_job_queue(settings) as queue:
+                jobs = [submit(queue, settings, f"a{n}", "north", "routine") for n in range(8)]
+                wait_for(lambda: all(queue.get(job).status in ENDED for job in jobs), log)
+            seen = []
+            for _ in range(100):
+                time.sleep(0.05)
+                seen.append(connections())
+    assert 4 <= min(seen) <= 6
+    # One that more than two threads need at once is closed when it is not needed any more.
+    assert sorted(seen)[len(seen) // 2] <= 7
 
 
 def test_a_paused_node_begins_nothing_until_it_is_resumed(
