@@ -9,17 +9,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from models.training.boxes import suppress  # noqa: E402
+from models.training.boxes import encode, suppress  # noqa: E402
 from models.training.cascade_rcnn import MEAN_BGR, cascade_rcnn  # noqa: E402
 from models.training.cascade_rcnn import _normalised as cascade_normalised  # noqa: E402
+from models.training.cross_mini_batch import CrossMiniBatchNorm, begin_batch  # noqa: E402
 from models.training.detector import Truth, surviving  # noqa: E402
 from models.training.dual_stage_cnn import TYPES, DualStageCnn, MaturationCnn, yuv  # noqa: E402
-from models.training.faster_rcnn import faster_rcnn  # noqa: E402
+from models.training.faster_rcnn import _head_losses, answered_iou, faster_rcnn  # noqa: E402
 from models.training.region_proposals import RegionProposals  # noqa: E402
 from models.training.resnet_fpn import ResNetFpn, resnet  # noqa: E402
 from models.training.tile_task import tile_classifier  # noqa: E402
 from models.training.yolov4 import COCO_ANCHORS, STRIDES, YoloV4, assigned  # noqa: E402
 
+NO_CELL = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 SMALL = {"depth": 18, "width": 0.125, "channels": 16, "connected": 32, "proposals": 40}
 
 
@@ -96,7 +98,7 @@ def test_answers_are_boxes_scores_and_shares(build: Callable[[], Any]) -> None:
 def test_losses_have_gradients_with_and_without_cells(build: Callable[[], Any]) -> None:
     network = build()
     image = torch.rand(2, 3, 96, 96)
-    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    nothing = NO_CELL
     cells = Truth(torch.tensor([[10.0, 10, 40, 40], [50, 50, 90, 80]]), torch.tensor([0, 2]))
     for truth in ([cells, nothing], [nothing, nothing]):
         terms = network.losses(image, truth)
@@ -171,11 +173,46 @@ def test_the_smaller_of_two_boxes_has_the_answer() -> None:
     assert 1 in row.tolist()
 
 
+def test_an_attack_leaves_no_trace_in_the_batch_norms() -> None:
+    torch.manual_seed(0)
+    network = YoloV4(2, 0.125, 0.2)
+    begin_batch(network, 2)
+    network.losses(torch.rand(1, 3, 64, 64), [NO_CELL])
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    layers = [each for each in network.modules() if isinstance(each, CrossMiniBatchNorm)]
+    seen = [(layer._seen, layer._sum) for layer in layers]
+    network.attacked(torch.rand(1, 3, 64, 64))
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in network.named_buffers())
+    assert all(
+        layer._seen == number and layer._sum is total
+        for layer, (number, total) in zip(layers, seen, strict=True)
+    )
+
+
 def test_an_attack_hides_what_the_network_sees() -> None:
     network = YoloV4(2, 0.125, 0.2)
     image = torch.rand(1, 3, 64, 64)
     changed = network.attacked(image, 1 / 255)
     assert 0 < (changed - image).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_scores_are_ranked_by_how_well_the_answered_box_fits() -> None:
+    """Liu et al. (2022): "y is the IOU value of the prediction box and GTbox"."""
+    candidate = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 14], [0, 0, 20, 12]])
+    cells = Truth(torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([1]))
+    offset = torch.zeros(3, 4)
+    offset[0, 0] = 5.0  # fits, and is moved 10 px aside: a tenth of a width is 1
+    offset[1] = encode(cells.box, candidate[1:2], (10.0, 10.0, 5.0, 5.0))[0]  # is made whole
+    fits = answered_iou(offset, candidate, cells.box.expand(3, 4))
+    assert fits.tolist() == pytest.approx([10 / 30, 1.0, 12 / 20], abs=1e-5)
+
+    # The loss knows: those that fit worse stand before those that fit better, or the other way.
+    logit = torch.tensor([[-9.0, 2.0], [-9.0, 0.0], [-9.0, 1.0]])
+    answers = torch.stack((torch.zeros(3, 4), offset), 1)
+    plain = torch.zeros(3, 2, 4)
+    moved, _ = _head_losses(logit, answers, candidate, cells)
+    still, _ = _head_losses(logit, plain, candidate, cells)
+    assert moved > still + 0.01
 
 
 def test_cascade_takes_blue_green_red_less_imagenets_mean() -> None:

@@ -11,6 +11,9 @@ A batch of one mini-batch is normalised as by plain batch norm.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +60,26 @@ class CrossMiniBatchNorm(nn.BatchNorm2d):
         self.get_buffer("running_mean").lerp_(mean, _MOMENTUM)
         self.get_buffer("running_var").lerp_(unbiased, _MOMENTUM)
         self.get_buffer("num_batches_tracked").add_(1)
+
+
+@contextmanager
+def as_if_unseen(network: nn.Module) -> Iterator[None]:
+    """Run images through `network` in training mode, of which its batch norms remember nothing."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    moved = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
+    seen = [
+        (layer, layer._sum, layer._seen)
+        for layer in layers
+        if isinstance(layer, CrossMiniBatchNorm)
+    ]
+    try:
+        yield
+    finally:
+        for layer, buffers in zip(layers, moved, strict=True):
+            for name, buffer in buffers.items():
+                layer.get_buffer(name).copy_(buffer)
+        for cross, total, number in seen:
+            cross._sum, cross._seen = total, number
 
 
 def begin_batch(network: nn.Module, mini_batches: int) -> None:

@@ -29,6 +29,7 @@ from models.training.roi_features import connected_layers, roi_features
 
 CONNECTED = 1024
 POSITIVE_IOU = 0.5
+LEAST_QUALITY = 1e-3
 SORTING_WEIGHT = 0.5  # λ of eq. 13 and 14
 # Ours, in logits: with the paper's plain step the scores of cells and of ground end up a hair apart
 # (all between 0.0178 and 0.0184 after 900 steps), and what was learnt does not carry over.
@@ -129,6 +130,20 @@ def _normalised(image: Tensor) -> Tensor:
     return (image - _MEAN) / _SPREAD
 
 
+def answered_iou(offset: Tensor, candidate: Tensor, target: Tensor) -> Tensor:
+    """y of eq. 11 to 14: "the IOU value of the prediction box and GTbox", (P,).
+
+    Of the box that is answered, not of the proposal; above 0, as y = 0 is a negative.
+
+    Parameters
+    ----------
+    offset, candidate, target : (P, 4)
+        Answers, the proposals that they are relative to, and the true boxes.
+    """
+    predicted = decode(offset.detach(), candidate, _WEIGHT)
+    return pairwise_iou(predicted, target).diagonal().clamp(min=LEAST_QUALITY)
+
+
 def _head_losses(
     logit: Tensor, offset: Tensor, candidate: Tensor, cells: Truth
 ) -> tuple[Tensor, Tensor]:
@@ -140,9 +155,9 @@ def _head_losses(
         ), offset.sum() * 0
     overlap, nearest = pairwise_iou(candidate, cells.box).max(1)
     positive = (overlap >= POSITIVE_IOU).nonzero()[:, 0]
-    kind = cells.kind[nearest[positive]]
-    quality[positive, kind] = overlap[positive]
+    kind, target = cells.kind[nearest[positive]], cells.box[nearest[positive]]
+    quality[positive, kind] = answered_iou(offset[positive, kind], candidate[positive], target)
     ranking = ranking_loss(logit.flatten(), quality.flatten(), SORTING_WEIGHT, MARGIN)
-    wanted = encode(cells.box[nearest[positive]], candidate[positive], _WEIGHT)
+    wanted = encode(target, candidate[positive], _WEIGHT)
     each = functional.smooth_l1_loss(offset[positive, kind], wanted, reduction="none").sum(1)
     return ranking, BOX_WEIGHT * each.mean()

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from models.training.box_losses import complete_iou
 from models.training.boxes import clipped, pairwise_iou
-from models.training.cross_mini_batch import CrossMiniBatchNorm
+from models.training.cross_mini_batch import CrossMiniBatchNorm, as_if_unseen
 from models.training.detector import Truth, best_of, ranked
 
 STRIDES = (8, 16, 32)
@@ -291,7 +291,8 @@ class YoloV4(nn.Module):
             for _ in image
         ]
         seen = image.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(self.losses(seen, nothing)["objectness"], seen)
+        with as_if_unseen(self):
+            (slope,) = torch.autograd.grad(self.losses(seen, nothing)["objectness"], seen)
         return (image - step * slope.sign()).clamp(0, 1).detach()
 
     def _maps(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
