@@ -110,6 +110,13 @@ def test_given_again_it_trains_nothing_and_with_other_images_all_anew(recipe: Pa
     assert len(list((recipe.parent / "run" / "learning_curve").iterdir())) > 8
 
 
+def test_a_type_that_is_told_apart_must_be_there(recipe: Path) -> None:
+    for path in (recipe.parent / "crops" / TYPES[1]).iterdir():
+        path.unlink()
+    with pytest.raises(TrainingInvalid, match="no image to train on shows a segmented_neutrophil"):
+        learning_curve(load_recipe(recipe), Console(file=io.StringIO()))
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -188,6 +188,11 @@ def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
         ('types = ["WBC", "RBC"]\num_per_px = 0.25\n', "um_per_px = 0.25\n", "format yolo"),
         ('folder = "fields"', "", "'folder' and 'um_per_px'"),
         ('format = "yolo"', 'format = "smear"', "'images' goes with the format smear"),
+        (
+            'format = "yolo"\nfolder = "fields"\ntypes = ["WBC", "RBC"]\num_per_px = 0.25\n',
+            'format = "smear"\nimages = 4\n',
+            "composed images share cells",
+        ),
     ],
 )
 def test_every_wrong_field_is_named(recipe: Path, old: str, new: str, says: str) -> None:
@@ -206,8 +211,10 @@ def test_one_slide_at_a_time_may_be_left_out(recipe: Path) -> None:
     recipe.write_text(text)
     images = split_images(load_recipe(recipe))
     assert (len(images.train), len(images.test)) == (11, 1)
-    for part in (images.test, images.validation):
-        assert [image.name for image in part] == ["9.png"]
+    assert [image.name for image in images.test] == ["9.png"]
+    # What is tested chooses neither the weights nor a threshold.
+    assert load_recipe(recipe).keep == "last"
+    assert {image.name for image in images.validation} <= {image.name for image in images.train}
     recipe.write_text(text.replace("held_out = 11", "held_out = 12"))
     with pytest.raises(TrainingInvalid, match="leaves 12 images to train and 0 to test on"):
         split_images(load_recipe(recipe))
@@ -218,6 +225,15 @@ def test_a_setting_the_network_does_not_know_is_named(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     images = split_images(loaded)
     with pytest.raises(TrainingInvalid, match=r"field network.*dept"):
+        task_of(loaded, images)
+
+
+def test_a_setting_that_the_network_cannot_have_is_named(recipe: Path) -> None:
+    text = recipe.read_text().replace('"tayebi2021"', '"liu2022"').replace("width = 0.125", "")
+    recipe.write_text(text.replace("depth = 0.2", "depth = 20"))
+    loaded = load_recipe(recipe)
+    images = split_images(loaded)
+    with pytest.raises(TrainingInvalid, match=r"field network.*20"):
         task_of(loaded, images)
 
 
@@ -275,5 +291,6 @@ def test_tile_measures_by_hand() -> None:
         "recall": 2 / 3,
         "specificity": 1 / 2,
         "accuracy": 3 / 5,
+        "negative_predictive_value": 1 / 2,
     }
     assert tile_measures(said, true) == pytest.approx(expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,7 +128,8 @@ class Recipe:
         Images to choose and measure with, instead of a split.
     folds, held_out
         Of the split by group; the held-out fold is divided 70 to 30 into validation and test.
-        ``each`` leaves out one group (slide) at a time, by name, and tests on all of it.
+        ``each`` leaves out one group (slide) at a time, by name, and tests on all of it; as nothing
+        is left to choose with, the last step's weights are kept.
     batch
         Images of a batch.
     mini_batches
@@ -233,6 +234,8 @@ def load_recipe(path: Path) -> Recipe:
         where = ".".join(str(part) for part in first["loc"])
         raise TrainingInvalid(f"{path}: field {where}: {first['msg']}; correct it.") from error
     _check(recipe, path)
+    if recipe.folds == "each" and not recipe.validation:
+        return replace(recipe, keep="last")
     return recipe
 
 
@@ -302,3 +305,10 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise TrainingInvalid(f"{where}: 'file' goes with the format coco, and only with it.")
         if (source.format == "yolo") != bool(source.types):
             raise TrainingInvalid(f"{where}: 'types' goes with the format yolo, and only with it.")
+    # Single cells as published have their groups; images composed of them do not.
+    composed = any(source.format == "smear" for source in recipe.data)
+    if composed and not recipe.validation and recipe.system != "choi2017":
+        raise TrainingInvalid(
+            f"{path}: composed images share cells, so no split of them is fair: give a"
+            " [[validation]] with held_out = true."
+        )

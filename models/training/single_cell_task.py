@@ -40,6 +40,12 @@ class SingleCellTask:
         self._size = recipe.mini_batch
         self._crops, self._validation = (_crops(each) for each in (images.train, images.validation))
         self._test, self._types = images.test, recipe.types
+        for key in LOCAL:
+            if not bool((self._crops.kind == recipe.types.index(key)).any()):
+                raise TrainingInvalid(
+                    f"{recipe.name}: no image to train on shows a {key}, which choi2017's local "
+                    "network is for: add some."
+                )
         self._pair = _only(self._crops, network.pair)
         network.whole.normalise_as(self._crops.centred())
         network.local.normalise_as(self._pair.centred())

@@ -34,6 +34,8 @@ from models.training.smears import (
 )
 from models.training.splits import Split, grouped_folds, leave_one_out, split_of
 
+# Images of a training that choose a threshold where no others may.
+MOST_CHOOSING = 100
 # Reads a source of the format dicom; given by whoever knows archives.
 ReadDicom = Callable[[Source], Sequence[AnnotatedImage]]
 
@@ -91,7 +93,9 @@ def split_images(recipe: Recipe, read_dicom: ReadDicom = no_archive) -> ImageSet
     if recipe.folds == "each":  # one group is too little to choose with, too
         fold = leave_one_out(images)
         split: Split = split_of(images, fold, recipe.held_out, recipe.seed, validation_share=0)
-        split = replace(split, validation=split.test)
+        # What is tested chooses nothing: the score threshold is that of images trained on.
+        every = max(1, len(split.train) // MOST_CHOOSING)
+        split = replace(split, validation=split.train[::every])
     else:
         fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)
         split = split_of(images, fold, recipe.held_out, recipe.seed)

@@ -19,7 +19,7 @@ def task_of(recipe: Recipe, images: ImageSets) -> Task:
     Raises
     ------
     TrainingInvalid
-        The recipe's `network` has a setting that the network does not know.
+        The recipe's `network` has a setting that the network does not know, or cannot have.
     """
     torch.manual_seed(recipe.seed)
     try:
@@ -28,5 +28,5 @@ def task_of(recipe: Recipe, images: ImageSets) -> Task:
         if recipe.stage == "tiles":
             return TileTask(recipe, images)
         return DetectionTask(recipe, images)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TrainingInvalid(f"{recipe.name}: field network: {error}.") from error
