@@ -141,6 +141,35 @@ def best_threshold(findings: Findings, types: int) -> float:
     return float(score[order][f1_of.argmax()]) if len(order) else 0.5
 
 
+def curve_figures(findings: Findings, types: Sequence[str], seed: int) -> dict[str, Any]:
+    """What needs all that was found, whatever its score: mean average precisions.
+
+    Parameters
+    ----------
+    findings
+    types
+        Names, in the order of the labels.
+    seed
+        Of the bootstrap over images.
+    """
+    return {
+        "map_50": round(mean_ap_50(findings, len(types)), 4),
+        "map_50_interval": list(map_interval(findings, len(types), seed)),
+        "map_coco": _rounded(mean_average_precision(findings.found, findings.truth, len(types))),
+    }
+
+
+def type_curve_figures(findings: Findings, kind: int) -> dict[str, float]:
+    """The same of one type, and its log-average miss rate."""
+    points = curve(findings.found.of(kind), findings.truth.of(kind), 0.5)
+    return {
+        "ap_50": round(eleven_point(points), 4),
+        # Eleven points give at most 10/11 to a type of which one cell is never found.
+        "ap_50_coco": round(hundred_and_one_point(points), 4),
+        "log_average_miss_rate": round(log_average_miss_rate(points, findings.images), 4),
+    }
+
+
 def mean_ap_50(findings: Findings, types: int) -> float:
     """Mean over the types that occur of the average precision at IoU 0.5, by 11 points."""
     values = [
@@ -155,7 +184,6 @@ def _type_row(
     findings: Findings, table: Int64, kind: int, score_threshold: float
 ) -> dict[str, Any]:
     found, truth = findings.found.of(kind), findings.truth.of(kind)
-    points = curve(found, truth, 0.5)
     sure = curve(above(found, score_threshold), truth, 0.5)
     called = len(sure.recall)
     right = round(float(sure.recall[-1]) * sure.truth) if called else 0
@@ -165,10 +193,7 @@ def _type_row(
     wrong = called - right + sure.truth - right
     return {
         "cells": sure.truth,
-        "ap_50": round(eleven_point(points), 4),
-        # Eleven points give at most 10/11 to a type of which one cell is never found.
-        "ap_50_coco": round(hundred_and_one_point(points), 4),
-        "log_average_miss_rate": round(log_average_miss_rate(points, findings.images), 4),
+        **type_curve_figures(findings, kind),
         "recall": round(right / sure.truth, 4),
         "precision": round(right / called, 4) if called else 0.0,
         "f1": round(f1(right, called, sure.truth), 4),

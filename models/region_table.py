@@ -36,9 +36,11 @@ def region_table(
     -------
     dict
         ``roi_iou_slide`` is the mean over slides with any region, true or found, and
-        ``roi_recall_slide`` the share of those with a true one whose overlap exceeds 0.5;
-        ``roi_iou_object`` the mean over true regions, ``roi_recall_object`` the share of them and
-        ``roi_precision_object`` that of found ones that overlap by more than 0.5. Intervals are
+        ``roi_recall_slide``, ``roi_precision_slide``, ``roi_accuracy_slide`` the share of those
+        with a true, a found, or either one, whose overlap exceeds 0.5; ``roi_iou_object`` the mean
+        over true regions, ``roi_recall_object`` the share of them and ``roi_precision_object`` that
+        of found ones that overlap by more than 0.5, ``roi_accuracy_object`` the share of true ones
+        and of those found in vain (the paper does not say how it counts). Intervals are
         95 % of as many slides drawn with replacement. ``confusion`` counts places: rows true
         (outside, inside), columns found.
     """
@@ -50,6 +52,8 @@ def region_table(
         for one, two in ((found, truth), (truth, found))
     )
     whole = _slide_ious(places)
+    shown, said = places[_any(places), 1].sum(1) > 0, places[_any(places)][:, :, 1].sum(1) > 0
+    hit, vain = np.concatenate(true_ious) > FOUND_IOU, np.concatenate(found_ious) <= FOUND_IOU
     rng = np.random.default_rng(seed)
     return {
         "slides": len(names),
@@ -58,15 +62,18 @@ def region_table(
         "roi_iou_slide_interval": bootstrap_interval(
             lambda chosen: _mean(_slide_ious(places[chosen])), len(names), rng
         ),
-        "roi_recall_slide": _mean(whole[places[:, 1].sum(1)[_any(places)] > 0] > FOUND_IOU),
+        "roi_recall_slide": _mean(whole[shown] > FOUND_IOU),
+        "roi_precision_slide": _mean(whole[said] > FOUND_IOU),
+        "roi_accuracy_slide": _mean(whole > FOUND_IOU),
         "roi_iou_object": _mean(np.concatenate(true_ious)),
         "roi_iou_object_interval": bootstrap_interval(
             lambda chosen: _mean(np.concatenate([true_ious[row] for row in chosen])),
             len(names),
             rng,
         ),
-        "roi_recall_object": _mean(np.concatenate(true_ious) > FOUND_IOU),
-        "roi_precision_object": _mean(np.concatenate(found_ious) > FOUND_IOU),
+        "roi_recall_object": _mean(hit),
+        "roi_precision_object": _mean(~vain),
+        "roi_accuracy_object": _mean(np.concatenate((hit, np.zeros(int(vain.sum()), np.bool_)))),
         "confusion": places.sum(0).tolist(),
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,15 +142,17 @@ def labelled(path: Path, rgb: np.ndarray, objects: list[tuple[str, tuple[float, 
     )
 
 
-def evaluated(folder: Path, recipe: Path, *more: str) -> dict[str, object]:
-    """Run ``marrow-node evaluate`` with the tiny package."""
-    tiny_package(folder / "packages" / "tiny")
+def evaluated(
+    folder: Path, recipe: Path, *more: str, package: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run ``marrow-node evaluate`` with the tiny package, or one that differs from it."""
+    tiny_package(folder / "packages" / "tiny", **(package or {}))
     config = folder / "node.toml"
     config.write_text(f'[model]\nname = "tiny"\nfolders = ["{folder / "packages"}"]\n')
     arguments = ["--config", str(config), "evaluate", "--json", "--model", "tiny", *more]
     ended = CliRunner().invoke(main, [*arguments, str(recipe)], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
-    table: dict[str, object] = json.loads(ended.stdout)
+    table: dict[str, Any] = json.loads(ended.stdout)
     assert json.loads((folder / "run/evaluation/tiny/report.json").read_text()) == table
     return table
 
@@ -172,6 +176,70 @@ def test_cells_are_evaluated_with_a_manual_count(tmp_path: Path) -> None:
     assert table["ndc_largest_error_points"] == 25  # the polychromatic one
     assert "ndc mse" in (tmp_path / "run/evaluation/tiny/report.md").read_text()
     assert evaluated(tmp_path, recipe)["ndc_mse"] == 0
+
+
+def blobs(folder: Path, labels: Sequence[int]) -> Path:
+    """A field with blobs of these types, and its recipe."""
+    rgb = np.full((400, 150 + 130 * len(labels), 3), 235, np.uint8)
+    objects = []
+    for number, label in enumerate(labels):
+        side = blob_side_px(label)
+        box = draw_blob(rgb, (90.0 + 130 * number, 200.0), (side, side))
+        objects.append((CLASSES[label], box))
+    labelled(folder / "fields" / "a.png", rgb, objects)
+    return written(folder, "cells", CLASSES[:-1], 0.25)
+
+
+def test_a_curve_knows_what_the_threshold_keeps_from_the_report(tmp_path: Path) -> None:
+    """Small blobs have lower scores than large ones: the threshold lies between."""
+    pytest.importorskip("torch")
+    recipe = blobs(tmp_path, (0, 0, 8, 8))
+    table = evaluated(tmp_path, recipe, package={"detector": {"score_threshold": 0.9}})
+    small, large = (table["types"][CLASSES[label]] for label in (0, 8))
+    assert (small["recall"], large["recall"]) == (0, 1)
+    assert (small["ap_50"], large["ap_50"], table["map_50"]) == (1, 1, 1)
+
+
+def test_a_cell_that_the_node_does_not_name_is_of_no_type(tmp_path: Path) -> None:
+    """Between two sizes no type has more than half."""
+    pytest.importorskip("torch")
+    recipe = blobs(tmp_path, (0, 4, 8))
+    sure = evaluated(tmp_path, recipe, package={"detector": {"unclassified_below": 0.0}})
+    assert sure["mean_recall"] == 1
+    doubting = evaluated(tmp_path, recipe, package={"detector": {"unclassified_below": 1.0}})
+    assert doubting["mean_recall"] == 0
+    assert np.sum(doubting["confusion"]) == 0
+
+
+def test_single_cells_are_evaluated_with_the_second_stage(tmp_path: Path) -> None:
+    """The tiny second stage names blobs the other way round than the first does."""
+    pytest.importorskip("torch")
+    labels = (0, 3, 8, 9)
+    for number, label in enumerate(labels):
+        rgb = np.full((150, 150, 3), 235, np.uint8)
+        # At 0.16 µm per px, where a type's size is said at 0.25.
+        side = blob_side_px(label) * 0.25 / 0.16
+        draw_blob(rgb, (75.0, 75.0), (side, side))
+        # What it calls a blob of this size.
+        folder = tmp_path / "crops" / CLASSES[len(CLASSES) - 2 - label]
+        folder.mkdir(parents=True)
+        Image.fromarray(rgb).save(folder / f"{number}.png")
+    text = (
+        RECIPE.format(
+            system="choi2017", stage="cells", types=json.dumps(list(CLASSES[:-1])), scale=0.16
+        )
+        .replace('"pascal_voc"', '"crops"')
+        .replace('"fields"', '"crops"')
+    )
+    (tmp_path / "recipe.toml").write_text(text)
+    table = evaluated(tmp_path, tmp_path / "recipe.toml", package={"second_stage": True})
+    assert (table["cells"], table["accuracy"], table["unclassified"]) == (4, 1, 0)
+    config = tmp_path / "node.toml"
+    tiny_package(tmp_path / "packages" / "tiny")
+    command = ["--config", str(config), "evaluate", "--model", "tiny"]
+    ended = CliRunner().invoke(main, [*command, str(tmp_path / "recipe.toml")])
+    assert ended.exit_code != 0
+    assert "no second stage" in ended.output + ended.stderr
 
 
 def test_regions_are_evaluated_with_the_packages_localiser(tmp_path: Path) -> None:

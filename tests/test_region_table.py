@@ -31,6 +31,8 @@ def test_figures_by_hand() -> None:
     assert table["roi_iou_object"] == pytest.approx((4 / 10 + 0 + 1) / 3, abs=1e-4)
     assert table["roi_recall_object"] == pytest.approx(1 / 3, abs=1e-4)
     assert table["roi_precision_object"] == pytest.approx(1 / 3, abs=1e-4)
+    assert table["roi_precision_slide"] == table["roi_accuracy_slide"] == 0.5
+    assert table["roi_accuracy_object"] == 1 / 5  # three true ones, two found in vain
     assert table["confusion"] == [[4 * 60 - 14 - 5, 5], [6, 8]]
     low, high = table["roi_iou_slide_interval"]
     assert low == pytest.approx(4 / 14, abs=1e-4)
@@ -42,7 +44,8 @@ def test_a_slide_on_which_regions_are_invented_does_not_count_as_missed() -> Non
     assert table["roi_iou_slide"] == 0
     assert table["roi_recall_slide"] is None
     assert table["roi_iou_object"] is None
-    assert table["roi_precision_object"] == 0
+    assert table["roi_precision_object"] == table["roi_accuracy_object"] == 0
+    assert table["roi_precision_slide"] == table["roi_accuracy_slide"] == 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -53,7 +56,8 @@ def test_what_is_found_as_it_is_has_no_fault(seed: int) -> None:
     truth[0][0, 0] = True
     table = region_table(truth, truth, ["a", "b", "b", "c"], seed)
     names = ("roi_iou_slide", "roi_recall_slide", "roi_iou_object", "roi_precision_object")
-    assert [table[name] for name in names] == [1, 1, 1, 1]
+    names += ("roi_accuracy_object", "roi_precision_slide", "roi_accuracy_slide")
+    assert [table[name] for name in names] == [1] * 7
     assert table["roi_iou_object_interval"] == [1, 1]
 
 

@@ -9,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from models.classify import Sessions
+from models.classify import Sessions, classify
 from models.detection_evaluation import evaluation_table
 from models.detection_report import write_report
-from models.detection_table import look_at
+from models.detection_table import (
+    LEAST_SCORE,
+    Detect,
+    curve_figures,
+    look_at,
+    type_curve_figures,
+)
 from models.errors import TrainingInvalid
+from models.evaluation import classification_table
 from models.fields import accepted_places, find_in_field
 from models.package import ModelPackage
-from models.records import Float32, UInt8
+from models.records import Detections, Float32, Tiles, UInt8
 from models.region_table import boxes_as_places, region_table
 from models.training.annotated import AnnotatedImage
 from models.training.learning_curve import learning_curve
@@ -74,19 +81,83 @@ def evaluate_package(
             f" {recipe.name}: evaluate one that does."
         )
     images = [_renamed(image, recipe.types, types) for image in test]
+    if recipe.system == "choi2017":
+        table = {**identity, **_named(recipe, images, package, sessions)}
+        return table, write_report(folder, title, table, types, None)
+    threshold = package.manifest.detector.score_threshold
+    reported = look_at(images, _finder(recipe, package, sessions))
+    # A curve needs what the node would not report, too.
+    everything = look_at(images, _finder(recipe, _reporting_all(package), sessions))
+    table = {
+        **identity,
+        **evaluation_table(reported, types, threshold, recipe.seed, manual),
+        **curve_figures(everything, types, recipe.seed),
+    }
+    for name in table["types"]:
+        table["types"][name] |= type_curve_figures(everything, types.index(name))
+    return table, write_report(folder, title, table, types, everything)
+
+
+def _finder(recipe: Recipe, package: ModelPackage, sessions: Sessions) -> Detect:
+    """The cells of an image as the node finds them, but for those that it does not name."""
+    types = len(package.manifest.types)
 
     def detect(rgb: UInt8) -> tuple[Float32, Float32, Float32]:
         cells = find_in_field(rgb[0], recipe.um_per_px, package, sessions)
-        probability = cells.probability[:, : len(types)]
-        return cells.box_px[None].astype(np.float32), cells.score[None], probability[None]
+        named = cells.label < types
+        box = cells.box_px[named].astype(np.float32)
+        return box[None], cells.score[named][None], cells.probability[named, :types][None]
 
-    findings = look_at(images, detect)
-    threshold = package.manifest.detector.score_threshold
-    table = {
-        **identity,
-        **evaluation_table(findings, types, threshold, recipe.seed, manual),
+    return detect
+
+
+def _reporting_all(package: ModelPackage) -> ModelPackage:
+    """The package, had it no threshold to speak of."""
+    manifest = package.manifest
+    detector = replace(manifest.detector, score_threshold=LEAST_SCORE)
+    return replace(package, manifest=replace(manifest, detector=detector))
+
+
+def _named(
+    recipe: Recipe,
+    images: Sequence[AnnotatedImage],
+    package: ModelPackage,
+    sessions: Sessions,
+) -> dict[str, Any]:
+    """What the second stage calls single cells, each in the middle of its image.
+
+    Raises
+    ------
+    TrainingInvalid
+        The package has no second stage.
+    """
+    if package.manifest.classifier is None or "classifier" not in sessions:
+        raise TrainingInvalid(
+            f"Model package {package.manifest.name} has no second stage that names single cells:"
+            " evaluate one that has."
+        )
+    types = len(package.manifest.types)
+    table = np.zeros((types, types + 1), np.int64)
+    scale = replace(package.manifest.detector, um_per_px=recipe.um_per_px)
+    as_scaled = replace(package, manifest=replace(package.manifest, detector=scale))
+    for image in images:
+        rgb = image.read()[None]
+        one = Tiles(rgb, np.zeros((1, 2)), np.ones(2), np.ones(rgb.shape[:3], np.bool_))
+        there = Detections(
+            tile=np.zeros(1, np.int32),
+            box_tile_px=image.box_px[:1],
+            score=np.ones(1, np.float32),
+            probability=np.zeros((1, len(package.manifest.classes)), np.float32),
+            label=np.zeros(1, np.int32),
+            classes=package.manifest.classes,
+        )
+        named = classify(one, there, sessions["classifier"], as_scaled)
+        table[int(image.kind[0]), min(int(named.label[0]), types)] += 1
+    return {
+        **classification_table(table[:, :types], package.manifest.types),
+        "unclassified": int(table[:, types].sum()),
+        "accuracy_with_unclassified_as_wrong": round(int(np.trace(table)) / len(images), 4),
     }
-    return table, write_report(folder, title, table, types, findings)
 
 
 def _regions(
@@ -96,8 +167,8 @@ def _regions(
     found, truth = [], []
     for image in test:
         places, side_px = accepted_places(image.read(), recipe.um_per_px, package, sessions)
-        # Of two types of tiles the second is the appropriate one; regions are of one type.
-        inside = image.box_px[image.kind == len(recipe.types) - 1]
+        # Of two types of tiles the second is the appropriate one; regions of any type are inside.
+        inside = image.box_px if recipe.stage == "regions" else image.box_px[image.kind == 1]
         found.append(places)
         truth.append(boxes_as_places(inside, (places.shape[0], places.shape[1]), side_px))
     return region_table(found, truth, [image.group for image in test], recipe.seed)

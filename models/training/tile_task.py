@@ -111,18 +111,23 @@ def tile_classifier(width: float = 1.0) -> nn.Module:
 
 
 def tile_measures(said: Bool, true: Bool) -> dict[str, float]:
-    """Precision, recall, specificity and accuracy of accepted tiles (Tayebi et al. 2021, §4.5)."""
+    """Of accepted tiles, the measures of Tayebi et al. (2021), §4.5."""
     hits, rejected = int((said & true).sum()), int((~said & ~true).sum())
     return {
         "precision": hits / max(int(said.sum()), 1),
         "recall": hits / max(int(true.sum()), 1),
         "specificity": rejected / max(int((~true).sum()), 1),
         "accuracy": (hits + rejected) / max(len(true), 1),
+        "negative_predictive_value": rejected / max(int((~said).sum()), 1),
     }
 
 
 def _accepting(probability: Float64, true: Int64) -> float:
-    """Probability from which accepted tiles have the best F1."""
+    """Probability from which accepted tiles have the best F1.
+
+    The paper chooses its model by precision, and says nothing of a threshold: one by precision
+    alone would accept a single tile.
+    """
     candidates = np.unique(probability)
     called = probability[None] >= candidates[:, None]
     right = (called & (true == 1)).sum(1)
