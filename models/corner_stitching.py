@@ -1,5 +1,7 @@
 """The paper's stitching: pieces of a cell that patches cut are joined by their corners.
 
+A package whose detector says ``"stitching": "corners"`` is stitched so.
+
 Wang et al. (2022), §3.1.3, eq. 5 to 11. For patches that lie side by side without overlap. It
 cannot join every cell: where a border cuts a small cap off a round cell, the cap's box is narrower
 than the rest's, and its corners lie further away than ε. Overlapping patches, with
@@ -11,17 +13,51 @@ Shape legend: N detections, D ≤ N cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from models.boxes import Boxes
-from models.records import Float64, Int64
+from models.boxes import Boxes, centres, first_box_holding
+from models.records import Cells, Detections, Float64, Int32, Int64, Regions
+from models.stitching import TileGeometry, gathered
 
 EPSILON_PX = 25.0
 LEAST_SCORE = 0.1
+
+
+def stitch_by_corners(
+    batches: Sequence[tuple[Detections, TileGeometry]],
+    core_px: Float64,
+    regions: Regions,
+    classes: tuple[str, ...],
+    package_digest: str,
+) -> Cells:
+    """Bring the detections of tiles without overlap together; else as :func:`.stitching.stitch`.
+
+    ε is in pixels of the tiles, as in the paper.
+    """
+    box, score, probability, label, tile, _ = gathered(batches, classes)
+    scale = float(batches[0][1].px_per_tile_px.max()) if batches else 1.0
+    patch = np.rint(core_px[:, :2] / np.ptp(core_px[:, ::2], axis=1)[:, None]).astype(np.int64)
+    joined, best = rejoin(box, score, patch[tile], EPSILON_PX * scale)
+    centre = centres(joined)
+    home = first_box_holding(centre, core_px)
+    kept = np.flatnonzero((home >= 0) & (first_box_holding(centre, regions.box_px) >= 0))
+    kept = kept[np.lexsort((joined[kept, 3], joined[kept, 2], joined[kept, 0], joined[kept, 1]))]
+    speaker: Int32 = best[kept].astype(np.int32)
+    return Cells(
+        box_px=joined[kept],
+        score=score[speaker],
+        probability=probability[speaker],
+        label=label[speaker],
+        tile=home[kept].astype(np.int32),
+        classes=classes,
+        package_digest=package_digest,
+    )
 
 
 def rejoin(

@@ -13,7 +13,8 @@ from models.detect import detection_grid
 from models.localise import localise, localiser_grid
 from models.package import ModelPackage
 from models.records import Bool, Cells, Float64, Regions, Tiles, UInt8
-from models.stitching import TileGeometry, stitch
+from models.stitchers import STITCHERS
+from models.stitching import TileGeometry
 
 
 def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions: Sessions) -> Cells:
@@ -49,6 +50,7 @@ def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions:
     for number, tiles in enumerate(_tiles(scaled, box)):
         detections = detect_and_classify(tiles, sessions, package)
         found.append((detections, TileGeometry.of(tiles, number)))
+    stitch = STITCHERS[stage.stitching]
     cells = stitch(found, core, regions, package.manifest.classes, package.digest)
     shrink = np.tile([rgb.shape[1] / width, rgb.shape[0] / height], 2)
     limit = np.array([rgb.shape[1], rgb.shape[0]] * 2, np.float64)

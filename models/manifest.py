@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from models.cell_types import CELL_TYPES
 from models.errors import ManifestInvalid
@@ -17,6 +17,7 @@ from models.errors import ManifestInvalid
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
 UNCLASSIFIED = "unclassified"
+Stitching = Literal["overlap", "corners"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,8 @@ class DetectorStage:
         Of two boxes of one tile that overlap more than this, the one with the higher score stays.
     unclassified_below
         A cell whose most probable type has less than this is reported as unclassified.
+    stitching
+        ``overlap`` of tiles, or ``corners`` of pieces of tiles without (Wang et al. 2022, §3.1.3).
     """
 
     file: str
@@ -105,6 +108,7 @@ class DetectorStage:
     score_threshold: float
     nms_iou: float
     unclassified_below: float
+    stitching: Stitching = "overlap"
     fp16: NetworkFile | None = None
 
 
@@ -295,7 +299,7 @@ def _localiser(fields: _Fields) -> LocaliserStage:
         "dilation",
         "sampled_grid",
         "threshold",
-        optional="fp16",
+        optional=("fp16",),
     )
     stage = LocaliserStage(
         file=fields.file_name("file"),
@@ -326,7 +330,7 @@ def _detector(fields: _Fields) -> DetectorStage:
         "score_threshold",
         "nms_iou",
         "unclassified_below",
-        optional="fp16",
+        optional=("stitching", "fp16"),
     )
     stage = DetectorStage(
         file=fields.file_name("file"),
@@ -337,17 +341,28 @@ def _detector(fields: _Fields) -> DetectorStage:
         score_threshold=fields.fraction("score_threshold"),
         nms_iou=fields.fraction("nms_iou"),
         unclassified_below=fields.fraction("unclassified_below"),
+        stitching=_stitching(fields),
         fp16=_fp16(fields),
     )
     if stage.tile_px % 32:
         fields.refuse("tile_px", "must be a multiple of 32")
     if 2 * stage.halo_px >= stage.tile_px:
         fields.refuse("halo_px", "must be less than half of tile_px")
+    if stage.stitching == "corners" and stage.halo_px:
+        fields.refuse("stitching", "by corners is for tiles side by side: it needs a halo_px of 0")
     return stage
 
 
+def _stitching(fields: _Fields) -> Stitching:
+    said = fields.values.get("stitching", "overlap")
+    for known in get_args(Stitching):
+        if said == known:
+            return known  # type: ignore[no-any-return]
+    fields.refuse("stitching", f"must be one of {get_args(Stitching)}")
+
+
 def _classifier(fields: _Fields) -> ClassifierStage:
-    fields.only("file", "sha256", "um_per_px", "crop_px", optional="fp16")
+    fields.only("file", "sha256", "um_per_px", "crop_px", optional=("fp16",))
     return ClassifierStage(
         file=fields.file_name("file"),
         sha256=fields.digest("sha256"),
@@ -399,12 +414,12 @@ class _Fields:
     def refuse(self, key: str, demand: str) -> NoReturn:
         raise ManifestInvalid(f"{self.source}: {self._named(key)} {demand}; correct it.")
 
-    def only(self, *keys: str, optional: str = "") -> None:
+    def only(self, *keys: str, optional: tuple[str, ...] = ()) -> None:
         for key in keys:
             if key not in self.values:
                 self.refuse(key, "is missing")
         for key in self.values:
-            if key not in keys and key != optional:
+            if key not in (*keys, *optional):
                 self.refuse(key, "is unknown")
 
     def inner(self, key: str) -> _Fields:

@@ -96,7 +96,7 @@ def stitch(
     type's probability, and the type with the most is the cell's. A piece is not asked where
     another tile has seen the cell whole.
     """
-    box, score, probability, label, tile, cut = _gathered(batches, classes)
+    box, score, probability, label, tile, cut = gathered(batches, classes)
     centre = centres(box)
     core = core_px[tile]
     margin = (core[:, 2:] - core[:, :2]) * _CORE_MARGIN
@@ -171,10 +171,16 @@ def _one_cell(box: Float64, cut: Bool) -> tuple[Int64, Int64]:
     return i[same], j[same]
 
 
-def _gathered(
+def gathered(
     batches: Sequence[tuple[Detections, TileGeometry]], classes: tuple[str, ...]
 ) -> tuple[Float64, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Bool]:
-    """Return box_px, score, probability, label, tile number and cut of all detections."""
+    """Return box_px, score, probability, label, tile number and cut of all detections.
+
+    Raises
+    ------
+    ValueError
+        A batch has other classes.
+    """
     for found, _ in batches:
         if found.classes != classes:
             raise ValueError("Detections of different model packages cannot be stitched together.")

@@ -28,7 +28,8 @@ from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
 from models.records import Detections, Float64, Regions, Tiles
-from models.stitching import TileGeometry, stitch
+from models.stitchers import STITCHERS
+from models.stitching import TileGeometry
 from node import delivery
 from node.config import Settings
 from node.documents import write_documents
@@ -177,6 +178,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
                 place.progress("detect", done / len(box_px), cells)
                 if _is_enough(place, found, core_px[:done], regions, cells):
                     break
+        stitch = STITCHERS[manifest.detector.stitching]
         stitched = stitch(found, core_px[:done], regions, manifest.classes, place.package.digest)
         return {
             "cells": place.work.put_record(stitched),
@@ -209,6 +211,7 @@ def _is_enough(
     rules = manifest.differential
     if not rules.stop_when_converged or cells < rules.minimum_cells:
         return False
+    stitch = STITCHERS[manifest.detector.stitching]
     so_far = stitch(found, core_px, regions, manifest.classes, place.package.digest)
     differential = count_differential(so_far, len(core_px), rules)
     return differential.converged_after is not None and differential.total >= rules.minimum_cells

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,11 +49,36 @@ def microscopic(rgb: np.ndarray, **attributes: object) -> Dataset:
     return document
 
 
-def field(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    tiny_package(tmp_path / "packages" / "tiny")
+def field(
+    tmp_path: Path, *arguments: str, detector: Mapping[str, Any] | None = None
+) -> subprocess.CompletedProcess[str]:
+    tiny_package(tmp_path / "packages" / "tiny", detector=detector or {})
     settings = tmp_path / "node.toml"
     settings.write_text(f"[model]\nfolders = [{json.dumps(str(tmp_path / 'packages'))}]\n")
     return marrow_node("--config", str(settings), "field", *arguments)
+
+
+@pytest.mark.parametrize(("stitching", "cells"), [("overlap", 3), ("corners", 2)])
+def test_a_package_may_have_pieces_joined_by_their_corners(
+    tmp_path: Path, stitching: str, cells: int
+) -> None:
+    """Two tiles side by side, with a cell across their border and one inside."""
+    rgb = np.full((640, 1280, 3), 235, np.uint8)
+    box = draw_blob(rgb, (640.0, 200.0), (60.0, 60.0))
+    draw_blob(rgb, (300.0, 400.0), (60.0, 60.0))
+    Image.fromarray(rgb).save(tmp_path / "field.png")
+    ended = field(
+        tmp_path, "--model", "tiny", "--um-per-px", "0.25", "--json", str(tmp_path / "field.png"),
+        detector={"halo_px": 0, "stitching": stitching},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    found = [cell["box_px"] for cell in json.loads(ended.stdout)["cells"]]
+    assert len(found) == cells
+    # A piece's box reaches a little over the border, as the network fits an ellipse.
+    whole = [each for each in found if each[0] < 620 and each[2] > 660]
+    assert len(whole) == (cells == 2)
+    for each in whole:
+        assert each == pytest.approx(box, abs=15)
 
 
 def test_every_cell_of_a_large_field_is_found_once(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_every_missing_field_is_named(folder: Path) -> None:
         ("stages.detector.unclassified_below", 2),
         ("stages.detector.tile_px", 650),
         ("stages.detector.halo_px", 320),
+        ("stages.detector.stitching", "both"),
+        ("stages.detector.stitching", "corners"),  # with a halo
         ("stages.detector.fp16", "detector.fp16.onnx"),
         ("stages.detector.fp16.sha256", "abc"),
         ("stages.localiser.fp16.file", "../a.onnx"),
