@@ -17,6 +17,7 @@ from dicom_io.errors import InputError
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs
 from dicom_io.slide import Slide
+from dicom_io.slide_settings import ReadSettings
 from models.boxes import centres
 from models.records import Cells, Float64, UInt8
 
@@ -71,7 +72,12 @@ def read_annotations(
 
 
 def annotated_tiles(
-    pacs: Pacs, slide: Slide, annotations: list[Cells], tile_px: int, um_per_px: float
+    pacs: Pacs,
+    slide: Slide,
+    annotations: list[Cells],
+    tile_px: int,
+    um_per_px: float,
+    settings: ReadSettings | None = None,
 ) -> Iterator[AnnotatedTile]:
     """Read the tiles of a grid that hold the middle of an annotated cell.
 
@@ -83,6 +89,8 @@ def annotated_tiles(
     tile_px
         Side of a tile at `um_per_px`.
     um_per_px
+    settings
+        How frames are read.
 
     Raises
     ------
@@ -101,9 +109,8 @@ def annotated_tiles(
     side = tile_px * um_per_px / slide.base.um_per_px
     place = np.unique(np.floor(centres(box) / side).astype(np.int64), axis=0)
     corner = place * side
-    tiles = read_tiles(
-        pacs, slide, np.concatenate((corner, corner + side), 1), um_per_px, batch_size=8
-    )
+    boxes = np.concatenate((corner, corner + side), 1)
+    tiles = read_tiles(pacs, slide, boxes, um_per_px, batch_size=8, settings=settings)
     for batch in tiles:
         for rgb, origin in zip(batch.rgb, batch.origin_px, strict=True):
             yield _tile(rgb, origin, batch.px_per_tile_px, box, types)

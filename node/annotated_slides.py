@@ -41,7 +41,9 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
             pacs, source.study_uid, source.series_uid, settings.max_matrix_px, settings.slide
         )
         cells = read_annotations(pacs, source.study_uid, source.annotation_series_uid, slide)
-        for tile in annotated_tiles(pacs, slide, cells, recipe.size_px, recipe.um_per_px):
+        for tile in annotated_tiles(
+            pacs, slide, cells, recipe.size_px, recipe.um_per_px, settings.read
+        ):
             x, y = (round(value) for value in tile.origin_px)
             images.append(
                 image(

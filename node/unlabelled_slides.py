@@ -119,10 +119,14 @@ def write_tiles(
 @contextmanager
 def _opened(settings: Settings, reference: SlideReference) -> Iterator[tuple[Pacs, Slide]]:
     with open_pacs(settings.pacs_url, settings.pacs) as pacs:
-        yield (
+        slide = open_slide(
             pacs,
-            open_slide(pacs, reference.study_uid, reference.series_uid, settings.max_matrix_px),
+            reference.study_uid,
+            reference.series_uid,
+            settings.max_matrix_px,
+            settings.slide,
         )
+        yield pacs, slide
 
 
 def _regions(

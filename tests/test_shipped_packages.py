@@ -10,9 +10,11 @@ from pydicom import dcmread
 
 from dicom_io.annotation import decode_annotation
 from models.package import SHIPPED_PACKAGES, find_package, installed_packages, stages_of
+from tests.forked import marrow_node
 from tests.smears import small_smear
 from tests.validators import dciodvfy
 
+ASSETS = SHIPPED_PACKAGES.parent / "assets"
 NAMES = sorted(path.parent.name for path in SHIPPED_PACKAGES.glob("*/manifest.json"))
 
 
@@ -36,11 +38,24 @@ def test_a_slide_goes_all_the_way(name: str, tmp_path: Path) -> None:
     assert name in report.to_json()
     assert package.digest in report.to_json()
     assert dciodvfy(tmp_path / "out" / "report.dcm") == []
-    if result["ann"]:
-        annotations = dcmread(tmp_path / "out" / "annotations.dcm")
-        assert decode_annotation(annotations).package_digest == package.digest
-        assert len(decode_annotation(annotations)) == result["cells"]
+    assert result["ann"], "the smear has cells"
+    annotations = dcmread(tmp_path / "out" / "annotations.dcm")
+    assert decode_annotation(annotations).package_digest == package.digest
+    assert len(decode_annotation(annotations)) == result["cells"]
     assert json.loads(bundle)["resourceType"] == "Bundle"
+
+
+def test_liu2022_answers_for_a_camera_field(tmp_path: Path) -> None:
+    """A real field of blood, of which its types do not matter here."""
+    source = sorted((ASSETS / "fields").glob("*.jpg"))[0]
+    field = tmp_path / source.name
+    field.write_bytes(source.read_bytes())
+    ended = marrow_node("field", "--model", "liu2022", "--um-per-px", "0.25", "--json", str(field))
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    assert answer["model"]["digest"] == find_package("liu2022", ()).digest
+    assert sum(answer["count"].values()) == len(answer["cells"])
+    assert Path(answer["picture"]).stat().st_size > 10_000
 
 
 def test_patches_of_wang2022_overlap() -> None:
