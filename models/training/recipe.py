@@ -145,7 +145,9 @@ class Recipe:
         ``best``: the weights that are best by the paper's measure on the validation images;
         ``last``: those of the last step.
     init
-        ``scratch``, or a safetensors file with weights to begin with.
+        ``scratch``, or a safetensors file with weights to begin with: of an earlier training, or
+        of torchvision's ResNet (wang2022, liu2022), DenseNet-121 (tiles of tayebi2021) or VGG-16
+        (choi2017) for ImageNet.
     seed
     evaluate_every
         Steps between measurements on the validation images; 0 for ten times in all.
