@@ -33,7 +33,7 @@ from models.training.recipe import Optimisation, Recipe, optimisation_of
 
 CHECKPOINT, BEST, METRICS = "checkpoint.safetensors", "best.safetensors", "metrics.csv"
 _MAY_CHANGE = (
-    *("name", "out", "together_with", "init"),
+    *("name", "out", "together_with", "init", "sampled_grid"),
     *("evaluate_every", "checkpoint_every", "workers", "threads"),
 )
 _PLAIN_LINES = 50  # of a whole training, where nobody watches a terminal
