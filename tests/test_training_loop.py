@@ -18,6 +18,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from models.cell_types import CELL_TYPES  # noqa: E402
 from models.errors import TrainingInvalid  # noqa: E402
 from models.package import load_package  # noqa: E402
 from models.training.loop import _identity, _MetricsFile, begin_with, learning_rate  # noqa: E402
@@ -177,6 +178,31 @@ def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     assert recipe.out.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("system", "types", "size_px", "batch", "falls"),
+    [
+        ("wang2022", 16, 640, (4, 1), {40_000: 5e-4, 40_001: 5e-5, 80_001: 5e-6}),
+        ("tayebi2021", 19, 512, (64, 16), {104_000: 1e-3, 104_001: 1e-4, 117_001: 1e-5}),
+        ("liu2022", 20, 800, (1, 1), {4 * 3653: 1e-3, 4 * 3653 + 1: 3e-4, 16 * 3653 + 1: 8.1e-6}),
+    ],
+)
+def test_full_recipes_have_what_the_papers_say(
+    system: str, types: int, size_px: int, batch: tuple[int, int], falls: dict[int, float]
+) -> None:
+    recipe = load_recipe(RECIPES / f"{system}-full.toml")
+    assert recipe.system == system
+    assert (len(recipe.types), recipe.size_px) == (types, size_px)
+    assert (recipe.batch, recipe.mini_batches) == batch
+    assert not {"width", "depth", "channels", "connected"} & set(recipe.network)
+    settings = optimisation_of(recipe)
+    rates = [learning_rate(settings, step, recipe.steps) for step in falls]
+    assert rates == pytest.approx(list(falls.values()))
+    text = (RECIPES / f"{system}-full.toml").read_text(encoding="utf-8")
+    said = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    for name in set(recipe.types) - set(CELL_TYPES):
+        assert name in said, f"{name} is no row of the table of cell types, and no comment says so"
 
 
 def test_a_sampled_grid_reaches_the_manifest(recipe: Path, tmp_path: Path) -> None:
