@@ -214,7 +214,8 @@ PAPERS: Mapping[str, Optimisation] = {
         learning_rate=0.02, weight_decay=5e-4, schedule="cosine", warm_up_steps=50
     ),
 }
-TILE_CLASSIFIER = Optimisation(  # Tayebi et al. (2021), §4.3
+# Tayebi et al. (2021), §4.3: AdamW, 1e-4, 5e-4. The paper names no schedule: the cosine is ours.
+TILE_CLASSIFIER = Optimisation(
     kind="adamw", learning_rate=1e-4, weight_decay=5e-4, schedule="cosine"
 )
 
