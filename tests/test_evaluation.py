@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from models.boxes import iou
-from models.evaluation import confusion, evaluate, f1, match
-from models.records import Float64
+from models.evaluation import _harmonic_mean, classification_table, confusion, evaluate, f1, match
+from models.records import Float64, Int64
 
 CLASSES = ("myeloblast", "promyelocyte", "band_neutrophil", "unclassified")
 
@@ -98,3 +99,71 @@ def test_nothing_found_and_nothing_there() -> None:
 def test_f1_and_confusion() -> None:
     assert f1(8, 10, 8) == pytest.approx(2 * 0.8 * 1 / 1.8)
     assert confusion(labels(0, 0, 1), labels(1, 1, 0), 2).tolist() == [[0, 2], [1, 0]]
+
+
+def test_a_table_of_named_cells_by_hand() -> None:
+    types = ("myeloblast", "promyelocyte", "band_neutrophil", "blast")
+    named = np.array([[3, 1, 0, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 0]], np.int64)
+    table = classification_table(named, types)
+    assert set(table["types"]) == set(types[:3])  # no blast was shown
+    assert [row["f1"] for row in table["types"].values()] == [0.8571, 0.5, 0.8]
+    assert table["mean_recall"] == 0.75
+    assert table["mean_precision"] == 0.7222
+    assert table["mean_f1"] == 0.719
+    assert table["f1_of_means"] == 0.7358
+    assert table["accuracy"] == 0.75
+    assert table["accuracy_with_neighbouring_stage"] == 0.875  # band is not beside promyelocyte
+    for name in ("accuracy", "accuracy_with_neighbouring_stage", "mean_recall"):
+        low, high = table[f"{name}_interval"]
+        assert 0 <= low < table[name] < high <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rates_of_named_cells_are_scikit_learns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    types = tuple("abcde")
+    named = rng.integers(0, 12, (5, 5)).astype(np.int64)
+    named[seed] = 0  # a type that does not occur, and is reported all the same
+    named[:, (seed + 1) % 5] = 0  # one that is never reported
+    true, said = pairs_of(named)
+    labels = [row for row in range(5) if named[row].any()]
+    table = classification_table(named, types)
+    expected = f1_score(true, said, labels=labels, average=None, zero_division=0)
+    for row, value in zip(labels, expected, strict=True):
+        assert table["types"][types[row]]["f1"] == pytest.approx(value, abs=1e-4)
+    for name, score in (
+        ("mean_f1", f1_score),
+        ("mean_precision", precision_score),
+        ("mean_recall", recall_score),
+    ):
+        mean = score(true, said, labels=labels, average="macro", zero_division=0)
+        assert table[name] == pytest.approx(mean, abs=1e-4)
+
+
+def pairs_of(named: Int64) -> tuple[list[int], list[int]]:
+    """True and reported type of every cell of a confusion."""
+    pairs = [pair for pair, times in np.ndenumerate(named) for _ in range(times)]
+    return [true for true, _ in pairs], [said for _, said in pairs]
+
+
+def test_f1_is_that_of_choi_2017() -> None:
+    """Table 1 and the dual-stage network: F1 of the mean precision and the mean recall, percent."""
+    for precision, recall, expected in (
+        *((83.36, 48.69, 61.47), (68.59, 65.61, 67.07), (91.04, 90.57, 90.80)),
+        *((85.02, 85.05, 85.04), (95.49, 95.68, 95.58), (97.13, 97.06, 97.10)),
+    ):
+        assert _harmonic_mean(precision, recall) == pytest.approx(expected, abs=0.006)
+
+
+def test_intervals_are_as_wide_as_four_hundred_cells_make_them() -> None:
+    named = np.array([[150, 50], [50, 150]], np.int64)
+    table = classification_table(named, ("a", "b"), seed=3)
+    reach = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    for name in ("accuracy", "mean_recall"):
+        assert table[f"{name}_interval"] == pytest.approx([0.75 - reach, 0.75 + reach], abs=0.012)
+    assert table == classification_table(named, ("a", "b"), seed=3)
+    assert (
+        table["accuracy_interval"] != classification_table(named, ("a", "b"))["accuracy_interval"]
+    )
+    sure = classification_table(np.diag([7, 5]).astype(np.int64), ("a", "b"))
+    assert sure["accuracy_interval"] == sure["mean_recall_interval"] == [1.0, 1.0]

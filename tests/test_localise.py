@@ -64,6 +64,25 @@ def test_tiles_without_their_outer_rings_cover_the_slide_once(package: ModelPack
     assert (covered == 1).all()
 
 
+def test_a_sampled_grid_takes_the_tile_in_the_middle_of_each_cell(package: ModelPackage) -> None:
+    """Counted by hand: 42 columns and 30 rows of tiles of 100 px, four and three to a side."""
+    stage = dataclasses.replace(
+        package.manifest.localiser,
+        um_per_px=0.25,
+        tile_px=100,
+        context_px=0,
+        sampled_grid=(3, 4),
+    )
+    box = localiser_grid((4150, 3000), 0.25, stage)
+    columns, rows = [5, 15, 26, 36], [5, 15, 25]  # halves of cells of 10.5 and of 10 tiles
+    low = [(100.0 * column, 100.0 * row) for row in rows for column in columns]
+    assert box.tolist() == [[x, y, x + 100, y + 100] for x, y in low]
+    papers = dataclasses.replace(stage, sampled_grid=(15, 20))
+    assert len(localiser_grid((4150, 3000), 0.25, papers)) == 15 * 20
+    few = localiser_grid((300, 200), 0.25, papers)  # three by two tiles: each once
+    assert few[:, :2].tolist() == [[x, y] for y in (0, 100) for x in (0, 100, 200)]
+
+
 def test_every_cell_lies_in_a_region_and_empty_glass_does_not(
     package: ModelPackage, session: Session
 ) -> None:

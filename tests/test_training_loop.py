@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +18,11 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from models.cell_types import CELL_TYPES  # noqa: E402
 from models.errors import TrainingInvalid  # noqa: E402
+from models.package import load_package  # noqa: E402
 from models.training.loop import _identity, _MetricsFile, begin_with, learning_rate  # noqa: E402
+from models.training.packing import _fields, pack  # noqa: E402
 from models.training.recipe import (  # noqa: E402
     PAPERS,
     Optimisation,
@@ -28,6 +33,7 @@ from models.training.sources import split_images  # noqa: E402
 from models.training.tasks import task_of  # noqa: E402
 from models.training.tile_task import tile_measures  # noqa: E402
 from models.training.yolov4 import YoloV4  # noqa: E402
+from tests.tiny_package import CLASSES, tiny_package  # noqa: E402
 
 RECIPES = Path(__file__).parent.parent / "models" / "training" / "recipes"
 
@@ -175,6 +181,64 @@ def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("system", "types", "size_px", "batch", "falls"),
+    [
+        ("wang2022", 16, 640, (4, 1), {40_000: 5e-4, 40_001: 5e-5, 80_001: 5e-6}),
+        ("tayebi2021", 19, 512, (64, 16), {104_000: 1e-3, 104_001: 1e-4, 117_001: 1e-5}),
+        ("liu2022", 20, 800, (1, 1), {4 * 3653: 1e-3, 4 * 3653 + 1: 3e-4, 16 * 3653 + 1: 8.1e-6}),
+    ],
+)
+def test_full_recipes_have_what_the_papers_say(
+    system: str, types: int, size_px: int, batch: tuple[int, int], falls: dict[int, float]
+) -> None:
+    recipe = load_recipe(RECIPES / f"{system}-full.toml")
+    assert recipe.system == system
+    assert (len(recipe.types), recipe.size_px) == (types, size_px)
+    assert (recipe.batch, recipe.mini_batches) == batch
+    assert not {"width", "depth", "channels", "connected"} & set(recipe.network)
+    settings = optimisation_of(recipe)
+    rates = [learning_rate(settings, step, recipe.steps) for step in falls]
+    assert rates == pytest.approx(list(falls.values()))
+    text = (RECIPES / f"{system}-full.toml").read_text(encoding="utf-8")
+    said = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    for name in set(recipe.types) - set(CELL_TYPES):
+        assert name in said, f"{name} is no row of the table of cell types, and no comment says so"
+
+
+def test_a_sampled_grid_reaches_the_manifest(recipe: Path, tmp_path: Path) -> None:
+    """From the recipe of the tiles over what its training writes into the package of the cells."""
+    tiny = tiny_package(tmp_path / "tiny")
+    stages = json.loads((tiny / "manifest.json").read_text())["stages"]
+    text = recipe.read_text()
+    tiles = recipe.with_name("tiles.toml")
+    head = "stage = 'tiles'\nsampled_grid = [15, 20]\nsteps = 12"
+    tiles.write_text(text.replace("steps = 12", head).replace('"run"', '"tiles"'))
+    trained = load_recipe(tiles)
+    fields = _fields(trained, "localiser", "localiser.onnx", {"threshold": 0.5})
+    described(trained.out, "localiser", tiny, fields)
+    recipe.write_text(
+        text.replace("steps = 12", 'steps = 12\ntogether_with = "tiles"').replace(
+            'types = ["WBC", "RBC"]\num_per_px = 0.25\nsize', f"types = {list(CLASSES[:-1])}\nsize"
+        )
+    )
+    cells = load_recipe(recipe)
+    described(cells.out, "detector", tiny, stages["detector"])
+    folder = pack(cells)
+    assert folder is not None
+    assert load_package(folder).manifest.localiser.sampled_grid == (15, 20)
+    whole = _fields(cells, "localiser", "localiser.onnx", {"score_threshold": 0.5})
+    assert whole["sampled_grid"] is None
+
+
+def described(out: Path, stage: str, package: Path, fields: dict[str, Any]) -> None:
+    """What an export leaves of a stage, its network being the package's."""
+    out.mkdir(exist_ok=True)
+    shutil.copy(package / f"{stage}.onnx", out)
+    about = {"fields": fields, "training": {}, "metrics": {}}
+    (out / f"{stage}.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ('"tayebi2021"', '"yolo"', "field system"),
@@ -184,6 +248,8 @@ def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
         ('["WBC", "RBC"]\num', '["WBC", "WBC"]\num', "names a type twice"),
         ("folds = 3", "folds = 3\nheld_out = 3", "held_out must be less"),
         ("steps = 12", "steps = 12\nmini_batches = 3", "batch must be a multiple of mini_batches"),
+        ("steps = 12", "steps = 12\nsampled_grid = [15, 20]", "with the stage tiles only"),
+        ("steps = 12", "stage = 'tiles'\nsteps = 12\nsampled_grid = [15]", "sampled_grid"),
         ("size_px = 64", "size_px =", "is not TOML"),
         ('types = ["WBC", "RBC"]\num_per_px = 0.25\n', "um_per_px = 0.25\n", "format yolo"),
         ('folder = "fields"', "", "'folder' and 'um_per_px'"),

@@ -22,6 +22,10 @@ LOCAL = GRANULOCYTIC_STAGES[-2:]  # band and segmented neutrophil
 # The paper says "inspired by VGGnet" and draws thirteen convolutions; that their widths are those
 # of VGG-16 (Simonyan and Zisserman 2015, table 1, D) is our reading of its figure 3. It gives no
 # widths of the fully connected layers.
+# "Dropout was placed between all pairs of convolutional layers": we read pairs that nothing but a
+# norm parts, 8 of the 12 gaps, and leave the four with a max pooling alone. So does the Torch7
+# network of that time that has the paper's parts, batch norm, 0.3 to 0.5 and MSRA initialisation
+# (github.com/szagoruyko/cifar.torch, models/vgg_bn_drop.lua), from which our ratios are, too.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CONNECTED = 512
 _DROPOUT_FIRST, _DROPOUT = 0.3, 0.4  # "in the range 0.3 to 0.5"
@@ -66,7 +70,7 @@ class MaturationCnn(nn.Module):
                     nn.BatchNorm2d(outputs),
                     nn.ReLU(inplace=True),
                 ]
-                if place < len(block) - 1:  # between convolutions
+                if place < len(block) - 1:  # between convolutions of a block
                     rate = _DROPOUT if len(layers) > 4 else _DROPOUT_FIRST
                     layers.append(nn.Dropout(dropout * rate))
                 inputs = outputs

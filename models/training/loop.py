@@ -28,11 +28,12 @@ from torch.utils.tensorboard import SummaryWriter
 from models.detection_table import Findings
 from models.errors import TrainingInvalid
 from models.training.cross_mini_batch import begin_batch
+from models.training.public_names import with_own_names
 from models.training.recipe import Optimisation, Recipe, optimisation_of
 
 CHECKPOINT, BEST, METRICS = "checkpoint.safetensors", "best.safetensors", "metrics.csv"
 _MAY_CHANGE = (
-    *("name", "out", "together_with", "init"),
+    *("name", "out", "together_with", "init", "sampled_grid"),
     *("evaluate_every", "checkpoint_every", "workers", "threads"),
 )
 _PLAIN_LINES = 50  # of a whole training, where nobody watches a terminal
@@ -150,6 +151,8 @@ def begin_with(network: nn.Module, init: str) -> int:
     """Load weights by name from a safetensors file; ``scratch`` leaves them as they are.
 
     Weights of a file that fit in name and shape are taken: a backbone's file begins a detector.
+    Files with torchvision's names of ResNet, DenseNet and VGG-16 are understood, see
+    :mod:`.public_names`.
 
     Returns
     -------
@@ -170,7 +173,7 @@ def begin_with(network: nn.Module, init: str) -> int:
     own = network.state_dict()
     fitting = {
         name: tensor
-        for name, tensor in stored.items()
+        for name, tensor in with_own_names(stored).items()
         if name in own and own[name].shape == tensor.shape
     }
     if not fitting:

@@ -201,7 +201,7 @@ def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -
         "tile_px": recipe.size_px if tiles else 512,
         "context_px": 0 if tiles else 2 * REGION_STRIDE_PX,
         "dilation": 0.0 if tiles else 0.5,
-        "sampled_grid": None,
+        "sampled_grid": recipe.sampled_grid,
         "threshold": round(float(metrics["threshold" if tiles else "score_threshold"]), 4),
     }
 

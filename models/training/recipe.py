@@ -139,6 +139,10 @@ class Recipe:
         Side of training images, in pixels of the network's scale.
     um_per_px
         The network's scale.
+    sampled_grid
+        Rows and columns of a grid over the slide, only with the stage ``tiles``: the node then
+        looks at the tile in the middle of each of its cells, and at no other. Tayebi et al. (2021),
+        §4.3: 15 and 20. None to look at all tiles.
     together_with
         What gives the other stages of the package: the name of a package, or the folder `out` of
         another training.
@@ -146,7 +150,9 @@ class Recipe:
         ``best``: the weights that are best by the paper's measure on the validation images;
         ``last``: those of the last step.
     init
-        ``scratch``, or a safetensors file with weights to begin with.
+        ``scratch``, or a safetensors file with weights to begin with: of an earlier training, or
+        of torchvision's ResNet (wang2022, liu2022), DenseNet-121 (tiles of tayebi2021) or VGG-16
+        (choi2017) for ImageNet.
     seed
     evaluate_every
         Steps between measurements on the validation images; 0 for ten times in all.
@@ -176,6 +182,7 @@ class Recipe:
     mini_batches: Count = 1
     size_px: Annotated[int, Field(ge=32)] = 512
     um_per_px: Positive = 0.25
+    sampled_grid: tuple[Count, Count] | None = None
     together_with: str = ""
     keep: Literal["best", "last"] = "best"
     init: str = "scratch"
@@ -208,7 +215,8 @@ PAPERS: Mapping[str, Optimisation] = {
         learning_rate=0.02, weight_decay=5e-4, schedule="cosine", warm_up_steps=50
     ),
 }
-TILE_CLASSIFIER = Optimisation(  # Tayebi et al. (2021), §4.3
+# Tayebi et al. (2021), §4.3: AdamW, 1e-4, 5e-4. The paper names no schedule: the cosine is ours.
+TILE_CLASSIFIER = Optimisation(
     kind="adamw", learning_rate=1e-4, weight_decay=5e-4, schedule="cosine"
 )
 
@@ -278,6 +286,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise TrainingInvalid(f"{path}: field types names a type twice; correct it.")
     if recipe.folds != "each" and recipe.held_out >= recipe.folds:
         raise TrainingInvalid(f"{path}: field held_out must be less than folds, {recipe.folds}.")
+    if recipe.sampled_grid is not None and recipe.stage != "tiles":
+        raise TrainingInvalid(f"{path}: field sampled_grid goes with the stage tiles only.")
     if recipe.batch % recipe.mini_batches:
         raise TrainingInvalid(
             f"{path}: field batch must be a multiple of mini_batches, {recipe.mini_batches}."

@@ -5,6 +5,25 @@ and 32, three anchors each. In training: complete IoU, several anchors per truth
 DropBlock, grid sensitivity eliminated, cross mini-batch normalisation; suppression is by distance
 IoU.
 
+What Tayebi et al. (2021), §4.4 list and is left out, or otherwise here:
+
+* Spatial attention and weighted residuals are off unless a recipe's ``network`` asks for them, so
+  that the network is the one of the published 64.4 M parameters; the shipped package has neither.
+* DropBlock is in the neck only and drops the same share from the first step on (Ghiasi et al. 2018
+  raise it slowly). In the backbone, where the paper has it, too, it is left out: the reduced
+  networks have few channels to spare there (not measured).
+* The paper names a polynomial schedule, cosine annealing and steps at 104 000 and 117 000 of
+  130 000: one training cannot follow all three. Steps are the default, cosine is a recipe's choice,
+  the polynomial is left out. Darknet's warm-up rises with the fourth power of the step; here it
+  is a straight line.
+* Hyperparameters are not sought by a genetic algorithm: that takes hundreds of trainings.
+* Cross mini-batch normalisation is at work where a recipe has more than one mini-batch; the shipped
+  package was trained with one.
+* Random shapes change with every mini-batch, by up to a quarter, and not with every tenth batch.
+* Weights of the loss, the shares of Mosaic, CutMix and self-adversarial training, the clipped
+  gradient and the anchors, which are round as cells are, are ours.
+* Suppression is among all types at once, not type by type: one cell has one type.
+
 Shape legend: B images of H × W px, h × w places of a head, A = 3 anchors, K types, N = Σ A·h·w
 answers of an image before suppression.
 """
@@ -46,7 +65,7 @@ ANCHOR_IOU = 0.213
 IGNORE_IOU = 0.7
 LABEL_SMOOTHING = 0.1
 DROP_SHARE, DROP_BLOCK = 0.1, 7
-# Darknet's weights of the three terms: iou_normalizer 0.07 against 1 and 1, scaled up alike.
+# Ours. Darknet's, 0.07 (iou_normalizer) against 1 and 1, weigh terms that it adds up otherwise.
 BOX_WEIGHT, OBJECT_WEIGHT, KIND_WEIGHT = 3.0, 1.0, 1.0
 
 
