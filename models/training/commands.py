@@ -154,7 +154,7 @@ def _named(
         named = classify(one, there, sessions["classifier"], as_scaled)
         table[int(image.kind[0]), min(int(named.label[0]), types)] += 1
     return {
-        **classification_table(table[:, :types], package.manifest.types),
+        **classification_table(table[:, :types], package.manifest.types, recipe.seed),
         "unclassified": int(table[:, types].sum()),
         "accuracy_with_unclassified_as_wrong": round(int(np.trace(table)) / len(images), 4),
     }

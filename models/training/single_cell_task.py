@@ -39,7 +39,7 @@ class SingleCellTask:
         )
         self._size = recipe.mini_batch
         self._crops, self._validation = (_crops(each) for each in (images.train, images.validation))
-        self._test, self._types = images.test, recipe.types
+        self._test, self._types, self._seed = images.test, recipe.types, recipe.seed
         for key in LOCAL:
             if not bool((self._crops.kind == recipe.types.index(key)).any()):
                 raise TrainingInvalid(
@@ -74,7 +74,7 @@ class SingleCellTask:
     def report(self, device: torch.device) -> tuple[dict[str, Any], None]:
         said, true = self._said(_crops(self._test), device)
         table = confusion(true.astype(np.int32), said.astype(np.int32), len(self._types))
-        return classification_table(table, self._types), None
+        return classification_table(table, self._types, self._seed), None
 
     def _said(self, crops: Crops, device: torch.device) -> tuple[Int64, Int64]:
         with torch.no_grad():

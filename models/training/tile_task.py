@@ -65,7 +65,7 @@ class TileTask:
         probability, true = self._probabilities(self._images.test, device)
         said = probability >= chosen
         table = confusion(true.astype(np.int32), said.astype(np.int32), 2)
-        measured = classification_table(table, self._recipe.types)
+        measured = classification_table(table, self._recipe.types, self._recipe.seed)
         # A tile is one place of its slide; which tiles touch is not known, so no objects.
         regions = region_table(
             list(said[:, None, None]),
