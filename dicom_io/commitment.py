@@ -11,11 +11,12 @@ import errno
 import json
 import logging
 import os
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
@@ -35,6 +36,22 @@ STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 STORAGE_COMMITMENT_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 # N-EVENT-REPORT statuses, PS3.7 §10.1.1.1.8.
 TAKEN, NO_SUCH_TRANSACTION, NOT_TAKEN = 0x0000, 0x0115, 0x0110
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an archive reports of one transaction (PS3.4 table J.3-2).
+
+    Attributes
+    ----------
+    kept
+        SOP Instance UIDs that it commits itself to keep.
+    failed
+        SOP Instance UID → failure reason.
+    """
+
+    kept: tuple[str, ...]
+    failed: Mapping[str, int]
 
 
 class Commitments:
@@ -68,15 +85,15 @@ class Commitments:
             ) from error
         return transaction
 
-    def wait(self, transaction: str, seconds: float) -> dict[str, int] | None:
-        """Failure reason by SOP Instance UID, empty if all is committed; None: no report yet."""
+    def wait(self, transaction: str, seconds: float) -> Report | None:
+        """The report, once it has come; None while there is none."""
         end = time.monotonic() + seconds
         while not (text := self._path(transaction).read_text(encoding="ascii")):
             if time.monotonic() > end:
                 return None
             time.sleep(POLL_S)
-        failed: dict[str, int] = json.loads(text)
-        return failed
+        noted = json.loads(text)
+        return Report(tuple(noted["kept"]), noted["failed"])
 
     def forget(self, transaction: str) -> None:
         self._path(transaction).unlink(missing_ok=True)
@@ -92,13 +109,10 @@ class Commitments:
         if not SPELLED_UID.fullmatch(transaction) or not self._path(transaction).exists():
             LOG.warning("A storage commitment report came for a transaction that awaits none.")
             return NO_SUCH_TRANSACTION, None
-        failed = {
-            str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0))
-            for item in report.get("FailedSOPSequence", None) or []
-        }
+        outcome = _outcome(report)
         try:
             partial = self._path(transaction).with_suffix(".part")
-            partial.write_text(json.dumps(failed), encoding="ascii")
+            partial.write_text(json.dumps(asdict(outcome)), encoding="ascii")
             os.replace(partial, self._path(transaction))
         except OSError as error:
             LOG.warning("A storage commitment report could not be noted (%s).", error.strerror)
@@ -107,6 +121,19 @@ class Commitments:
 
     def _path(self, transaction: str) -> Path:
         return self._folder / f"{transaction}.json"
+
+
+def _outcome(report: Dataset) -> Report:
+    return Report(
+        tuple(
+            str(item.ReferencedSOPInstanceUID)
+            for item in report.get("ReferencedSOPSequence", None) or []
+        ),
+        {
+            str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0))
+            for item in report.get("FailedSOPSequence", None) or []
+        },
+    )
 
 
 def action_information(document: Dataset, transaction: str) -> Dataset:
@@ -120,7 +147,7 @@ def action_information(document: Dataset, transaction: str) -> Dataset:
     return information
 
 
-def verdict(name: str, sop_uid: str, failed: dict[str, int] | None, seconds: float) -> str:
+def verdict(name: str, sop_uid: str, report: Report | None, seconds: float) -> str:
     """Words for the receipt.
 
     Raises
@@ -128,15 +155,19 @@ def verdict(name: str, sop_uid: str, failed: dict[str, int] | None, seconds: flo
     PacsRefused
         When the archive says that it will not keep the instance.
     """
-    if failed is None:
+    if report is None:
         return f"storage commitment asked for, no report within {seconds:g} s"
-    if sop_uid in failed:
-        code = failed[sop_uid]
+    if sop_uid in report.failed:
+        code = report.failed[sop_uid]
         meaning = COMMITMENT_FAILURES.get(code, "reason not known")
         raise PacsRefused(
             f"{name} does not commit itself to keep instance {sop_uid}: {meaning}"
             f" (0x{code:04X}); look for the object there and ask its administrator."
         )
+    if sop_uid not in report.kept:
+        # Committed is what the report lists, and nothing else (PS3.4 J.3.3).
+        LOG.warning("%s reports storage commitment without instance %s.", name, sop_uid)
+        return "storage commitment asked for, the report does not name the instance"
     return "storage committed"
 
 
@@ -146,10 +177,18 @@ def accept_reports(ae: AE) -> None:
 
 
 @contextmanager
-def listening(commitments: Commitments, ae_title: str, port: int, **tls: Any) -> Iterator[None]:
+def listening(
+    commitments: Commitments, ae_title: str, port: int, tls: ssl.SSLContext | None
+) -> Iterator[None]:
     """Hear reports on `port` for a while; 0 hears only those on the association that asked.
 
     Where the port is taken by this node's own receiver, that one notes them in the same folder.
+
+    Parameters
+    ----------
+    commitments, ae_title, port
+    tls
+        Speak this and nothing else; None for plain DIMSE.
     """
     if not port:
         yield
@@ -161,7 +200,7 @@ def listening(commitments: Commitments, ae_title: str, port: int, **tls: Any) ->
     server = None
     try:
         server = ae.start_server(
-            ("", port), block=False, evt_handlers=commitments.handlers(), **tls
+            ("", port), block=False, ssl_context=tls, evt_handlers=commitments.handlers()
         )
     except OSError as error:
         if error.errno != errno.EADDRINUSE:

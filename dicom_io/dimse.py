@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +21,10 @@ from dicom_io.commitment import (
     listening,
     verdict,
 )
-from dicom_io.dimse_association import DimsePeer, accepts
+from dicom_io.dimse_association import DimsePeer, accepts, server_tls
 from dicom_io.dimse_errors import PENDING, answer_error
 from dicom_io.dimse_settings import DimseSettings
-from dicom_io.errors import ConfigurationInvalid, PacsError, PacsRefused, PacsUnreachable
+from dicom_io.errors import ConfigurationInvalid, PacsError, PacsRefused
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.pacs_errors import DUPLICATE, IS_THERE, STORE_WARNINGS
 
@@ -64,6 +65,7 @@ class DimseArchive:
         self._settings = settings
         self._asked = asked
         self._commitments = commitments
+        self._report_tls = _report_tls(settings)
 
     def __enter__(self) -> DimseArchive:
         return self
@@ -122,7 +124,10 @@ class DimseArchive:
         transaction = self._commitments.expect()
         try:
             with listening(
-                self._commitments, self._settings.calling_ae_title, self._settings.commitment_port
+                self._commitments,
+                self._settings.calling_ae_title,
+                self._report_port(),
+                self._report_tls,
             ):
                 return self._retried(lambda attempt: self._committed(document, transaction))
         except PacsError as error:
@@ -132,6 +137,18 @@ class DimseArchive:
             return "storage commitment could not be asked for"
         finally:
             self._commitments.forget(transaction)
+
+    def _report_port(self) -> int:
+        """Port to hear reports on; none where TLS is spoken, and there is nothing to show."""
+        port = self._settings.commitment_port
+        if port and self._settings.ca_bundle is not None and self._report_tls is None:
+            LOG.warning(
+                "Port %d is not opened for storage commitment reports: TLS, as dimse.ca_bundle asks"
+                " for it, needs dimse.certificate and dimse.key.",
+                port,
+            )
+            return 0
+        return port
 
     def _committed(self, document: Dataset, transaction: str) -> str:
         sop_uid, wait_s = str(document.SOPInstanceUID), self._settings.commitment_wait_s
@@ -152,10 +169,10 @@ class DimseArchive:
                 return f"storage commitment refused (0x{int(status.Status):04X})"
             if error is not None:
                 raise error
-            failed = self._commitments.wait(transaction, min(SAME_ASSOCIATION_S, wait_s))
-        if failed is None:
-            failed = self._commitments.wait(transaction, wait_s - SAME_ASSOCIATION_S)
-        return verdict(self.name, sop_uid, failed, wait_s)
+            report = self._commitments.wait(transaction, min(SAME_ASSOCIATION_S, wait_s))
+        if report is None:
+            report = self._commitments.wait(transaction, wait_s - SAME_ASSOCIATION_S)
+        return verdict(self.name, sop_uid, report, wait_s)
 
     def _stored(self, dataset: Dataset) -> str:
         return self._retried(lambda attempt: self._sent(dataset, again=attempt > 1))
@@ -176,12 +193,7 @@ class DimseArchive:
                     f"{self.name} does not take objects of SOP class {dataset.SOPClassUID.name}"
                     f" in {syntax.name} (instance {sop_uid}): let the archive accept it."
                 )
-            try:
-                status = association.send_c_store(dataset)
-            except RuntimeError as error:
-                raise PacsUnreachable(
-                    f"{self.name} broke off the association during {what}: check that it runs."
-                ) from error
+            status = association.send_c_store(dataset)
         return self._remark(what, status)
 
     def _remark(self, what: str, status: Dataset) -> str:
@@ -264,6 +276,13 @@ def open_dimse(
         open_pacs(ask_url, pacs_settings) if ask_url else None,
         Commitments(commitments),
     )
+
+
+def _report_tls(settings: DimseSettings) -> ssl.SSLContext | None:
+    """TLS of the port for reports, where DIMSE is spoken over it; None for plain DIMSE."""
+    if settings.ca_bundle is None or settings.certificate is None:
+        return None
+    return server_tls("dimse", settings.certificate, settings.key, settings.ca_bundle)
 
 
 def _is_transient(error: Exception) -> bool:

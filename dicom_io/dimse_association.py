@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,7 +55,7 @@ class DimsePeer:
         Raises
         ------
         PacsError
-            When the association is not established.
+            When the association is not established, or has ended when a message is to be sent.
         """
         settings = self._settings
         ae = AE(settings.calling_ae_title)
@@ -75,6 +76,12 @@ class DimsePeer:
             raise association_error(self.name, what, association)
         try:
             yield association
+        except RuntimeError as error:  # pynetdicom's, for a message that cannot be sent any more
+            if association.is_established:
+                raise
+            raise PacsUnreachable(
+                f"{self.name} broke off the association during {what}: check that it runs."
+            ) from error
         finally:
             if association.is_established:
                 association.release()
@@ -120,6 +127,37 @@ def check_ae_title(title: str) -> None:
 def accepts(association: Association, abstract_syntax: str) -> bool:
     """Whether the archive took a context of this SOP class."""
     return any(each.abstract_syntax == abstract_syntax for each in association.accepted_contexts)
+
+
+def server_tls(
+    table: str, certificate: Path, key: Path | None, ca_bundle: Path | None
+) -> ssl.SSLContext:
+    """TLS of a port of this node; peers have to show a certificate where `ca_bundle` is given.
+
+    Parameters
+    ----------
+    table
+        Of the settings that name the files.
+    certificate, key, ca_bundle
+        PEM files.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        A file is not usable.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+        if ca_bundle is not None:
+            context.load_verify_locations(ca_bundle)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationInvalid(
+            f"The TLS files in [{table}] (certificate, key, ca_bundle) cannot be used"
+            f" ({type(error).__name__}): check that they exist and are PEM."
+        ) from error
+    return context
 
 
 def _client_tls(settings: DimseSettings) -> ssl.SSLContext | None:

@@ -23,7 +23,8 @@ class DimseSettings:
     ca_bundle
         PEM file of the authority of the archive's certificate; TLS is used when it is set.
     certificate, key
-        PEM files of this node's own certificate, for archives that want one.
+        PEM files of this node's own certificate, for archives that want one, and for
+        `commitment_port`, where TLS is then spoken too.
     ask_url
         DICOMweb URL where what was sent is asked for and read back. Empty for pacs_url where that
         is a DICOMweb URL; else C-FIND, which says that an object is there but not what it holds.

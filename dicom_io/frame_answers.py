@@ -10,7 +10,14 @@ from collections.abc import Iterator
 
 import requests
 
-from dicom_io.multipart import Multipart, MultipartInvalid, Part, chunks_of, media_type
+from dicom_io.multipart import (
+    Multipart,
+    MultipartInvalid,
+    Part,
+    chunks_of,
+    joined,
+    media_type,
+)
 
 # Media type in which a server gives the stored bytes of a transfer syntax (PS3.18 table 8.7.3-5).
 # Asked for by name, because a media type without transfer syntax makes some archives re-encode.
@@ -55,17 +62,18 @@ def frame_number(part: Part) -> int | None:
     return int(found[1]) if found else None
 
 
-def frame_parts(response: requests.Response, asked: int) -> Iterator[Part]:
-    """Parts of an answer; one frame may come without multipart."""
+def frame_parts(response: requests.Response, asked: int, most_bytes: int) -> Iterator[Part]:
+    """Parts of an answer, none longer than `most_bytes`; one frame may come without multipart."""
     kind, parameters = media_type(response.headers.get("Content-Type", ""))
     encoded = "Content-Encoding" in response.headers  # not asked for; else a copy is saved
     chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=encoded))
     framed = "Content-Length" in response.headers or bool(response.raw.chunked)
     if kind.startswith("multipart/"):
-        for part in Multipart(chunks, parameters.get("boundary", ""), framed):
+        for part in Multipart(chunks, parameters.get("boundary", ""), framed, most_bytes):
             yield _pixels(part)
     elif asked == 1 and framed and (kind == RAW or kind.startswith("image/")):
-        yield Part({"content-type": response.headers["Content-Type"]}, b"".join(chunks))
+        headers = {"content-type": response.headers["Content-Type"]}
+        yield Part(headers, joined(chunks, most_bytes))
     else:
         raise MultipartInvalid(f"the answer is {kind}")
 

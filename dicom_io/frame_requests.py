@@ -85,10 +85,11 @@ class FrameRequests:
         instance: InstanceReference,
         numbers: Sequence[int],
         transfer_syntax_uid: str | None,
+        most_bytes: int,
         arrived: Callable[[list[bytes]], None],
     ) -> None:
         """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come."""
-        asked = _Asked(instance, numbers, transfer_syntax_uid, arrived)
+        asked = _Asked(instance, numbers, transfer_syntax_uid, most_bytes, arrived)
         if self._gives_instances_only:
             arrived(self._whole.frames(instance.path, instance.sop_uid, numbers))
             return
@@ -186,7 +187,7 @@ class FrameRequests:
         start = time.perf_counter()
         try:
             with closing(self._service.get(path, accept)) as response:
-                for part in frame_parts(response, len(missing)):
+                for part in frame_parts(response, len(missing), asked.most_bytes):
                     label, content = frame_number(part), self._content(part, asked)
                     came.append((label, content))
                     if len(came) > len(missing):
@@ -273,6 +274,8 @@ class _Asked:
 
     Attributes
     ----------
+    most_bytes
+        Of one frame.
     arrived
         Is given the frames in the order of `numbers`.
     received
@@ -289,6 +292,7 @@ class _Asked:
     instance: InstanceReference
     numbers: Sequence[int]
     transfer_syntax_uid: str | None
+    most_bytes: int
     arrived: Callable[[list[bytes]], None]
     received: dict[int, bytes] = field(default_factory=dict)
     twice: dict[int, bytes] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
 from dicom_io.pacs import InstanceReference, Pacs
+from dicom_io.read_budget import most_frame_bytes
 from dicom_io.recycled_memory import RecycledMemory
 from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
@@ -216,6 +217,7 @@ class _Fetcher:
 
     def _arriving(self, missing: Sequence[Key], frames: dict[Key, bytes]) -> Iterator[None]:
         """Put frames that the archive gives into `frames`, one by one."""
+        most_bytes = most_frame_bytes(self._level.tile_size_px)
         for instance, of_instance in groupby(missing, lambda key: key[0]):
             numbers = [number for _, number in of_instance]
             reference = InstanceReference(
@@ -224,7 +226,7 @@ class _Fetcher:
                 self._level.instance_uids[instance],
             )
             syntax = self._level.transfer_syntax_uids[instance]
-            received = self._pacs.frames(reference, numbers, syntax)
+            received = self._pacs.frames(reference, numbers, syntax, most_bytes)
             for number, frame in zip(numbers, received, strict=True):
                 frames[instance, number] = frame
                 self._cache.put((instance, number), frame)

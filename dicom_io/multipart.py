@@ -7,7 +7,8 @@ right. A preamble, a missing CRLF around the last delimiter and text after it do
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.message import Message
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ class MultipartInvalid(ValueError):
 
 class MultipartTruncated(MultipartInvalid):
     """The body ends in the middle of a part; the parts before it were whole."""
+
+
+class AnswerTooLarge(ValueError):
+    """More bytes came than what was asked for can have."""
 
 
 class Part(NamedTuple):
@@ -51,19 +56,26 @@ class Multipart:
     framed
         Whether HTTP itself tells where the body ends (Content-Length or chunks): then a body
         without its last delimiter was sent that way, and not cut.
+    most_bytes
+        Of one part that is given whole; the bytes of :meth:`streams` are whoever's who reads them.
 
     Raises
     ------
     MultipartInvalid
         While it is read; MultipartTruncated where only the end is missing.
+    AnswerTooLarge
+        While it is read.
     """
 
-    def __init__(self, chunks: Iterator[bytes], boundary: str, framed: bool) -> None:
+    def __init__(
+        self, chunks: Iterator[bytes], boundary: str, framed: bool, most_bytes: int = sys.maxsize
+    ) -> None:
         if not boundary:
             raise MultipartInvalid("the multipart answer has no boundary")
         self._chunks = filter(None, chunks)
         self._delimiter = b"--" + boundary.encode("latin-1", "replace")
         self._framed = framed
+        self._most_bytes = most_bytes
         self._buffer = b""
         self._at = 0  # everything before is done with
         self._ended = False
@@ -73,11 +85,11 @@ class Multipart:
         for headers, length in self._heads():
             found = self._next_delimiter(length, 0)
             if found is None:
-                yield Part(headers, b"".join(self._pieces(length)))
+                yield Part(headers, joined(self._pieces(length), self._most_bytes))
             else:
                 end, after = found
                 content, self._at = self._buffer[self._at : end], after
-                yield Part(headers, content)
+                yield Part(headers, joined([content], self._most_bytes))
 
     def streams(self) -> Iterator[tuple[Mapping[str, str], Iterator[memoryview]]]:
         """Each part's headers and its bytes in pieces, to be used up before the next part."""
@@ -173,6 +185,24 @@ class Multipart:
         self._buffer = self._buffer[self._at :] + chunk
         self._at = 0
         return True
+
+
+def joined(pieces: Iterable[bytes | memoryview], most_bytes: int) -> bytes:
+    """All pieces in one.
+
+    Raises
+    ------
+    AnswerTooLarge
+        They are longer than that; no further ones are asked for then.
+    """
+    held: list[bytes | memoryview] = []
+    length = 0
+    for piece in pieces:
+        length += len(piece)
+        if length > most_bytes:
+            raise AnswerTooLarge(f"more than {most_bytes} bytes came")
+        held.append(piece)
+    return b"".join(held)
 
 
 def chunks_of(read1: Callable[[int], bytes], size: int = 2**18) -> Iterator[bytes]:

@@ -27,6 +27,7 @@ from dicom_io.dicom_json import is_dicom_json, value
 from dicom_io.errors import PacsAnswerInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.folder import FolderClient
 from dicom_io.frame_requests import FrameRequests, InstanceReference
+from dicom_io.multipart import joined
 from dicom_io.pacs_errors import (
     DUPLICATE,
     FOREIGN_ERRORS,
@@ -38,7 +39,7 @@ from dicom_io.pacs_errors import (
 )
 from dicom_io.pacs_http import Faults, Service, services
 from dicom_io.pacs_settings import PacsSettings, secret
-from dicom_io.read_budget import ReadBudget
+from dicom_io.read_budget import MOST_FRAME_BYTES, ReadBudget
 from dicom_io.request_size import Bounds, RequestSizes
 from dicom_io.search import Search, fits_study
 from dicom_io.whole_instances import WholeInstances
@@ -49,6 +50,9 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STUDIES_PER_PAGE = 200
+# 40 000 frames of a sparse level are 17 MB of metadata: no slide has sixty times as many.
+MOST_METADATA_BYTES = 2**30
+STEP_BYTES = 2**18
 
 
 class _Archive(Protocol):
@@ -72,9 +76,13 @@ class _FrameSource(Protocol):
         instance: InstanceReference,
         numbers: Sequence[int],
         transfer_syntax_uid: str | None,
+        most_bytes: int,
         arrived: Callable[[list[bytes]], None],
     ) -> None:
-        """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come."""
+        """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come.
+
+        `most_bytes` is what one frame can have: what a server sends beyond that is not taken.
+        """
 
 
 class _Folder:
@@ -98,6 +106,7 @@ class _Folder:
         instance: InstanceReference,
         numbers: Sequence[int],
         transfer_syntax_uid: str | None,
+        most_bytes: int,
         arrived: Callable[[list[bytes]], None],
     ) -> None:
         what = f"frames {numbers[0]} to {numbers[-1]} of instance {instance.sop_uid}"
@@ -218,7 +227,7 @@ class Pacs:
         def read() -> bytes:
             path = f"studies/{study_uid}/series/{series_uid}/metadata"
             with service.get(path, "application/dicom+json") as response:
-                return response.content
+                return joined(response.iter_content(STEP_BYTES), MOST_METADATA_BYTES)
 
         return service.ask(f"the metadata of series {series_uid}", read)
 
@@ -354,6 +363,7 @@ class Pacs:
         instance: InstanceReference,
         numbers: Sequence[int],
         transfer_syntax_uid: str | None = None,
+        most_bytes: int = MOST_FRAME_BYTES,
     ) -> Iterator[bytes]:
         """Stored bytes of frames, in the order of `numbers`.
 
@@ -364,20 +374,25 @@ class Pacs:
             0-based frame numbers.
         transfer_syntax_uid
             Of the stored frames; None asks for whatever is stored.
+        most_bytes
+            That one frame can have (:func:`dicom_io.read_budget.most_frame_bytes`).
 
         Raises
         ------
         FrameInvalid
             A frame is missing from the archive, or empty.
+        PacsAnswerInvalid
+            A frame is longer than `most_bytes`, among others.
         """
         pending: deque[_Answer] = deque()
         start = 0
+        ask = partial(self._part, instance, transfer_syntax_uid, most_bytes)
         try:
             while pending or start < len(numbers):
-                start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
+                start = self._submitted(instance, numbers, start, ask, pending)
                 for frames in self._arriving(instance, pending[0]):
                     # The next request runs while the last of these frames are used.
-                    start = self._submitted(instance, numbers, start, transfer_syntax_uid, pending)
+                    start = self._submitted(instance, numbers, start, ask, pending)
                     yield from frames
                 pending.popleft()
         finally:
@@ -389,7 +404,7 @@ class Pacs:
         instance: InstanceReference,
         numbers: Sequence[int],
         start: int,
-        transfer_syntax_uid: str | None,
+        ask: Callable[[Sequence[int], Callable[[list[bytes]], None]], None],
         pending: deque[_Answer],
     ) -> int:
         """Ask from `numbers[start]` on, as much as should be in flight; where it stopped."""
@@ -400,9 +415,7 @@ class Pacs:
             size = self._sizes.frames(instance.sop_uid, len(numbers) - start)
             part = numbers[start : start + size]
             arrived: SimpleQueue[list[bytes] | None] = SimpleQueue()
-            request = self._pool.submit(
-                self._part, instance, part, transfer_syntax_uid, arrived.put
-            )
+            request = self._pool.submit(ask, part, arrived.put)
             request.add_done_callback(partial(_ended, arrived))
             pending.append(_Answer(request, arrived))
             start += len(part)
@@ -432,8 +445,9 @@ class Pacs:
     def _part(
         self,
         instance: InstanceReference,
-        numbers: Sequence[int],
         transfer_syntax_uid: str | None,
+        most_bytes: int,
+        numbers: Sequence[int],
         arrived: Callable[[list[bytes]], None],
     ) -> None:
         one_based = [int(number) + 1 for number in numbers]  # DICOM counts frames from 1
@@ -446,7 +460,7 @@ class Pacs:
             self.budget.fetched(n_bytes)
             arrived(frames)
 
-        self._source.frames(instance, one_based, transfer_syntax_uid, counted)
+        self._source.frames(instance, one_based, transfer_syntax_uid, most_bytes, counted)
 
     def _datasets(
         self, service: _Archive, what: str, call: Callable[[], Any]

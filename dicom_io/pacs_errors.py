@@ -28,7 +28,7 @@ from dicom_io.errors import (
     PacsUnauthorized,
     PacsUnreachable,
 )
-from dicom_io.multipart import MultipartTruncated
+from dicom_io.multipart import AnswerTooLarge, MultipartTruncated
 
 FOREIGN_ERRORS = (
     requests.RequestException,
@@ -111,6 +111,12 @@ SENTENCES: tuple[tuple[type[Exception], type[PacsError], str], ...] = (
         MultipartTruncated,
         PacsUnreachable,
         "{name} cut off {what} in the middle: check that it runs and what lies between.",
+    ),
+    (
+        AnswerTooLarge,
+        PacsAnswerInvalid,
+        "{name} sent more for {what} than such an object can have, and was cut off: store the"
+        " object again and check what lies between.",
     ),
     (
         json.JSONDecodeError,  # that of requests is one too
@@ -239,7 +245,7 @@ def _dataset_in(response: requests.Response) -> Dataset:
     """STOW answer in an error's body; empty if there is none."""
     try:
         return Dataset.from_json(response.json())
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return Dataset()
 
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from requests.adapters import HTTPAdapter
 from dicom_io.authentication import Credentials, credentials
 from dicom_io.deadline import TIMED_POOLS, begin
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsUnreachable
+from dicom_io.multipart import AnswerTooLarge
 from dicom_io.pacs_errors import FOREIGN_ERRORS, fault_kind, pacs_error
 from dicom_io.pacs_settings import PacsSettings
 from dicom_io.search import LEVELS
@@ -38,6 +39,10 @@ log = logging.getLogger(__name__)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MOST_REDIRECTS = 5
 IN_ONE_PIECE = 2**62
+# All that is read of an error is the dataset of a STOW answer, of a few hundred bytes an instance.
+MOST_ERROR_BYTES = 2**20
+# Searches and results that are read back, of which the largest are the coordinates of all cells.
+MOST_ANSWER_BYTES = 2**30
 SECRET_HEADERS = ("Authorization", "Cookie", "Proxy-Authorization")
 
 
@@ -135,7 +140,7 @@ def archive_session(
     session.headers["User-Agent"] = settings.user_agent
     # Only STOW-RS sends no Accept of its own; some archives would answer it in XML.
     session.headers["Accept"] = "application/dicom+json"
-    session.hooks["response"].append(_plain_media_type)
+    session.hooks["response"] += [_plain_media_type, _bounded]
     return session
 
 
@@ -182,6 +187,45 @@ def _plain_media_type(response: requests.Response, **_: Any) -> requests.Respons
     media_type = response.headers.get("Content-Type", "")
     if media_type.startswith(("application/dicom+json", "application/json")):
         response.headers["Content-Type"] = media_type.split(";")[0].strip()
+    return response
+
+
+class _BoundedBody:
+    """A body of which so many bytes are read and no more; in all else as `raw` is.
+
+    Parameters
+    ----------
+    raw
+        Body of a :class:`requests.Response`, not read yet.
+    most_bytes
+    fails
+        Whether more raise :class:`dicom_io.multipart.AnswerTooLarge`; else they are left out.
+    """
+
+    def __init__(self, raw: Any, most_bytes: int, fails: bool) -> None:
+        self._raw, self._most_bytes, self._fails = raw, most_bytes, fails
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def stream(self, size: int, decode_content: bool | None = None) -> Iterator[bytes]:
+        left = self._most_bytes
+        for piece in self._raw.stream(size, decode_content=decode_content):
+            left -= len(piece)
+            if left < 0:
+                self._raw.close()  # and with it the connection, where more would come
+                if self._fails:
+                    raise AnswerTooLarge(f"more than {self._most_bytes} bytes came")
+                return
+            yield piece
+
+
+def _bounded(response: requests.Response, **options: Any) -> requests.Response:
+    """Bound what requests itself reads into memory: errors, redirects, and what is not streamed."""
+    if response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
+        response.raw = _BoundedBody(response.raw, MOST_ERROR_BYTES, fails=False)
+    elif not options.get("stream"):
+        response.raw = _BoundedBody(response.raw, MOST_ANSWER_BYTES, fails=True)
     return response
 
 
@@ -334,11 +378,14 @@ class Service:
         return error.retry_after_s <= self._settings.retry_after_max_s and error.retry_after_s
 
 
+def service_urls(url: str, settings: PacsSettings) -> tuple[str, str, str]:
+    """Base URL of the query, retrieve and store service of the archive at `url`."""
+    return settings.query_url or url, settings.retrieve_url or url, settings.store_url or url
+
+
 def services(url: str, settings: PacsSettings, faults: Faults) -> tuple[Service, Service, Service]:
     """Query, retrieve and store service of the archive at `url`, over one session."""
-    urls = tuple(
-        own or url for own in (settings.query_url, settings.retrieve_url, settings.store_url)
-    )
+    urls = service_urls(url, settings)
     session = archive_session((url, *urls), settings, faults)
     query, retrieve, store = (Service(own, session, settings, faults) for own in urls)
     return query, retrieve, store

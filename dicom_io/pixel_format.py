@@ -10,6 +10,7 @@ from dicom_io.decoding import ENCODINGS, PixelFormat, colour_contradiction, tran
 from dicom_io.errors import PixelsUnsupported
 from dicom_io.level_image import LevelImage
 from dicom_io.pacs import InstanceReference, Pacs
+from dicom_io.read_budget import most_frame_bytes
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) 
     """
     uid, first = image.available_transfer_syntax, b""
     if uid is None:
-        first = next(pacs.frames(instance, [0]))
+        most_bytes = most_frame_bytes(image.tile_size_px)
+        first = next(pacs.frames(instance, [0], most_bytes=most_bytes))
         uid = transfer_syntax_of(first, image.tile_size_px)
     photometric = image.photometric_interpretation
     if uid not in ENCODINGS:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import PacsSettings
 from dicom_io.probe_frames import FrameCosts, probe_retrieve
-from dicom_io.probe_http import Finding, Http
+from dicom_io.probe_http import Archive, Finding, archive_http
 from dicom_io.probe_query import find_series, probe_keys, probe_search
 from dicom_io.probe_store import probe_annotation, probe_delete, probe_store
 from dicom_io.probe_study import make_study
@@ -76,7 +76,7 @@ def probe_archive(
         raise ConfigurationInvalid(f"Only a DICOMweb server can be probed, and {url!r} is none.")
     findings: list[Finding] = []
     costs: FrameCosts | None = None
-    for each in _tried(Http(url, settings), scratch):
+    for each in _tried(archive_http(url, settings), scratch):
         if isinstance(each, FrameCosts):
             costs = each
         else:
@@ -85,27 +85,28 @@ def probe_archive(
     return _concluded(tuple(findings), costs, settings)
 
 
-def _tried(http: Http, scratch: Path | None) -> Iterator[Finding | FrameCosts]:
+def _tried(archive: Archive, scratch: Path | None) -> Iterator[Finding | FrameCosts]:
     """Everything in its order; the test study is stored early, so that something is there."""
-    yield from probe_search(http)
-    slide, annotations = find_series(http, "SM"), find_series(http, "ANN")
+    query = archive.query
+    yield from probe_search(query)
+    slide, annotations = find_series(query, "SM"), find_series(query, "ANN")
     left = ""
     if scratch is not None:
         study = make_study(scratch)
-        for each in probe_store(http, study):
+        for each in probe_store(archive, study):
             yield each
             if each.name.startswith("stow.") and each.verdict == "yes":
                 left = str(study["SM"].StudyInstanceUID)
-        slide = slide or find_series(http, "SM")
+        slide = slide or find_series(query, "SM")
     elif annotations is not None:
-        yield from probe_annotation(http, annotations)
-    yield from probe_keys(http)
+        yield from probe_annotation(archive.retrieve, annotations)
+    yield from probe_keys(query)
     if slide is None:
         yield Finding("wado", "unknown", "not tried: no slide is listed (--store makes one)")
     else:
-        yield from probe_retrieve(http, slide)
+        yield from probe_retrieve(archive.retrieve, slide)
     if left:
-        yield probe_delete(http, left)
+        yield probe_delete(archive, left)
 
 
 def _concluded(

@@ -12,7 +12,7 @@ from statistics import median
 from dicom_io.dicom_json import Json, value
 from dicom_io.frame_answers import MEDIA_TYPES
 from dicom_io.frame_requests import InstanceReference
-from dicom_io.probe_http import Answer, Finding, Http, SeriesFound
+from dicom_io.probe_http import Answer, Finding, Http, SeriesFound, Verdict
 
 MOST_FRAMES = 4096
 # A step that takes longer than this is not repeated, and nothing larger is asked for.
@@ -140,11 +140,13 @@ def _is_baseline(frame: bytes) -> bool:
 
 def _whole(http: Http, path: str) -> Iterator[Finding]:
     accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-    instance = http.ask(path, accept)
-    whole = instance.ok and [part[128:132] for part in instance.parts()] == [b"DICM"]
-    sentence = f"{instance.said}, {len(instance.body)} bytes in {instance.seconds:.2f} s"
-    yield Finding("wado.instance", "yes" if whole else "no", sentence, round(instance.seconds, 3))
-    partial = http.ask(path, accept, headers={"Range": "bytes=0-99"})
+    instance = http.weigh(path, accept)
+    said, seconds = instance.answer.said, instance.answer.seconds
+    sentence = f"{said}, {instance.n_bytes} bytes in {seconds:.2f} s"
+    whole: Verdict = "yes" if instance.is_dicom else "no"
+    yield Finding("wado.instance", whole, sentence, round(seconds, 3))
+    # An archive that knows no ranges answers with the whole instance again.
+    partial = http.ask_head(path, {"Accept": accept, "Range": "bytes=0-99"})
     ranged = partial.status == PARTIAL_CONTENT
     yield Finding("wado.range", "yes" if ranged else "no", f"Range: {partial.said}")
     rendered = http.ask(f"{path}/frames/1/rendered", "image/jpeg")

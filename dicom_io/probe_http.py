@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import requests
 import urllib3
 
 from dicom_io.errors import PacsUnauthorized
-from dicom_io.multipart import Multipart, MultipartInvalid, media_type
+from dicom_io.multipart import (
+    AnswerTooLarge,
+    Multipart,
+    MultipartInvalid,
+    joined,
+    media_type,
+)
 from dicom_io.pacs_errors import pacs_error
-from dicom_io.pacs_http import Faults, archive_session
+from dicom_io.pacs_http import Faults, archive_session, service_urls
 from dicom_io.pacs_settings import PacsSettings
 
 Verdict = Literal["yes", "no", "defect", "unknown"]
+
+# Of frames, metadata and rendered pictures, which are kept: more is no answer to learn from.
+MOST_BODY_BYTES = 2**30
+STEP_BYTES = 2**18
+# PS3.10 §7.1
+PREAMBLE_BYTES, MAGIC = 128, b"DICM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +119,41 @@ class Answer:
             return []
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """An instance that was read through, of which nothing is kept.
+
+    Attributes
+    ----------
+    answer
+        Without its body.
+    n_bytes
+        Of the whole body.
+    is_dicom
+        Whether it is one DICOM file (PS3.10 §7.1).
+    """
+
+    answer: Answer
+    n_bytes: int = 0
+    is_dicom: bool = False
+
+
 class Http:
-    """One archive's DICOMweb service, asked by hand.
+    """One of an archive's DICOMweb services, asked by hand.
 
     Parameters
     ----------
     url
+        Of the service.
+    session
+        Reaches whatever the settings allow.
     settings
-        Credentials, certificates and time-outs.
+        Time-outs.
     """
 
-    def __init__(self, url: str, settings: PacsSettings) -> None:
+    def __init__(self, url: str, session: requests.Session, settings: PacsSettings) -> None:
         self.url = url.rstrip("/")
-        self.settings = settings
-        self._session: requests.Session = archive_session((url,), settings, Faults())
+        self._session = session
         self._timeout = urllib3.Timeout(
             connect=settings.timeout_s, read=settings.timeout_s, total=settings.request_deadline_s
         )
@@ -142,50 +175,131 @@ class Http:
             On 401 and 403: without rights nothing else can be found out.
         """
         try:
-            return self._ask(path, accept, method, headers or {}, body)
+            return self._ask(path, {"Accept": accept, **(headers or {})}, method, body)
         except requests.RequestException:
             return Answer(0)
 
-    def ask_uri(self, uri: str, accept: str) -> Answer | None:
-        """Follow a BulkDataURI; None where it leads to another host than the archive's own."""
-        target = urljoin(f"{self.url}/", uri)
-        if urlsplit(target)[:2] != urlsplit(self.url)[:2]:
-            return None
+    def ask_head(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """Make one request, and leave the body of its answer where it is."""
         try:
-            return self._request(target, accept, "GET", {}, None)
+            with self._begun("GET", self._address(path), headers) as answer:
+                return self._allowed("GET", _answer(answer, b"", 0.0))
+        except requests.RequestException:
+            return Answer(0)
+
+    def weigh(self, path: str, accept: str) -> Weighed:
+        """Read an instance through: it may be larger than memory."""
+        n_bytes, begin = 0, time.monotonic()
+
+        def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+            nonlocal n_bytes
+            for chunk in chunks:
+                n_bytes += len(chunk)
+                yield chunk
+
+        try:
+            with self._begun("GET", self._address(path), {"Accept": accept}) as answer:
+                chunks = counted(answer.iter_content(STEP_BYTES))
+                is_dicom = answer.ok and _is_dicom(answer, chunks)
+                told = _answer(answer, b"", time.monotonic() - begin)
+                return Weighed(self._allowed("GET", told), n_bytes, is_dicom)
+        except requests.RequestException:
+            return Weighed(Answer(0))
+
+    def ask_uri(self, uri: str, accept: str) -> Answer | None:
+        """Follow a BulkDataURI; None where it leads to a host that the settings do not name."""
+        try:
+            return self._read("GET", urljoin(f"{self.url}/", uri), {"Accept": accept}, None)
+        except ValueError:  # it is no address, or one to which the session has no way
+            return None
         except requests.RequestException:
             return Answer(0)
 
     def reach(self, path: str) -> Answer:
         """Make the first request; raises PacsError where there is no archive."""
         try:
-            return self._ask(path, "application/dicom+json", "GET", {}, None)
+            return self._ask(path, {"Accept": "application/dicom+json"}, "GET", None)
         except requests.RequestException as error:
             name = f"The PACS {self.url}"
             raise pacs_error(name, "the first search", error) from error
 
-    def _ask(
-        self, path: str, accept: str, method: str, headers: Mapping[str, str], body: bytes | None
-    ) -> Answer:
-        return self._request(f"{self.url}/{path}", accept, method, headers, body)
+    def _address(self, path: str) -> str:
+        return f"{self.url}/{path}"
 
-    def _request(
-        self, url: str, accept: str, method: str, headers: Mapping[str, str], body: bytes | None
+    def _ask(
+        self, path: str, headers: Mapping[str, str], method: str, body: bytes | None
     ) -> Answer:
-        begin = time.monotonic()
-        answer = self._session.request(
-            method,
-            url,
-            headers={"Accept": accept, **headers},
-            data=body,
-            allow_redirects=False,
-            timeout=self._timeout,  # type: ignore[arg-type]
-        )
-        seconds = time.monotonic() - begin
-        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return self._allowed(method, self._read(method, self._address(path), headers, body))
+
+    def _allowed(self, method: str, answer: Answer) -> Answer:
+        if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise PacsUnauthorized(
-                f"The PACS {self.url} refused {method} with status {answer.status_code}: check the"
+                f"The PACS {self.url} refused {method} with status {answer.status}: check the"
                 " credentials and what they may read and store."
             )
-        lower = {name.lower(): value for name, value in answer.headers.items()}
-        return Answer(answer.status_code, lower, answer.content, seconds)
+        return answer
+
+    def _read(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
+        begin = time.monotonic()
+        with self._begun(method, url, headers, body) as answer:
+            try:
+                content = joined(answer.iter_content(STEP_BYTES), MOST_BODY_BYTES)
+            except AnswerTooLarge:
+                content = b""  # nothing to make use of
+            return _answer(answer, content, time.monotonic() - begin)
+
+    def _begun(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> requests.Response:
+        return self._session.request(
+            method,
+            url,
+            headers=dict(headers),
+            data=body,
+            allow_redirects=False,
+            stream=True,
+            timeout=self._timeout,  # type: ignore[arg-type]
+        )
+
+
+class Archive(NamedTuple):
+    """The services of an archive."""
+
+    query: Http
+    retrieve: Http
+    store: Http
+
+
+def archive_http(url: str, settings: PacsSettings) -> Archive:
+    """The services of the archive at `url`, wherever the settings say that they are."""
+    urls = service_urls(url, settings)
+    session = archive_session((url, *urls), settings, Faults())
+    return Archive(*(Http(own, session, settings) for own in urls))
+
+
+def _answer(answer: requests.Response, body: bytes, seconds: float) -> Answer:
+    lower = {name.lower(): value for name, value in answer.headers.items()}
+    return Answer(answer.status_code, lower, body, seconds)
+
+
+def _is_dicom(answer: requests.Response, chunks: Iterator[bytes]) -> bool:
+    """Whether a multipart body is one DICOM file; reads it to its end."""
+    kind, parameters = media_type(answer.headers.get("content-type", ""))
+    if not kind.startswith("multipart/"):
+        return False
+    body = Multipart(chunks, parameters.get("boundary", ""), framed=True)
+    try:
+        files = [_is_file(pieces) for _, pieces in body.streams()]
+    except MultipartInvalid:
+        return False
+    return files == [True]
+
+
+def _is_file(pieces: Iterator[memoryview]) -> bool:
+    """Whether the magic word follows the preamble; all pieces are used up."""
+    begin = b""
+    for piece in pieces:
+        begin += piece[: PREAMBLE_BYTES + len(MAGIC) - len(begin)]
+    return begin[PREAMBLE_BYTES:] == MAGIC

@@ -10,11 +10,11 @@ from uuid import uuid4
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_io.dicom_json import Json, key, value, values
+from dicom_io.dicom_json import Json, key, nested, value, values
 from dicom_io.pacs import InstanceReference
 from dicom_io.pacs_errors import FOREIGN_ERRORS
 from dicom_io.probe_frames import instance_path
-from dicom_io.probe_http import Answer, Finding, Http, SeriesFound, Verdict
+from dicom_io.probe_http import Answer, Archive, Finding, Http, SeriesFound, Verdict
 from dicom_io.probe_study import file_bytes
 
 # Bulk attributes of an annotation group and their VR (PS3.3 C.37.1.2).
@@ -29,26 +29,27 @@ def probe_annotation(http: Http, series: SeriesFound) -> Iterator[Finding]:
         yield from _bulk_findings(http, each, None)
 
 
-def probe_store(http: Http, study: Mapping[str, Dataset]) -> Iterator[Finding]:
+def probe_store(archive: Archive, study: Mapping[str, Dataset]) -> Iterator[Finding]:
     """Store the test study, read it back, store its report again, and delete it if that works."""
     for kind, dataset in study.items():
-        answer = _stow(http, [dataset])
+        answer = _stow(archive.store, [dataset])
         taken = answer.ok and _taken(answer, dataset)
         sentence = f"STOW of {kind}: {answer.said}"
         yield Finding(f"stow.{kind}", "yes" if taken else "no", sentence)
         if taken and kind != "SM":
-            yield _unchanged(http, kind, dataset)
+            yield _unchanged(archive.retrieve, kind, dataset)
         if taken and kind == "ANN":
-            yield from _returned_bulk(http, dataset)
+            yield from _returned_bulk(archive.retrieve, dataset)
         if taken and kind == "SR":
-            yield from _duplicate(http, dataset)
+            yield from _duplicate(archive, dataset)
 
 
-def probe_delete(http: Http, study_uid: str) -> Finding:
+def probe_delete(archive: Archive, study_uid: str) -> Finding:
     """Try to delete the test study: not in DICOMweb, but some archives have it."""
-    answer = http.ask(f"studies/{study_uid}", method="DELETE")
+    answer = archive.store.ask(f"studies/{study_uid}", method="DELETE")
     # What cannot be found any more is what counts.
-    gone = answer.ok and not http.ask(f"studies?StudyInstanceUID={study_uid}").datasets()
+    left = archive.query.ask(f"studies?StudyInstanceUID={study_uid}")
+    gone = answer.ok and not left.datasets()
     if gone:
         return Finding("delete", "yes", "the test study was deleted again", study_uid)
     sentence = (
@@ -114,10 +115,10 @@ def _returned_bulk(http: Http, annotation: Dataset) -> Iterator[Finding]:
 
 def _bulk_findings(http: Http, metadata: Json, stored: Dataset | None) -> Iterator[Finding]:
     """How OF and OL of the first annotation group are given (PS3.18 §F.2.2 and F.2.7)."""
-    groups = values(metadata, "AnnotationGroupSequence")
-    group: Json = groups[0] if groups else {}
+    group = nested(metadata, "AnnotationGroupSequence")
     for keyword, vr in BULK.items():
-        element: Json = group.get(key(keyword), {})
+        found = group.get(key(keyword))
+        element: Json = found if isinstance(found, dict) else {}
         wanted = bytes(stored.AnnotationGroupSequence[0].get(keyword, b"")) if stored else None
         if not element and not wanted:
             continue
@@ -127,11 +128,15 @@ def _bulk_findings(http: Http, metadata: Json, stored: Dataset | None) -> Iterat
 
 def _bulk_verdict(http: Http, element: Json, wanted: bytes | None) -> tuple[Verdict, str]:
     if "InlineBinary" in element:
-        inline = base64.b64decode(element["InlineBinary"])
+        try:
+            inline = base64.b64decode(element["InlineBinary"])
+        except (ValueError, TypeError):  # no base64, or no text
+            return "defect", "given inline, but as something that is not base64 (PS3.18 §F.2.7)"
         return _compared(inline, wanted, "given inline")
     uri = element.get("BulkDataURI")
     if uri is None:
-        shown = len(element.get("Value", []))
+        found = element.get("Value")
+        shown = len(found) if isinstance(found, list) else 0
         whole = f" of {len(wanted) // 4}" if wanted else ""
         return "defect", (
             f"metadata give {shown} number{whole}, without a BulkDataURI: a viewer that reads"
@@ -154,10 +159,11 @@ def _compared(content: bytes, wanted: bytes | None, how: str) -> tuple[Verdict, 
     return "defect", f"{how}, but gives {len(content)} other bytes than the {len(wanted)} stored"
 
 
-def _duplicate(http: Http, dataset: Dataset) -> Iterator[Finding]:
-    again = _stow(http, [dataset])
+def _duplicate(archive: Archive, dataset: Dataset) -> Iterator[Finding]:
+    again = _stow(archive.store, [dataset])
     study_uid, series_uid, sop_uid = _reference(dataset)
-    listed = http.ask(f"studies/{study_uid}/series/{series_uid}/instances").datasets()
+    instances = f"studies/{study_uid}/series/{series_uid}/instances"
+    listed = archive.query.ask(instances).datasets()
     copies = [value(each, "SOPInstanceUID") for each in listed].count(sop_uid)
     verdict: Verdict = "yes" if copies == 1 else "defect"
     if again.ok and _taken(again, dataset):

@@ -7,6 +7,18 @@ import threading
 
 from dicom_io.errors import BudgetExceeded
 
+# A tile that does not compress is as long as its pixels, and one with padding or a scanner's notes
+# in every frame, longer. The largest colour profile that is read has 16 MiB.
+TIMES_UNCOMPRESSED, BESIDE_PIXELS_BYTES = 4, 16 * 2**20
+MOST_FRAME_BYTES = 2**30
+"""Of a frame of unknown size: 18 000 × 18 000 px that are not compressed."""
+
+
+def most_frame_bytes(size_px: tuple[int, int]) -> int:
+    """Most bytes that the stored frame of a tile can have."""
+    width, height = size_px
+    return TIMES_UNCOMPRESSED * 3 * width * height + BESIDE_PIXELS_BYTES
+
 
 class ReadBudget:
     """Counts what is read of a slide, and ends it where it is too much; from any thread.

@@ -12,7 +12,6 @@ import filecmp
 import ipaddress
 import logging
 import os
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from pynetdicom.events import Event
 from dicom_io.arrival import Arrival, read_arrival
 from dicom_io.commitment import VERIFICATION, Commitments, accept_reports
 from dicom_io.decoding import ENCODINGS
-from dicom_io.dimse_association import check_ae_title
+from dicom_io.dimse_association import check_ae_title, server_tls
 from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid, DiskFull, PacsRefused
 from dicom_io.incoming import IncomingFile, streaming
@@ -83,7 +82,11 @@ class Receiver:
         check_ae_title(settings.ae_title)
         self._settings = settings
         self._networks = [_network(each) for each in settings.allowed_addresses]
-        self._tls = _server_tls(settings)
+        self._tls = None
+        if settings.certificate is not None:
+            self._tls = server_tls(
+                "receive", settings.certificate, settings.key, settings.ca_bundle
+            )
         self._commitments = commitments
         self._arrived, self._ended = arrived, ended
         self._incoming_folder = settings.folder.absolute() / "incoming"
@@ -260,20 +263,3 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
             f"{text!r} in receive.allowed_addresses is neither an address nor a network: write"
             " 192.0.2.7 or 192.0.2.0/24."
         ) from error
-
-
-def _server_tls(settings: ReceiveSettings) -> ssl.SSLContext | None:
-    if settings.certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(settings.certificate, settings.key)
-        if settings.ca_bundle is not None:
-            context.load_verify_locations(settings.ca_bundle)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationInvalid(
-            "The TLS files in [receive] (certificate, key, ca_bundle) cannot be used"
-            f" ({type(error).__name__}): check that they exist and are PEM."
-        ) from error
-    return context

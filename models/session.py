@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -61,9 +62,19 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(slots=True)
 class _BatchLimit:
-    """Images that are run at a time."""
+    """Images that are run at a time, on each of several devices."""
 
     images: int
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def lower(self, failed: int) -> int:
+        """Take half of what failed, unless less is the limit already, and return the limit.
+
+        A device may fail long after another one that was given fewer.
+        """
+        with self._lock:
+            self.images = min(self.images, failed // 2)
+            return self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +148,8 @@ class Session:
             except InferenceFailed as error:
                 if len(part) == 1 or not _OUT_OF_MEMORY.search(str(error.__cause__)):
                     raise
-                self._limit.images = len(part) // 2
-                _log.warning("%s From now on %d at a time.", error, self._limit.images)
+                limit = self._limit.lower(len(part))
+                _log.warning("%s From now on %d at a time.", error, limit)
                 continue
             at += len(part)
         return {
@@ -212,7 +223,7 @@ def open_session(
             f"Model package {package.manifest.name}: ONNX Runtime cannot load {file}"
             f" ({_first_line(error)}); install the package again."
         ) from error
-    provider = _active(sessions[0], device)
+    provider, sessions = _together(sessions, device)
     _check_graph(package, stage, file, sessions[0])
     outputs = tuple(name for name, _ in _outputs_of(package, stage))
     opened = Session(
@@ -284,6 +295,22 @@ def _active(session: Any, device: Device) -> str:
             " install the extra 'gpu' and its drivers or set the device to 'cpu' or 'auto'."
         )
     return provider
+
+
+def _together(sessions: Sequence[Any], device: Device) -> tuple[str, list[Any]]:
+    """Return the provider of the first session, and all sessions that got the same.
+
+    One that fell back where ``auto`` is asked for is left out: some of the images would come from
+    another provider than the result says.
+
+    Raises
+    ------
+    InferenceFailed
+        Of ``cuda`` and ``tensorrt``, a session of any GPU fell back.
+    """
+    active = [_active(session, device) for session in sessions]
+    pairs = zip(sessions, active, strict=True)
+    return active[0], [session for session, provider in pairs if provider == active[0]]
 
 
 _Providers = list[str | tuple[str, dict[str, str]]]

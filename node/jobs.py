@@ -25,6 +25,7 @@ from node.at_work import AtWork
 from node.audited import result_reviewed, slide_analysed
 from node.callback import call_back
 from node.config import Settings
+from node.device import check_device
 from node.documents import load_ahead
 from node.earlier_tries import as_begun
 from node.intake import await_whole, find_slides
@@ -143,9 +144,12 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
 
     Raises
     ------
+    InferenceFailed
+        When the GPU that is asked for does not work.
     DiskFull
         When the work folder or its database cannot be written.
     """
+    check_device(settings.model)
     folder = lock_folder(settings)
     with ExitStack() as held, database_errors(settings):
         # Before the lock and all connections, which processes of slides must not have.

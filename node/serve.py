@@ -28,6 +28,7 @@ from dicom_io.errors import ConfigurationInvalid
 from node.audit import forwarding
 from node.audited import application_audited, audit_folder
 from node.config import Settings
+from node.device import check_device
 from node.job_database import prepare_database
 from node.job_queue import open_job_queue
 from node.metrics import join_metrics, share_metrics
@@ -59,6 +60,7 @@ def serve(ctx: click.Context) -> None:
     """
     settings: Settings = ctx.obj
     check_servable(settings)
+    check_device(settings.model)
     share_metrics(settings.work_folder / "metrics")
     prepare_database(settings)
     same = _same_settings(ctx)
@@ -100,6 +102,7 @@ def web(settings: Settings) -> None:
     from node.web.server import run_web  # noqa: PLC0415
 
     check_servable(settings)
+    check_device(settings.model)
     join_metrics(settings.work_folder / "metrics")
     prepare_database(settings)
     lasting = ExitStack()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,12 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 
 from dicom_io.commitment import STORAGE_COMMITMENT, VERIFICATION, Commitments
-from dicom_io.dimse import DimseArchive, open_dimse
+from dicom_io.dimse import STUDY_ROOT_FIND, DimseArchive, open_dimse
+from dicom_io.dimse_association import DimsePeer
 from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.errors import (
     ConfigurationInvalid,
@@ -192,10 +194,12 @@ def told_archive(
     statuses: Statuses = (0,),
     failed: dict[str, int] | None = None,
     syntax: str = ImplicitVRLittleEndian,
+    kept: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, list[Dataset]]]:
     """An archive that answers C-STORE with `statuses`, None for none; gives port and data sets.
 
-    It reports storage commitment on the association that asked, with `failed` instances.
+    It reports storage commitment on the association that asked, with `failed` instances; the others
+    that it was asked for are kept, or those of `kept`.
     """
     came: list[Dataset] = []
     answers = iter(statuses)
@@ -211,6 +215,14 @@ def told_archive(
     def act(event: Event) -> tuple[int, None]:
         report = Dataset()
         report.TransactionUID = event.action_information.TransactionUID
+        asked = event.action_information.ReferencedSOPSequence
+        named = [str(item.ReferencedSOPInstanceUID) for item in asked] if kept is None else kept
+        report.ReferencedSOPSequence = []
+        for uid in named:
+            if uid not in (failed or {}):
+                item = Dataset()
+                item.ReferencedSOPInstanceUID = uid
+                report.ReferencedSOPSequence.append(item)
         report.FailedSOPSequence = []
         for uid, reason in (failed or {}).items():
             item = Dataset()
@@ -319,6 +331,36 @@ def test_a_report_on_the_same_association(
         pacs = open_told(port, tmp_path)
         with pytest.raises(PacsRefused, match=f"{uid}: .*0x{reason:04X}"):
             pacs.commitment(document)
+
+
+@pytest.mark.parametrize("kept", [[], ["1.2.3"]])
+def test_a_report_that_does_not_name_the_instance_commits_nothing(
+    documents: dict[str, Dataset], tmp_path: Path, kept: Sequence[str]
+) -> None:
+    with told_archive(documents["SR"], kept=kept) as (port, _):
+        said = open_told(port, tmp_path).commitment(documents["SR"])
+    assert said == "storage commitment asked for, the report does not name the instance"
+
+
+def test_an_association_that_ends_too_early_is_the_archives_error(
+    documents: dict[str, Dataset],
+) -> None:
+    sends: list[Callable[[Association], object]] = [
+        lambda a: a.send_c_store(documents["SR"]),
+        lambda a: a.send_n_action(Dataset(), 1, STORAGE_COMMITMENT, "1.2.840.10008.1.20.1.1"),
+        lambda a: a.send_c_find(Dataset(), STUDY_ROOT_FIND),
+    ]
+    with told_archive(documents["SR"]) as (port, _):
+        peer = DimsePeer(f"dimse://TOLD@localhost:{port}", QUICK)
+
+        def sent_too_late(send: Callable[[Association], object]) -> None:
+            with peer.association("the test", []) as association:
+                association.abort()
+                send(association)
+
+        for send in sends:
+            with pytest.raises(PacsUnreachable, match=r"TOLD .* broke off .* during the test"):
+                sent_too_late(send)
 
 
 def open_told(port: int, folder: Path) -> DimseArchive:

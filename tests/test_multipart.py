@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_io.multipart import Multipart, MultipartInvalid, MultipartTruncated, Part, media_type
+from dicom_io.multipart import (
+    AnswerTooLarge,
+    Multipart,
+    MultipartInvalid,
+    MultipartTruncated,
+    Part,
+    media_type,
+)
 
 BOUNDARY = "b-o"
 
@@ -119,6 +126,20 @@ def test_large_parts_come_in_pieces() -> None:
     sizes = [len(piece) for piece in pieces]
     assert sum(sizes) == len(content)
     assert max(sizes) < 1100
+
+
+@pytest.mark.parametrize("size", [7, 1000])
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_part_may_have_so_many_bytes_and_no_more(size: int, lengths: bool) -> None:
+    for most_bytes in (100, 99):
+        body = chunks(written([b"one", bytes(100), b"two"], lengths), size)
+        parts = iter(Multipart(body, BOUNDARY, True, most_bytes))
+        assert next(parts).content == b"one"
+        if most_bytes == 100:
+            assert [part.content for part in parts] == [bytes(100), b"two"]
+        else:
+            with pytest.raises(AnswerTooLarge):
+                next(parts)
 
 
 @pytest.mark.parametrize(

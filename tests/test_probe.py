@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import tomllib
-from collections.abc import Callable, Mapping
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,17 @@ import requests
 from pydicom import dcmread
 
 from dicom_io.annotation import encode_annotation
+from dicom_io.dicom_json import key
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.probe import best_frames_per_request
 from dicom_io.probe_frames import FrameCosts
-from dicom_io.probe_http import Http
+from dicom_io.probe_http import archive_http
+from dicom_io.probe_store import _bulk_findings
 from dicom_io.probe_study import PATIENT_ID, make_study
 from tests.analyses import small_slide, some_analysis
 from tests.faulty_proxy import Fault, Proxy
 from tests.forked import marrow_node
+from tests.loopback_host import Host
 from tests.servers import Orthanc
 from tests.slides import write_slide
 from tests.small_slides import write_small_slide
@@ -159,11 +166,114 @@ def test_what_is_no_archive(probe: Callable[..., Probed], tmp_path: Path) -> Non
     assert probe("http://127.0.0.1:9/dicom-web")[0] == 31
 
 
+def test_each_service_is_asked_at_its_own_address(
+    orthanc: Orthanc, proxy: Proxy, probe: Callable[..., Probed], tmp_path: Path
+) -> None:
+    add_slide(orthanc, tmp_path / "slide")
+    retrieve = f'retrieve_url = "{proxy.url}"'
+    _, probed, said = probe(orthanc.dicomweb_url, pacs=retrieve)
+    assert probed["usable"], said
+    assert proxy.requests
+    assert all("/instances/" in path or "/metadata" in path for _, path in proxy.requests)
+    proxy.fault = Fault(path="/metadata", status=500)
+    assert probe(orthanc.dicomweb_url, pacs=retrieve)[0] == 30
+    proxy.requests.clear()
+    _, probed, _ = probe(orthanc.dicomweb_url, "--store", pacs=f'store_url = "{proxy.url}"')
+    assert {method for method, _ in proxy.requests} == {"POST"}
+    assert verdicts(probed)["stow.SM"] == "yes"
+
+
 def test_bulk_data_elsewhere_is_not_followed() -> None:
-    http = Http("http://127.0.0.1:9/dicom-web", PacsSettings())
-    for uri in ("http://127.0.0.1:10/bulk", "https://127.0.0.1:9/bulk", "//elsewhere.example/bulk"):
+    http = archive_http("http://127.0.0.1:9/dicom-web", PacsSettings()).retrieve
+    for uri in (
+        "http://127.0.0.1:10/bulk",
+        "https://127.0.0.1:9/bulk",
+        "//elsewhere.example/bulk",
+        "http://[/bulk",
+    ):
         assert http.ask_uri(uri, "*/*") is None
     assert http.ask_uri("../bulk/1", "*/*") is not None
+
+
+def test_bulk_data_of_a_further_host_is_followed_without_credentials(
+    host: Host, elsewhere: Host
+) -> None:
+    settings = PacsSettings(further_hosts=(elsewhere.url,), headers={"X-Api-Key": "key"})
+    http = archive_http(host.url, settings).retrieve
+    for status in (200, 403):
+        elsewhere.answer = lambda path, status=status: (status, {}, b"bulk")
+        answer = http.ask_uri(f"{elsewhere.url}/bulk/1", "*/*")
+        assert answer is not None
+        assert (answer.status, answer.body) == (status, b"bulk")
+    assert "x-api-key" not in elsewhere.last
+    assert host.requests == []
+
+
+@pytest.mark.parametrize("inline", ["AAA", "\u00e4", 5, None, ["AA=="]])
+def test_inline_data_that_is_damaged_is_a_defect(inline: object) -> None:
+    coordinates = {"vr": "OF", "InlineBinary": inline}
+    groups = [{key("PointCoordinatesData"): coordinates}]
+    metadata = {key("AnnotationGroupSequence"): {"vr": "SQ", "Value": groups}}
+    http = archive_http("http://127.0.0.1:9/dicom-web", PacsSettings()).retrieve
+    (found,) = _bulk_findings(http, metadata, None)
+    assert (found.name, found.verdict) == ("bulk.OF", "defect")
+    assert "not base64" in found.sentence
+
+
+PIECE = bytes(2**20)
+PIECES = 200
+
+
+@contextmanager
+def archive_of_a_large_instance() -> Iterator[tuple[str, list[int]]]:
+    """Knows no ranges; gives its URL, and the pieces that were taken of each answer."""
+    taken: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", 'multipart/related; boundary="x"')
+            self.end_headers()
+            taken.append(0)
+            with suppress(OSError):
+                self.wfile.write(b"--x\r\nContent-Type: application/dicom\r\n\r\n")
+                self.wfile.write(bytes(128) + b"DICM")
+                while taken[-1] < PIECES:
+                    self.wfile.write(PIECE)
+                    taken[-1] += 1
+                self.wfile.write(b"\r\n--x--")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", taken
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_large_instance_is_counted_and_not_kept() -> None:
+    accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+    with archive_of_a_large_instance() as (url, taken):
+        http = archive_http(url, PacsSettings()).retrieve
+        tracemalloc.start()
+        try:
+            weighed = http.weigh("studies/1/series/2/instances/3", accept)
+            _, most_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        head = http.ask_head("studies/1/series/2/instances/3", {"Range": "bytes=0-99"})
+    assert weighed.is_dicom
+    assert weighed.answer.status == head.status == 200
+    assert len(PIECE) * PIECES < weighed.n_bytes < len(PIECE) * PIECES + 1000
+    assert most_bytes < 10 * len(PIECE)
+    assert taken[0] == PIECES
+    assert taken[1] < PIECES // 2  # what lies in the buffers of two sockets
 
 
 def test_the_test_study_is_nobody(tmp_path: Path) -> None:

@@ -22,7 +22,16 @@ from models.composing import ASSETS
 from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid
 from models.package import find_package, load_package
 from models.records import UInt8
-from models.session import Session, _BatchLimit, open_session, precision_for, provider_for
+from models.session import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    Session,
+    _BatchLimit,
+    _together,
+    open_session,
+    precision_for,
+    provider_for,
+)
 from tests.tiny_package import changed_manifest, tiny_package
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -205,6 +214,51 @@ def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFi
     asked.clear()
     session(image[:3])
     assert asked == [1, 1, 1]
+
+
+def test_a_failure_that_comes_late_does_not_raise_the_limit_again() -> None:
+    """Of two GPUs the first holds its batch until the second was given single images."""
+    begun, goes_on = threading.Event(), threading.Event()
+    asked: list[int] = []
+
+    def run(image: UInt8) -> list[np.ndarray]:
+        if not begun.is_set():
+            begun.set()
+            assert goes_on.wait(10)
+        asked.append(len(image))
+        if len(image) > 1:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return [image[:, 0, 0, :1].astype(np.float32)]
+
+    session = gpu_session([run, run], 8)
+    images = np.zeros((8, 2, 2, 3), np.uint8)
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(session, images)
+        assert begun.wait(10)
+        session(images[:7])
+        assert asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+        asked.clear()
+        goes_on.set()
+        assert len(late.result()["probability"]) == 8
+    assert asked == [8, *[1] * 8]
+
+
+class OnProvider:
+    """A session of the runtime, as far as it tells which provider it got."""
+
+    def __init__(self, provider: str) -> None:
+        self._provider = provider
+
+    def get_providers(self) -> list[str]:
+        return [self._provider, CPU_PROVIDER]
+
+
+def test_every_gpu_has_to_work() -> None:
+    works, fell_back = OnProvider(CUDA_PROVIDER), OnProvider(CPU_PROVIDER)
+    assert _together([works, works], "cuda") == (CUDA_PROVIDER, [works, works])
+    with pytest.raises(InferenceFailed, match="'cuda' is not usable here"):
+        _together([works, fell_back], "cuda")
+    assert _together([works, fell_back, works], "auto") == (CUDA_PROVIDER, [works, works])
 
 
 def test_memory_that_does_not_hold_one_image_is_a_failure() -> None:
