@@ -43,8 +43,9 @@ class _OrRecipe(click.Group):
 
 @click.group(cls=_OrRecipe, subcommand_metavar="CONFIG.toml | curve CONFIG.toml | select FOLDER")
 def train() -> None:
-    """Train a model: 'train CONFIG.toml'. Would more annotations help? 'train curve CONFIG.toml'
-    tells; 'train select' chooses what to annotate next.
+    """Train a model: 'train CONFIG.toml'; or choose what to annotate next: 'train select'.
+
+    Would more annotations help? 'train curve CONFIG.toml' tells.
 
     The configuration names one of wang2022, tayebi2021, liu2022, choi2017, the data (Pascal VOC,
     COCO, YOLO, folders of single cells, slides with DICOM annotations, or composed smears) and how
