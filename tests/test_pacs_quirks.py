@@ -160,6 +160,25 @@ def test_whole_instance_is_bounded(orthanc_server: Orthanc, slide: WrittenSlide)
         list(pacs.frames(reference, [0], syntax))
 
 
+@pytest.mark.parametrize("first", ["refused", "given"])
+def test_transfer_syntax_that_is_refused_changes_nothing_for_others(
+    orthanc_server: Orthanc, slide: WrittenSlide, tmp_path: Path, first: str
+) -> None:
+    other = write_slide(tmp_path, levels=1, encoding="jpeg2000")
+    orthanc_server.add(*other.paths)
+    asked = [stored_frames(written.paths[0]) for written in (slide, other)]
+    if first == "refused":
+        asked.reverse()
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused="octet-stream")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        for reference, syntax, stored in [*asked, *asked]:
+            assert same(list(pacs.frames(reference, range(48), syntax)), stored)
+    (whole,) = (path for path in proxy.paths if "/frames/" not in path)
+    assert whole.endswith(stored_frames(other.paths[0])[0].sop_uid)
+
+
 def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
     reference, syntax, _ = stored_frames(slide.paths[0])
     with (
