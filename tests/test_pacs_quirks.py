@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
@@ -21,7 +22,7 @@ from tests.servers import Orthanc
 from tests.slides import WrittenSlide, write_slide
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
 
-JPEG = "1.2.840.10008.1.2.4.50"
+JPEG, JPEG_2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
 SETTINGS = PacsSettings(
     timeout_s=5, retries=6, retry_wait_s=0.01, frames_per_request=20, request_deadline_s=1
 )
@@ -177,6 +178,41 @@ def test_transfer_syntax_that_is_refused_changes_nothing_for_others(
             assert same(list(pacs.frames(reference, range(48), syntax)), stored)
     (whole,) = (path for path in proxy.paths if "/frames/" not in path)
     assert whole.endswith(stored_frames(other.paths[0])[0].sop_uid)
+
+
+def test_jpeg_is_opened_by_its_name_where_the_wildcard_is_refused(
+    orthanc_server: Orthanc, tmp_path: Path
+) -> None:
+    def lossy(ds: Dataset, level: int) -> None:
+        ds.LossyImageCompression = "01"
+
+    written = write_slide(tmp_path, levels=2, change=lossy)
+    orthanc_server.add(*written.paths)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused=r"syntax=\*")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+        for level, path in zip(slide.levels, written.paths, strict=True):
+            assert level.transfer_syntax_uids == (JPEG,)
+            reference, syntax, stored = stored_frames(path)
+            assert same(list(pacs.frames(reference, range(len(stored)), syntax)), stored)
+    assert not [path for path in proxy.paths if path.rpartition("/")[0].endswith("/instances")]
+
+
+def test_what_the_header_does_not_call_a_jpeg_is_not_asked_for_as_one(
+    orthanc_server: Orthanc, tmp_path: Path
+) -> None:
+    """Orthanc would make one of it."""
+    written = write_slide(tmp_path, levels=1, encoding="jpeg2000")
+    orthanc_server.add(*written.paths)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused=r"syntax=\*")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert slide.base.transfer_syntax_uids == (JPEG_2000,)
+    assert not [accept for accept in proxy.accepts if "image/jpeg" in accept]
 
 
 def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
