@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -213,6 +215,70 @@ def test_what_the_header_does_not_call_a_jpeg_is_not_asked_for_as_one(
         slide = open_slide(pacs, written.study_uid, written.series_uid)
     assert slide.base.transfer_syntax_uids == (JPEG_2000,)
     assert not [accept for accept in proxy.accepts if "image/jpeg" in accept]
+
+
+def test_instance_that_is_cut_where_nothing_tells_its_end_is_asked_for_again(
+    orthanc_server: Orthanc, slide: WrittenSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, syntax, stored = stored_frames(slide.paths[0])
+    monkeypatch.setattr("tests.quirky_proxy.ANY_FAULTS", ("cut",))
+    habits = Habits(no_frames=True, framing="close", instance_alone=True)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, habits, seed=4, share=0.5) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        received = list(pacs.frames(reference, [47], syntax))
+        assert same(received, stored[47:])
+        assert proxy.faults == {"cut": 1}
+        assert pacs.faults["truncated answer"] == 1
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_instance_without_multipart(
+    orthanc_server: Orthanc, slide: WrittenSlide, framing: str
+) -> None:
+    reference, syntax, stored = stored_frames(slide.paths[0])
+    habits = Habits(no_frames=True, framing=framing, instance_alone=True)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, habits) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        assert same(list(pacs.frames(reference, range(48), syntax)), stored)
+    assert sum("/frames/" not in path for path in proxy.paths) == 1
+
+
+READS_WITH_LITTLE_ROOM = """
+import resource, sys
+from dicom_io.errors import DiskFull
+from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
+
+url, room, *uids = sys.argv[1:]
+with open_pacs(url, PacsSettings(retries=0)) as pacs:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), hard))
+    try:
+        list(pacs.frames(InstanceReference(*uids), [0]))
+    except DiskFull as error:
+        print(error)
+"""
+
+
+def test_instance_of_which_only_a_part_could_be_written_is_not_kept(
+    orthanc_server: Orthanc, slide: WrittenSlide
+) -> None:
+    """The system writes what fits of the last piece, and says so by its length alone."""
+    reference, _, _ = stored_frames(slide.paths[0])
+    room = slide.paths[0].stat().st_size - 10
+    habits = Habits(no_frames=True, instance_alone=True)
+    with quirky_proxy(orthanc_server.dicomweb_url, habits) as proxy:
+        told = subprocess.run(
+            [sys.executable, "-c", READS_WITH_LITTLE_ROOM, proxy.url, str(room), *reference],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert told.returncode == 0, told.stderr
+    assert f"no room for instance {reference.sop_uid}" in told.stdout
 
 
 def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
