@@ -28,12 +28,12 @@ PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def icc_profile(base: Mapping[str, Any], fetch: Callable[[str], bytes]) -> bytes:
-    """ICC profile of a slide's first optical path (PS3.3 C.8.12.5, C.11.15).
+    """ICC profile of the first optical path, or else of the image (PS3.3 C.8.12.5, C.11.15).
 
     Parameters
     ----------
     base
-        DICOM JSON of the base level's first instance.
+        DICOM JSON of an instance of the base level.
     fetch
         Gives what lies behind a BulkDataURI.
 
@@ -54,21 +54,33 @@ def icc_profile(base: Mapping[str, Any], fetch: Callable[[str], bytes]) -> bytes
     raise _unusable("is missing")
 
 
+def profile_read(slide: Slide, fetch: Callable[[str], bytes]) -> bytes:
+    """ICC profile of the optical path that is read.
+
+    Raises
+    ------
+    PixelsUnsupported
+        There is none.
+    """
+    return icc_profile(_of_path(slide), fetch)
+
+
 def carried_profile(slide: Slide, fetch: Callable[[str], bytes]) -> bytes:
-    """ICC profile of the optical path that was read, for documents to carry; empty without one."""
-    paths = values(dict(slide.colour_metadata), "OpticalPathSequence")
-    wanted = slide.optical_path.identifier
-    read = [path for path in paths if path and value(path, "OpticalPathIdentifier") == wanted]
+    """The same for documents to carry; empty without one."""
     try:
-        return icc_profile(
-            {
-                **slide.colour_metadata,
-                key("OpticalPathSequence"): {"vr": "SQ", "Value": read or paths},
-            },
-            fetch,
-        )
+        return profile_read(slide, fetch)
     except (PixelsUnsupported, PacsNotFound):
         return b""
+
+
+def _of_path(slide: Slide) -> Mapping[str, Any]:
+    """Colour metadata with the path that is read alone; names need not agree where it is one."""
+    if slide.optical_path.paths == 1:
+        return slide.colour_metadata
+    paths = values(dict(slide.colour_metadata), "OpticalPathSequence")
+    wanted = slide.optical_path.identifier
+    read = [p for p in paths if str(value(p or {}, "OpticalPathIdentifier") or "") == wanted]
+    return {**slide.colour_metadata, key("OpticalPathSequence"): {"vr": "SQ", "Value": read}}
 
 
 @lru_cache(maxsize=1)

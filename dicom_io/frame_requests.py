@@ -43,7 +43,8 @@ OTHER_MEDIA_MAY_HELP = {
     HTTPStatus.NOT_ACCEPTABLE,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 }
-NO_FRAMES_HERE = OTHER_MEDIA_MAY_HELP | {
+# What an archive answers that knows no frames at all; the others are about one transfer syntax.
+NO_FRAMES_HERE = {
     HTTPStatus.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED,
     HTTPStatus.GONE,
@@ -76,8 +77,9 @@ class FrameRequests:
         self, service: Service, whole: WholeInstances, sizes: RequestSizes, faults: Faults
     ) -> None:
         self._service, self._whole, self._sizes, self._faults = service, whole, sizes, faults
+        # By transfer syntax: the place of the media type in which its frames came.
         self._media: dict[str | None, int] = {}
-        self._gives_frames = False
+        self._whole_only: set[str] = set()
         self._gives_instances_only = False
 
     def frames(
@@ -90,15 +92,26 @@ class FrameRequests:
     ) -> None:
         """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come."""
         asked = _Asked(instance, numbers, transfer_syntax_uid, most_bytes, arrived)
-        if self._gives_instances_only:
+        if self._gives_instances_only or transfer_syntax_uid in self._whole_only:
             arrived(self._whole.frames(instance.path, instance.sop_uid, numbers))
             return
         try:
             self._in_batches(asked)
         except PacsError as refused:
-            if self._gives_frames or refused.status not in NO_FRAMES_HERE:
+            if not self._whole_may_help(asked, refused):
                 raise
             self._from_whole_instance(asked, refused)
+
+    def _whole_may_help(self, asked: _Asked, refused: PacsError) -> bool:
+        """Unless frames came before: of this transfer syntax, or of any if it is about frames."""
+        if refused.status in NO_FRAMES_HERE:
+            return not self._media
+        return refused.status in OTHER_MEDIA_MAY_HELP and not self._gives(asked)
+
+    def _gives(self, asked: _Asked) -> bool:
+        """Whether frames of this transfer syntax came; of an unknown one nothing is known."""
+        uid = asked.transfer_syntax_uid
+        return uid is not None and uid in self._media
 
     def _from_whole_instance(self, asked: _Asked, refused: PacsError) -> None:
         instance, numbers = asked.instance, asked.numbers[asked.given :]
@@ -107,7 +120,10 @@ class FrameRequests:
         except PacsError as error:
             raise refused from error  # the frames were asked for; the instance is not there either
         self._learnt("whole instances only", instance, "no frames are given")
-        self._gives_instances_only = True
+        if refused.status in NO_FRAMES_HERE:
+            self._gives_instances_only = True
+        elif asked.transfer_syntax_uid is not None:
+            self._whole_only.add(asked.transfer_syntax_uid)
         asked.arrived(frames)
 
     def _in_batches(self, asked: _Asked) -> None:
@@ -118,7 +134,7 @@ class FrameRequests:
             try:
                 self._in_some_media_type(asked, batch)
             except PacsError as error:
-                if len(batch) == 1 and self._lacks_it(error):
+                if len(batch) == 1 and self._lacks_it(asked, error):
                     raise self._missing(asked.instance, batch[0], error) from error
                 if len(batch) == 1 or not _fewer_may_help(error):
                     raise
@@ -131,10 +147,12 @@ class FrameRequests:
                 self._sizes.refused_above(size)
                 refused = False
 
-    def _lacks_it(self, error: PacsError) -> bool:
+    def _lacks_it(self, asked: _Asked, error: PacsError) -> bool:
         """Whether an archive that gives frames says that it has not this one."""
+        if error.status == HTTPStatus.BAD_REQUEST:  # may be about the transfer syntax
+            return self._gives(asked)
         return _frames_given(error) is not None or (
-            self._gives_frames and error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
+            bool(self._media) and error.status == HTTPStatus.NOT_FOUND
         )
 
     def _missing(self, instance: InstanceReference, number: int, error: PacsError) -> FrameInvalid:
@@ -159,7 +177,6 @@ class FrameRequests:
             if index > start:
                 self._learnt("another media type", asked.instance, accepts[index])
             self._media[asked.transfer_syntax_uid] = index
-            self._gives_frames = True
             return
         raise RuntimeError("no media type was asked for")
 

@@ -69,7 +69,7 @@ def sampled_frames(slide: Slide, um_per_px: float, most: int) -> Regions | None:
     corner = np.stack([x * wide, y * high], axis=1) * frame_px
     end = np.minimum(corner + (wide, high) * frame_px, slide.base.size_px)
     log.warning(
-        "Series %s has no low level: cells are looked for in %d of %d blocks of %d × %d frames",
+        "Series %s has no low level: it is looked at in %d of %d blocks of %d × %d frames",
         slide.series_uid,
         len(corner),
         -(-columns // wide) * -(-rows // high),

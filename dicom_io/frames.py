@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from dicom_io.colour import icc_profile, to_srgb
+from dicom_io.colour import profile_read, to_srgb
 from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
@@ -91,11 +91,7 @@ def read_tiles(
     """
     settings = settings or ReadSettings()
     plans = plan_tiles(slide, box_px, um_per_px, within)
-    colours = (
-        to_srgb(icc_profile(slide.colour_metadata, pacs.bulk_data))
-        if settings.icc == "srgb"
-        else None
-    )
+    colours = to_srgb(profile_read(slide, pacs.bulk_data)) if settings.icc == "srgb" else None
     threads = settings.threads or (os.cpu_count() or 1) + 1
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
     most_waiting = min(2 * threads, max(2, settings.decoded_bytes // batch_bytes))

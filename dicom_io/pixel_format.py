@@ -6,7 +6,14 @@ import logging
 
 from pydicom.uid import UID
 
-from dicom_io.decoding import ENCODINGS, PixelFormat, colour_contradiction, transfer_syntax_of
+from dicom_io.decoding import (
+    ENCODINGS,
+    JPEG_BASELINE,
+    PixelFormat,
+    colour_contradiction,
+    transfer_syntax_of,
+)
+from dicom_io.dicom_json import value
 from dicom_io.errors import PixelsUnsupported
 from dicom_io.level_image import LevelImage
 from dicom_io.pacs import InstanceReference, Pacs
@@ -35,7 +42,7 @@ def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) 
     uid, first = image.available_transfer_syntax, b""
     if uid is None:
         most_bytes = most_frame_bytes(image.tile_size_px)
-        first = next(pacs.frames(instance, [0], most_bytes=most_bytes))
+        first = next(pacs.frames(instance, [0], _named(image), most_bytes=most_bytes))
         uid = transfer_syntax_of(first, image.tile_size_px)
     photometric = image.photometric_interpretation
     if uid not in ENCODINGS:
@@ -54,6 +61,16 @@ def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) 
             first, PixelFormat(uid, photometric, image.tile_size_px, image.planar), image.sop_uid
         )
     return uid
+
+
+def _named(image: LevelImage) -> str | None:
+    """Transfer syntax to ask for by name, where the header leaves no other.
+
+    An archive may refuse to give "whatever is stored", and give a JPEG by its name. Only where
+    the header says that it is one: asked for what is not stored, an archive encodes it anew.
+    """
+    lossy = value(image.metadata, "LossyImageCompression") == "01"
+    return JPEG_BASELINE if lossy and image.photometric_interpretation == "YBR_FULL_422" else None
 
 
 def _log_contradiction(first: bytes, form: PixelFormat, sop_uid: str) -> None:

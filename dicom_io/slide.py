@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -60,7 +60,8 @@ class Slide:
     source_instances
         SOP Instance UID → SOP Class UID of every instance of the levels.
     colour_metadata
-        DICOM JSON of the base level's attributes that hold its ICC profile, or say where it lies.
+        DICOM JSON of the base level's attributes that hold its ICC profile, or say where it lies;
+        of an instance that holds the optical path that is read.
     """
 
     study_uid: str
@@ -142,11 +143,17 @@ def open_slide(
         frame_of_reference_uid=header.FrameOfReferenceUID,
         header=header,
         source_instances=MappingProxyType(dict.fromkeys(sorted(used), WHOLE_SLIDE_IMAGE)),
-        colour_metadata=MappingProxyType({k: v for k, v in base.items() if k in COLOUR_KEYS}),
+        colour_metadata=MappingProxyType(_colours_of(groups[0], levels[0])),
     )
     if isinstance(settings.focal_plane, int):
         return at_plane(slide, settings.focal_plane)
     return slide
+
+
+def _colours_of(images: Sequence[LevelImage], level: Level) -> Json:
+    """Where each instance holds a path of its own, the first one's colours may be another's."""
+    read = next(image for image in images if image.sop_uid == level.instance_uids[0])
+    return {k: v for k, v in read.metadata.items() if k in COLOUR_KEYS}
 
 
 def _middle(planes: int) -> str:

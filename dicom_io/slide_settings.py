@@ -51,8 +51,9 @@ class SlideSettings:
         sharpest looks at every plane in a sample of each region; middle; or a number from 1, the
         plane nearest to the glass.
     localise_frames
-        Most frames that finding the cells may read; where no low level serves, it sees a grid of
-        them. A slide of 100 000 × 100 000 px at 0.25 µm has 9 600 at 1 µm and 153 000 as scanned.
+        Most frames that finding the cells may read, and as many again for the picture of the whole
+        slide; where no low level serves, each sees a grid of them. A slide of 100 000 × 100 000 px
+        at 0.25 µm has 9 600 at 1 µm and 153 000 as scanned.
     """
 
     optical_path: str = ""

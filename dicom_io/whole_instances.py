@@ -13,7 +13,13 @@ from typing import BinaryIO
 import requests
 
 from dicom_io.errors import DiskFull, FrameInvalid, PacsAnswerInvalid, SlideTooLarge
-from dicom_io.multipart import Multipart, MultipartInvalid, chunks_of, media_type
+from dicom_io.multipart import (
+    Multipart,
+    MultipartInvalid,
+    MultipartTruncated,
+    chunks_of,
+    media_type,
+)
 from dicom_io.pacs_http import Service
 from dicom_io.stored_frames import FILE_ERRORS, FrameTable, opened_frame_table, read_frames
 
@@ -95,7 +101,9 @@ class WholeInstances:
                     )
                 self._room(file, len(piece))
                 self._written(file, piece, sop_uid)
-        file.flush()
+            file.flush()
+            if _may_be_cut(response) and not _holds_last_frame(file):
+                raise MultipartTruncated("the instance ends before its last frame")
 
     def _answer(self, path: str) -> requests.Response:
         try:
@@ -119,7 +127,8 @@ class WholeInstances:
 
     def _written(self, file: BinaryIO, piece: memoryview, sop_uid: str) -> None:
         try:
-            file.write(piece)
+            while piece:
+                piece = piece[file.write(piece) :]  # without a buffer it may take a part only
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                 raise
@@ -138,7 +147,26 @@ def _instance(response: requests.Response) -> Iterator[memoryview]:
         return
     if not kind.startswith("multipart/"):
         raise MultipartInvalid(f"the answer is {kind}")
-    framed = "Content-Length" in response.headers or response.raw.chunked
-    parts = Multipart(chunks, parameters.get("boundary", ""), framed).streams()
+    parts = Multipart(chunks, parameters.get("boundary", ""), _framed(response)).streams()
     _, pieces = next(parts, ({}, iter(())))
     yield from pieces
+
+
+def _framed(response: requests.Response) -> bool:
+    """Whether HTTP itself tells where the body ends."""
+    return "Content-Length" in response.headers or bool(response.raw.chunked)
+
+
+def _may_be_cut(response: requests.Response) -> bool:
+    """Whether a body that was cut looks as if it were whole: alone, up to the connection's end."""
+    kind, _ = media_type(response.headers.get("Content-Type", ""))
+    return not kind.startswith("multipart/") and not _framed(response)
+
+
+def _holds_last_frame(file: BinaryIO) -> bool:
+    try:
+        table = opened_frame_table(file)
+        read_frames(table, [table.frames - 1])
+    except FILE_ERRORS:
+        return False
+    return True

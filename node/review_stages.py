@@ -181,7 +181,9 @@ def _pictures(
     if analysis.standing == "withdrawn":
         return ()
     if analysis.by_hand:
-        return drawn_in_turn(analysis, *read_views(pacs, analysis, place.settings.read))
+        settings = place.settings
+        views = read_views(pacs, analysis, settings.read, settings.slide.localise_frames)
+        return drawn_in_turn(analysis, *views)
     files = (seen["artifacts"][name]["sha256"] for name in PICTURES)
     return zip(PICTURES, map(pixels, map(place.work.get, files)), strict=True)
 

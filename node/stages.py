@@ -247,7 +247,13 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         )
         with ThreadPoolExecutor() as pool:
             # What needs no pixels is made while they come.
-            views = pool.submit(read_views, pacs, analysis, place.settings.read)
+            views = pool.submit(
+                read_views,
+                pacs,
+                analysis,
+                place.settings.read,
+                place.settings.slide.localise_frames,
+            )
             made = encode_documents(analysis, place.settings.output)
             place.progress("write", 0.4)
             drawn = drawn_in_turn(analysis, *views.result())

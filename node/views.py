@@ -6,8 +6,8 @@ import numpy as np
 
 from dicom_io.analysis import Analysis
 from dicom_io.frames import read_tiles
+from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs
-from dicom_io.slide import Slide
 from dicom_io.slide_settings import ReadSettings
 from models.records import Float64, UInt8
 from node.pictures import Field
@@ -17,9 +17,15 @@ FIELD_PX = (1100, 420)
 
 
 def read_views(
-    pacs: Pacs, analysis: Analysis, settings: ReadSettings
+    pacs: Pacs, analysis: Analysis, settings: ReadSettings, most_frames: int
 ) -> tuple[UInt8, Field | None]:
     """Read the whole slide, small, and the field that holds most cells, at full resolution.
+
+    Parameters
+    ----------
+    pacs, analysis, settings
+    most_frames
+        That the small picture may take (:func:`dicom_io.overview.read_overview`).
 
     Returns
     -------
@@ -27,23 +33,12 @@ def read_views(
         RGB (H, W, 3), at most 1600 px long; the field, or None where no cell was found.
     """
     slide = analysis.slide
-    width, height = slide.base.size_px
-    whole = np.array([0.0, 0.0, width, height])
-    scale = max(1.0, max(width, height) / OVERVIEW_PX)
-    overview = _read_one(pacs, slide, whole, slide.base.um_per_px * scale, settings)
+    overview = read_overview(pacs, slide, OVERVIEW_PX, most_frames, settings)
     if not len(analysis.cells):
         return overview, None
     box_px = _busiest_field(analysis)
-    rgb = _read_one(pacs, slide, box_px, slide.base.um_per_px, settings)
-    return overview, Field(rgb, (box_px[0], box_px[1], box_px[2], box_px[3]))
-
-
-def _read_one(
-    pacs: Pacs, slide: Slide, box_px: Float64, um_per_px: float, settings: ReadSettings
-) -> UInt8:
-    (tiles,) = read_tiles(pacs, slide, box_px[None], um_per_px, settings=settings)
-    rgb: UInt8 = tiles.rgb[0]
-    return rgb
+    (tiles,) = read_tiles(pacs, slide, box_px[None], slide.base.um_per_px, settings=settings)
+    return overview, Field(tiles.rgb[0], (box_px[0], box_px[1], box_px[2], box_px[3]))
 
 
 def _busiest_field(analysis: Analysis) -> Float64:

@@ -59,6 +59,8 @@ class Habits:
         How the body ends after the last part.
     alone
         A single frame comes without multipart.
+    instance_alone
+        A whole instance comes without multipart.
     """
 
     most_frames: int | None = None
@@ -74,6 +76,7 @@ class Habits:
     preamble: bytes = b""
     last_line: bytes = b"\r\n--%s--\r\n"
     alone: bool = False
+    instance_alone: bool = False
 
 
 Fault = Callable[["_Handler"], None]
@@ -180,8 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._frames([int(number) for number in frames[1].split(",")], fault)
             return
         answer = self._upstream(self.path, self.headers.get("Accept", "*/*"))
-        content_type = answer.headers.get("Content-Type", "")
-        self._answer(answer.status_code, content_type, answer.content, fault=fault)
+        content_type, body = answer.headers.get("Content-Type", ""), answer.content
+        if self.proxy.habits.instance_alone and re.search(r"/instances/[\d.]+$", self.path):
+            content_type, (body,) = "application/dicom", parts_of(answer)
+        self._answer(answer.status_code, content_type, body, fault=fault)
 
     def _upstream(self, path: str, accept: str) -> requests.Response:
         return self.proxy.session.get(

@@ -11,6 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicom_io.colour import carried_profile, icc_profile, to_srgb
@@ -19,9 +20,10 @@ from dicom_io.frames import read_tiles
 from dicom_io.optical_path import OpticalPath
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
-from dicom_io.slide_settings import ReadSettings
+from dicom_io.slide_settings import ReadSettings, SlideSettings
 from tests.conftest import QUICK
 from tests.faulty_proxy import Proxy
+from tests.layered_slides import layers, write_layers
 from tests.slides import WrittenSlide, picture, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -39,10 +41,10 @@ def with_profile(profile: bytes) -> Callable[[Dataset, int], None]:
     return change
 
 
-def by_littlecms(rgb: np.ndarray) -> np.ndarray:
+def by_littlecms(rgb: np.ndarray, profile: bytes = ADOBE_RGB) -> np.ndarray:
     """The same transform, pixel by pixel."""
     transform = ImageCms.buildTransform(
-        ImageCms.ImageCmsProfile(io.BytesIO(ADOBE_RGB)),
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         ImageCms.createProfile("sRGB"),
         "RGB",
         "RGB",
@@ -83,6 +85,34 @@ def test_the_profile_of_the_path_that_was_read_is_carried(archive: Archive, tmp_
     several = replace(slide, colour_metadata=metadata, optical_path=read)
     assert carried_profile(several, pacs.bulk_data) == ADOBE_RGB
     assert carried_profile(replace(slide, colour_metadata={}), pacs.bulk_data) == b""
+    neither = replace(several, optical_path=replace(read, identifier="3"))
+    assert carried_profile(neither, pacs.bulk_data) == b""  # not that of another path
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one instance", "an instance each"])
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_pixels_are_brought_to_srgb_by_the_profile_of_their_path(
+    tmp_path: Path, name: str, split: bool
+) -> None:
+    every = layers(("1", "2"), planes=1)
+    written = write_layers(tmp_path, [[layer] for layer in every] if split else [every])
+    profiles = {"1": imagecodecs.cms_profile("srgb"), "2": ADOBE_RGB}
+    for file in written.paths:
+        ds = dcmread(file)
+        for path in ds.OpticalPathSequence:
+            path.ICCProfile = profiles[path.OpticalPathIdentifier]
+        ds.save_as(file)
+    (stored,) = (layer.rgb[8:72, 8:72] for layer in every if layer.path == name)
+    with open_pacs(f"file://{tmp_path}", QUICK) as pacs:
+        slide = open_slide(
+            pacs, written.study_uid, written.series_uid, settings=SlideSettings(optical_path=name)
+        )
+        (srgb,) = read_tiles(pacs, slide, BOX_PX, 0.25, settings=ReadSettings(icc="srgb"))
+        assert carried_profile(slide, pacs.bulk_data) == profiles[name]
+    expected = by_littlecms(stored, profiles[name])
+    assert np.array_equal(srgb.rgb[0], expected)
+    other = profiles["1" if name == "2" else "2"]
+    assert not np.array_equal(expected, by_littlecms(stored, other))
 
 
 @pytest.mark.parametrize("profile", [None, b"no profile at all", ADOBE_RGB[:500]])

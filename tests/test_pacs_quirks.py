@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
@@ -21,7 +24,7 @@ from tests.servers import Orthanc
 from tests.slides import WrittenSlide, write_slide
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
 
-JPEG = "1.2.840.10008.1.2.4.50"
+JPEG, JPEG_2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
 SETTINGS = PacsSettings(
     timeout_s=5, retries=6, retry_wait_s=0.01, frames_per_request=20, request_deadline_s=1
 )
@@ -158,6 +161,124 @@ def test_whole_instance_is_bounded(orthanc_server: Orthanc, slide: WrittenSlide)
         pytest.raises(SlideTooLarge, match=reference.sop_uid),
     ):
         list(pacs.frames(reference, [0], syntax))
+
+
+@pytest.mark.parametrize("first", ["refused", "given"])
+def test_transfer_syntax_that_is_refused_changes_nothing_for_others(
+    orthanc_server: Orthanc, slide: WrittenSlide, tmp_path: Path, first: str
+) -> None:
+    other = write_slide(tmp_path, levels=1, encoding="jpeg2000")
+    orthanc_server.add(*other.paths)
+    asked = [stored_frames(written.paths[0]) for written in (slide, other)]
+    if first == "refused":
+        asked.reverse()
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused="octet-stream")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        for reference, syntax, stored in [*asked, *asked]:
+            assert same(list(pacs.frames(reference, range(48), syntax)), stored)
+    (whole,) = (path for path in proxy.paths if "/frames/" not in path)
+    assert whole.endswith(stored_frames(other.paths[0])[0].sop_uid)
+
+
+def test_jpeg_is_opened_by_its_name_where_the_wildcard_is_refused(
+    orthanc_server: Orthanc, tmp_path: Path
+) -> None:
+    def lossy(ds: Dataset, level: int) -> None:
+        ds.LossyImageCompression = "01"
+
+    written = write_slide(tmp_path, levels=2, change=lossy)
+    orthanc_server.add(*written.paths)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused=r"syntax=\*")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+        for level, path in zip(slide.levels, written.paths, strict=True):
+            assert level.transfer_syntax_uids == (JPEG,)
+            reference, syntax, stored = stored_frames(path)
+            assert same(list(pacs.frames(reference, range(len(stored)), syntax)), stored)
+    assert not [path for path in proxy.paths if path.rpartition("/")[0].endswith("/instances")]
+
+
+def test_what_the_header_does_not_call_a_jpeg_is_not_asked_for_as_one(
+    orthanc_server: Orthanc, tmp_path: Path
+) -> None:
+    """Orthanc would make one of it."""
+    written = write_slide(tmp_path, levels=1, encoding="jpeg2000")
+    orthanc_server.add(*written.paths)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, Habits(refused=r"syntax=\*")) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert slide.base.transfer_syntax_uids == (JPEG_2000,)
+    assert not [accept for accept in proxy.accepts if "image/jpeg" in accept]
+
+
+def test_instance_that_is_cut_where_nothing_tells_its_end_is_asked_for_again(
+    orthanc_server: Orthanc, slide: WrittenSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, syntax, stored = stored_frames(slide.paths[0])
+    monkeypatch.setattr("tests.quirky_proxy.ANY_FAULTS", ("cut",))
+    habits = Habits(no_frames=True, framing="close", instance_alone=True)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, habits, seed=4, share=0.5) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        received = list(pacs.frames(reference, [47], syntax))
+        assert same(received, stored[47:])
+        assert proxy.faults == {"cut": 1}
+        assert pacs.faults["truncated answer"] == 1
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_instance_without_multipart(
+    orthanc_server: Orthanc, slide: WrittenSlide, framing: str
+) -> None:
+    reference, syntax, stored = stored_frames(slide.paths[0])
+    habits = Habits(no_frames=True, framing=framing, instance_alone=True)
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, habits) as proxy,
+        open_pacs(proxy.url, SETTINGS) as pacs,
+    ):
+        assert same(list(pacs.frames(reference, range(48), syntax)), stored)
+    assert sum("/frames/" not in path for path in proxy.paths) == 1
+
+
+READS_WITH_LITTLE_ROOM = """
+import resource, sys
+from dicom_io.errors import DiskFull
+from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
+
+url, room, *uids = sys.argv[1:]
+with open_pacs(url, PacsSettings(retries=0)) as pacs:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), hard))
+    try:
+        list(pacs.frames(InstanceReference(*uids), [0]))
+    except DiskFull as error:
+        print(error)
+"""
+
+
+def test_instance_of_which_only_a_part_could_be_written_is_not_kept(
+    orthanc_server: Orthanc, slide: WrittenSlide
+) -> None:
+    """The system writes what fits of the last piece, and says so by its length alone."""
+    reference, _, _ = stored_frames(slide.paths[0])
+    room = slide.paths[0].stat().st_size - 10
+    habits = Habits(no_frames=True, instance_alone=True)
+    with quirky_proxy(orthanc_server.dicomweb_url, habits) as proxy:
+        told = subprocess.run(
+            [sys.executable, "-c", READS_WITH_LITTLE_ROOM, proxy.url, str(room), *reference],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert told.returncode == 0, told.stderr
+    assert f"no room for instance {reference.sop_uid}" in told.stdout
 
 
 def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
