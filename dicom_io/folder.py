@@ -14,8 +14,9 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlparse
 
 from pydicom import dcmread, dcmwrite
@@ -198,17 +199,35 @@ def _write_whole(dataset: Dataset, path: Path) -> None:
     dcmwrite(buffer, dataset, enforce_file_format=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
+    while not _written_as(partial, buffer.getbuffer(), path):
+        pass
+
+
+def _written_as(partial: Path, content: memoryview, path: Path) -> bool:
+    """Write and rename; false where somebody took the file for abandoned before it was locked."""
     with partial.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(buffer.getbuffer())
+        if not _lies_at(file, partial):
+            return False
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
         partial.replace(path)
+    return True
 
 
 def _remove_abandoned(folder: Path) -> None:
     """Delete what a killed writer left; one at work holds a lock and is waited for."""
     for partial in folder.glob(f"studies/*/series/*/instances/*{PARTIAL}"):
-        with partial.open("rb") as file:
+        with suppress(FileNotFoundError), partial.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            partial.unlink(missing_ok=True)
+            if _lies_at(file, partial):  # and is not another writer's by now
+                partial.unlink()
+
+
+def _lies_at(file: BinaryIO, path: Path) -> bool:
+    """Whether a file that is locked is still the one under its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

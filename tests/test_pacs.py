@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -130,6 +131,33 @@ def test_half_written_file_of_a_killed_writer_is_removed(tmp_path: Path) -> None
         pacs.store([result])
         assert pacs.has_instance(study, series, sop)
     assert [path.name for path in place.iterdir()] == [sop]
+
+
+def test_a_file_taken_for_abandoned_before_it_was_locked_is_written_anew(tmp_path: Path) -> None:
+    """Another process opens the folder between the making of a file and its lock."""
+    written = write_slide(tmp_path)
+    result = result_of(written)
+    study, series, sop = uids_of(result)
+    place = tmp_path / "studies" / study / "series" / series / "instances"
+    place.mkdir(parents=True)
+    passing = place / f"{sop}.partial"
+    with open_pacs(f"file://{tmp_path}", QUICK) as pacs, ThreadPoolExecutor(1) as writing:
+        with passing.open("wb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            stored = writing.submit(pacs.store, [result])
+            number = str(passing.stat().st_ino)
+            while not any("-> " in line and number in line for line in locks()):
+                assert not stored.done()
+                time.sleep(0.01)
+            passing.unlink()
+        stored.result(10)
+        assert pacs.has_instance(study, series, sop)
+    assert [path.name for path in place.iterdir()] == [sop]
+
+
+def locks() -> list[str]:
+    """Locks on files, those that are waited for with an arrow (proc(5), locks)."""
+    return Path("/proc/locks").read_text().splitlines()
 
 
 def test_uid_never_leads_out_of_the_folder(tmp_path: Path) -> None:
