@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from dbos import DBOS
 from sqlalchemy import Engine, create_engine
@@ -76,6 +77,10 @@ def job_engine(settings: Settings) -> Engine:
     """Of the job database, for what DBOS's client cannot be asked."""
     if not settings.database_url:
         return create_engine(database_url(settings))
+    return postgresql_engine(settings, execution_options={"schema_translate_map": {None: "dbos"}})
+
+
+def postgresql_engine(settings: Settings, **more: Any) -> Engine:
+    """Of the PostgreSQL database that workers share, which few connections are kept to."""
     url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    schemas = {"schema_translate_map": {None: "dbos"}}
-    return create_engine(url, pool_pre_ping=True, execution_options=schemas, **pool(settings))
+    return create_engine(url, pool_pre_ping=True, **pool(settings), **more)

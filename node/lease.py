@@ -31,7 +31,6 @@ from sqlalchemy import (
     String,
     Table,
     cast,
-    create_engine,
     delete,
     func,
     insert,
@@ -43,7 +42,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.config import Settings
 from node.exit_codes import FENCED
-from node.job_database import database_errors, pool
+from node.job_database import database_errors, postgresql_engine
 from node.recovery import executor
 from node.repeated import repeated
 from node.schema import bring_up_to_date
@@ -191,7 +190,7 @@ def held_lease(settings: Settings, name: str) -> Iterator[Lease]:
         When the database cannot be used.
     """
     with database_errors(settings):
-        engine = _engine(settings)
+        engine = postgresql_engine(settings)
         with engine.begin() as connection:
             bring_up_to_date(connection, "workers", _METADATA, ())
         new = insert(WORKERS).values(name=name, seen_s=_now_s(), fenced=False)
@@ -217,7 +216,7 @@ class Roll:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._engine = settings, _engine(settings)
+        self._settings, self._engine = settings, postgresql_engine(settings)
 
     def living(self) -> int:
         """Workers of all hosts that have been heard of within a lease; 0 before the first.
@@ -250,11 +249,6 @@ def beating(lease: Lease, recover: Callable[[list[str]], object]) -> Iterator[No
 
     with repeated(keep, lease.beat_s, "lease"):
         yield
-
-
-def _engine(settings: Settings) -> Engine:
-    url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    return create_engine(url, pool_pre_ping=True, **pool(settings))
 
 
 def _now_s() -> ColumnElement[float]:

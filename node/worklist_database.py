@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from node.config import Settings
-from node.job_database import database_errors
+from node.job_database import database_errors, postgresql_engine
 from node.schema import bring_up_to_date
 from node.write_ahead import WAIT_S, keep_write_ahead
 
@@ -176,8 +176,7 @@ def worklist_database(settings: Settings) -> WorklistDatabase:
 
 def _engine(settings: Settings) -> Engine:
     if settings.database_url:
-        url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-        return create_engine(url, pool_pre_ping=True)
+        return postgresql_engine(settings)
     settings.work_folder.mkdir(parents=True, exist_ok=True)
     file = (settings.work_folder / "worklist.sqlite").absolute()
     engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": WAIT_S})
