@@ -3,15 +3,14 @@
 Three things go on at a time: frames are fetched in windows of many tiles, one window ahead;
 batches of tiles are decoded on all cores as soon as their frames are there, some ahead; and the
 consumer works on the batch it has. An archive that reads the whole file for every request is so
-asked seldom; a cache of compressed frames serves tiles that overlap. Memory is bounded by
-:class:`ReadSettings`, however large the slide.
+asked seldom. Tiles that overlap show the same frames: compressed ones are kept for long, decoded
+ones for tiles that come soon. Memory is bounded by :class:`ReadSettings`, however large the slide.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -20,9 +19,9 @@ from queue import SimpleQueue
 import numpy as np
 
 from dicom_io.colour import profile_read, to_srgb
-from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
-from dicom_io.errors import FrameInvalid
+from dicom_io.decoding import EXPLICIT_LE
 from dicom_io.frame_cache import FrameCache
+from dicom_io.level_decoder import LevelDecoder
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.read_budget import most_frame_bytes
 from dicom_io.recycled_memory import RecycledMemory
@@ -44,10 +43,6 @@ from models.records import Bool, Float64, Regions, Tiles, UInt8
 TYPICAL_COMPRESSION = 8
 # The first window is small, so that the first cells are found soon.
 FIRST_WINDOW_FRAMES = 128
-
-_format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
-
-Colours = Callable[[UInt8], UInt8] | None
 
 
 def read_tiles(
@@ -96,13 +91,11 @@ def read_tiles(
     batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
     most_waiting = min(2 * threads, max(2, settings.decoded_bytes // batch_bytes))
     fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
+    decoder = LevelDecoder(plans.level, colours, pacs.budget, settings.frames_bytes)
     memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
 
-    width, height = plans.level.tile_size_px
-
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
-        pacs.budget.decoded(sum(len(plan.places) for plan in work[0]) * width * height)
-        return _decoded(plans, *work, colours, memory.array())
+        return _decoded(plans, *work, decoder, memory.array())
 
     with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:
         try:
@@ -243,12 +236,12 @@ def _decoded(
     plans: Plans,
     batch: Sequence[Plan],
     frames: Mapping[Key, bytes],
-    colours: Colours,
+    decoder: LevelDecoder,
     rgb: UInt8,
 ) -> Tiles:
     """Decode and join the frames of a batch of tiles, in `rgb` (≥ N, H, W, 3)."""
     rgb = rgb[: len(batch)]
-    known = [_tile(plans, *each, frames, colours) for each in zip(batch, rgb, strict=True)]
+    known = [_tile(plans, *each, frames, decoder) for each in zip(batch, rgb, strict=True)]
     return Tiles(
         rgb,
         np.stack([plan.origin_px for plan in batch]),
@@ -266,14 +259,14 @@ def _valid(known: Sequence[Bool | None], shape: tuple[int, ...]) -> Bool:
 
 
 def _tile(
-    plans: Plans, plan: Plan, rgb: UInt8, frames: Mapping[Key, bytes], colours: Colours
+    plans: Plans, plan: Plan, rgb: UInt8, frames: Mapping[Key, bytes], decoder: LevelDecoder
 ) -> Bool | None:
     """Fill one tile (H, W, 3); where it has pixels (H, W), None for everywhere."""
     if plan.as_stored:
-        return _join(plans.level, plan, frames, colours, rgb)
+        return _join(plans.level, plan, frames, decoder, rgb)
     left, top, right, bottom = plan.box
     canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-    here = _join(plans.level, plan, frames, colours, canvas)
+    here = _join(plans.level, plan, frames, decoder, canvas)
     if here is None:
         here = np.ones(canvas.shape[:2], np.bool_)
     rgb[:], known = resampled(canvas, here, plan.corner - (left, top), plan.extent, plans.size)
@@ -281,16 +274,16 @@ def _tile(
 
 
 def _join(
-    level: Level, plan: Plan, frames: Mapping[Key, bytes], colours: Colours, canvas: UInt8
+    level: Level, plan: Plan, frames: Mapping[Key, bytes], decoder: LevelDecoder, canvas: UInt8
 ) -> Bool | None:
     """Lay frames on a canvas (h, w, 3) that shows the plan's box.
 
     White where there is none; returns where there is (h, w), None for everywhere.
     """
     x_from, y_from, x_to, y_to = plan.box
-    if colours is None and _is_one_frame(level, plan):
+    if _is_one_frame(level, plan):
         ((key, _, _),) = plan.places
-        _pixels(level, key, frames[key], canvas)  # decoded to where it belongs
+        decoder.fill(key, frames[key], canvas)
         return None
     known = None
     if _seen_px(level, plan) < (x_to - x_from) * (y_to - y_from):
@@ -299,9 +292,7 @@ def _join(
     for key, column, row in plan.places:
         left, top = column * level.tile_size_px[0], row * level.tile_size_px[1]
         x0, y0, x1, y1 = _shared(level, plan.box, column, row)
-        pixels = _pixels(level, key, frames[key])
-        if colours is not None:
-            pixels = colours(pixels)
+        pixels = decoder.shown(key, frames[key])
         target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
         canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
         if known is not None:
@@ -338,26 +329,6 @@ def _shared(
         min(x + width, matrix_width, box[2]),
         min(y + height, matrix_height, box[3]),
     )
-
-
-def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None = None) -> UInt8:
-    instance, number = key
-    try:
-        return decode_frame(
-            stored,
-            _format(
-                level.transfer_syntax_uids[instance],
-                level.photometric_interpretation,
-                level.tile_size_px,
-                level.planar,
-            ),
-            out,
-        )
-    except ValueError as error:
-        raise FrameInvalid(
-            f"Frame {number + 1} of instance {level.instance_uids[instance]} {error}:"
-            " store the instance again, complete."
-        ) from error
 
 
 def bytes_of_regions(pacs: Pacs, slide: Slide, regions: Regions, um_per_px: float) -> int:

@@ -79,7 +79,8 @@ def read_overview(
         um_per_px,
         within=pieces.within,
         batch_size=1,
-        settings=replace(settings, threads=1),  # one piece of a level is in memory at a time
+        # One piece of a level is in memory at a time; pieces share few frames.
+        settings=replace(settings, threads=1, frames_bytes=0),
     )
     for (x, y), tile in zip(pieces.corner.tolist(), tiles, strict=True):
         target = picture[y : y + pieces.size[1], x : x + pieces.size[0]]

@@ -21,6 +21,8 @@ class ReadSettings:
         Compressed frames kept for tiles that come later.
     window_bytes
         Compressed frames fetched at a time; two windows are held.
+    frames_bytes
+        Decoded frames kept for tiles that show them too and come soon.
     decoded_bytes
         Decoded tiles that wait for the model; two batches are held at least.
     threads
@@ -33,6 +35,7 @@ class ReadSettings:
 
     cache_bytes: int = 128 * 2**20
     window_bytes: int = 16 * 2**20
+    frames_bytes: int = 64 * 2**20
     decoded_bytes: int = 64 * 2**20
     threads: int = 0
     icc: Icc = "none"

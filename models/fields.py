@@ -49,7 +49,7 @@ def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions:
     found = []
     for number, tiles in enumerate(_tiles(scaled, box)):
         detections = detect_and_classify(tiles, sessions, package)
-        found.append((detections, TileGeometry.of(tiles, number)))
+        found.append((detections, TileGeometry.of(tiles, np.array([number]))))
     stitch = STITCHERS[stage.stitching]
     cells = stitch(found, core, regions, package.manifest.classes, package.digest)
     shrink = np.tile([rgb.shape[1] / width, rgb.shape[0] / height], 2)

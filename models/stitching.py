@@ -45,11 +45,10 @@ class TileGeometry:
     size_tile_px: tuple[int, int]
 
     @classmethod
-    def of(cls, tiles: Tiles, first: int) -> TileGeometry:
-        """Keep the geometry of `tiles`, the first of which is number `first`, without pixels."""
-        number = np.arange(first, first + len(tiles.origin_px), dtype=np.int32)
+    def of(cls, tiles: Tiles, number: NDArray[np.integer]) -> TileGeometry:
+        """Keep the geometry of `tiles`, which have these numbers (N,), without pixels."""
         height, width = tiles.rgb.shape[1:3]
-        return cls(number, tiles.origin_px, tiles.px_per_tile_px, (width, height))
+        return cls(number.astype(np.int32), tiles.origin_px, tiles.px_per_tile_px, (width, height))
 
 
 def stitch(

@@ -58,7 +58,8 @@ class ModelSettings:
     batch_tiles
         Tiles per run of the network; more only helps a GPU.
     tile_seed
-        Tiles are read in a seeded random order, as convergence of the count asks.
+        Tiles are counted in a seeded random order, as convergence of the count asks; a package that
+        stops when it has converged also reads them so.
     """
 
     name: str = "demo-smear"

@@ -13,7 +13,7 @@ from dicom_io.analysis import Analysis
 from dicom_io.provenance import load_tables
 from models.records import UInt8
 from node.config import OutputSettings
-from node.fhir import build_bundle, conclusion_text
+from node.fhir import build_bundle, conclusion_text, load_classes
 from node.hl7v2 import MEDIA_TYPE as HL7_V2
 from node.hl7v2 import encode_oru
 from node.outputs import (
@@ -24,7 +24,7 @@ from node.outputs import (
     from_bytes,
     to_bytes,
 )
-from node.pictures import EHR_BYTES, as_png, smaller
+from node.pictures import EHR_BYTES, as_png, load_plotting, smaller
 from node.report_pdf import draw_report, register_fonts
 from node.work_files import WorkFiles
 
@@ -55,8 +55,13 @@ class Before:
 
 
 def load_ahead() -> None:
-    """Load what the first documents of a process would wait for: the standard's tables, fonts."""
+    """Load what the first documents of a process would wait for.
+
+    The standard's tables, FHIR's classes, and what draws.
+    """
     load_tables()
+    load_classes()
+    load_plotting()
     register_fonts()
 
 
@@ -92,7 +97,7 @@ def write_documents(
     kept = {kind: from_bytes(work.get(each.sha256)) for kind, each in before.kept.items()}
     shown: dict[str, UInt8] = {}
     with ThreadPoolExecutor() as pool:
-        # Pillow works beside Python's own threads; what holds no picture is encoded meanwhile.
+        # Pillow works beside Python's own threads; what holds no PNG is made meanwhile.
         encoding = {}
         for title, rgb in drawn:
             shown[title] = rgb
@@ -105,30 +110,29 @@ def write_documents(
         )
         stored = _stored(work, without, before)
         pictures = {title: jpegs.result() for title, (jpegs, _) in encoding.items()}
-        pngs = {title: png.result() for title, (_, png) in encoding.items()}
-    pdf = draw_report(
-        analysis,
-        conclusion_text(analysis),
-        {title: jpegs[PDF_PICTURE_BYTES] for title, jpegs in pictures.items()},
-    )
-    documents = encode_documents(
-        analysis, output, Renditions(pdf, shown), {**kept, **without}, before.predecessors
-    )
-    left = {kind: document for kind, document in documents.items() if kind not in stored}
-    stored |= _stored(work, left, before)
-    artifacts = {kind: stored[kind] for kind in documents}
-    bundle = build_bundle(
-        analysis,
-        {kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()},
-        {title: jpegs[EHR_BYTES] for title, jpegs in pictures.items()},
-        output.loinc,
-        pdf,
-        output.fhir,
-        before.sources,
-    )
+        pdf = draw_report(
+            analysis,
+            conclusion_text(analysis),
+            {title: jpegs[PDF_PICTURE_BYTES] for title, jpegs in pictures.items()},
+        )
+        documents = encode_documents(
+            analysis, output, Renditions(pdf, shown), {**kept, **without}, before.predecessors
+        )
+        left = {kind: document for kind, document in documents.items() if kind not in stored}
+        stored |= _stored(work, left, before)
+        artifacts = {kind: stored[kind] for kind in documents}
+        bundle = build_bundle(
+            analysis,
+            {kind: (each.study_uid, each.series_uid, each.uid) for kind, each in artifacts.items()},
+            {title: jpegs[EHR_BYTES] for title, jpegs in pictures.items()},
+            output.loinc,
+            pdf,
+            output.fhir,
+            before.sources,
+        )
     artifacts["FHIR"] = Artifact("FHIR", FHIR_JSON, work.put_json(bundle))
-    for kind, picture in pngs.items():
-        artifacts[kind] = Artifact(kind, PNG, work.put(picture))
+    for kind, (_, png) in encoding.items():
+        artifacts[kind] = Artifact(kind, PNG, work.put(png.result()))
     artifacts["report"] = Artifact("report", PDF_MEDIA_TYPE, work.put(pdf))
     message = encode_oru(analysis, bundle, pdf).encode()
     artifacts["HL7"] = Artifact("HL7", HL7_V2, work.put(message))

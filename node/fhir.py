@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from fhir.resources.bundle import Bundle as BundleR5
+from fhir.resources.R4B import get_fhir_model_class
 from fhir.resources.R4B.bundle import Bundle
 from highdicom.sr import CodedConcept
 from pydantic import ValidationError
@@ -68,8 +69,20 @@ STATUSES: Mapping[Standing, tuple[str, str]] = {
     "corrected": ("corrected", "corrected"),
     "withdrawn": ("entered-in-error", "entered-in-error"),
 }
+# Found by their names when a value of theirs is first checked.
+_CHECKED_BY = (
+    *("Device", "DiagnosticReport", "ImagingStudy", "Observation", "Provenance"),
+    *("Annotation", "Attachment", "CodeableConcept", "Coding", "Identifier", "Narrative"),
+    *("Period", "Quantity", "Reference"),
+)
 _DECIDED = {"confirmed": "Confirmed", "corrected": "Corrected", "withdrawn": "Withdrawn"}
 ME_CODE = ("11138-5", "Myeloid cells/Erythroid cells [# Ratio] in Bone marrow")
+
+
+def load_classes() -> None:
+    """Load the classes of R4 that reports are checked by, which the first one would wait for."""
+    for name in _CHECKED_BY:
+        get_fhir_model_class(name)
 
 
 def report_identifier(analysis: Analysis) -> str:

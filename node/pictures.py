@@ -53,6 +53,13 @@ class Field:
     box_px: tuple[float, float, float, float]
 
 
+def load_plotting() -> None:
+    """Load fonts and formats, which the first picture would wait for."""
+    figure = Figure(figsize=(1, 1), dpi=_DPI)
+    figure.add_axes((0.2, 0.2, 0.6, 0.6)).legend(handles=[Patch(label="1")])
+    smaller(_drawn(figure), [EHR_BYTES])
+
+
 def drawn_in_turn(
     analysis: Analysis, rgb: UInt8, field: Field | None
 ) -> Iterator[tuple[str, UInt8]]:

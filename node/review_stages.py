@@ -30,7 +30,7 @@ from node.review import Review, resolve
 from node.revisions import find_seen, keep_next, revisions
 from node.stages import opened_slide
 from node.summary import summary_of
-from node.views import read_views
+from node.views import read_field, read_whole
 from node.workplace import ReviewPlace
 
 Json = dict[str, Any]
@@ -181,9 +181,9 @@ def _pictures(
     if analysis.standing == "withdrawn":
         return ()
     if analysis.by_hand:
-        settings = place.settings
-        views = read_views(pacs, analysis, settings.read, settings.slide.localise_frames)
-        return drawn_in_turn(analysis, *views)
+        read, most_frames = place.settings.read, place.settings.slide.localise_frames
+        whole = read_whole(pacs, analysis.slide, read, most_frames)
+        return drawn_in_turn(analysis, whole.rgb, read_field(pacs, analysis, read))
     files = (seen["artifacts"][name]["sha256"] for name in PICTURES)
     return zip(PICTURES, map(pixels, map(place.work.get, files)), strict=True)
 

@@ -23,7 +23,7 @@ from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.ahead import mapped_ahead
 from models.classify import detect_and_classify
-from models.detect import detection_grid
+from models.detect import detection_grid, reading_order
 from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
@@ -43,7 +43,7 @@ from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_byte
 from node.pictures import drawn_in_turn
 from node.revisions import keep_first, revisions
 from node.summary import summary_of
-from node.views import read_views
+from node.views import Overview, read_field, read_whole
 from node.work_files import open_work_files, write_atomically
 from node.workplace import Desk, Workplace
 
@@ -144,10 +144,16 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             manifest.detector,
             place.settings.model.tile_seed,
         )
+        # A count that may stop early needs its tiles in their random order.
+        order = (
+            np.arange(len(core_px))
+            if manifest.differential.stop_when_converged
+            else reading_order(core_px)
+        )
         tiles = read_tiles(
             pacs,
             slide,
-            box_px,
+            box_px[order],
             manifest.detector.um_per_px,
             within=regions,
             batch_size=place.settings.model.batch_tiles,
@@ -155,6 +161,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
         )
         done = cells = 0
         with (
+            ThreadPoolExecutor(1) as aside,
             closing(tiles),
             ThreadPoolExecutor(sessions["detector"].parallel) as workers,
             closing(
@@ -170,14 +177,18 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
                 )
             ) as answers,
         ):
+            # For the pictures, which would wait for it; the network leaves the archive time.
+            overview = aside.submit(_overview, place, opened)
             for batch, digest, detections in answers:
                 pixels.update(digest)
-                found.append((detections, TileGeometry.of(batch, done)))
+                numbers = order[done : done + len(batch.rgb)]
+                found.append((detections, TileGeometry.of(batch, numbers)))
                 done += len(batch.rgb)
                 cells += len(detections.tile)
                 place.progress("detect", done / len(box_px), cells)
                 if _is_enough(place, found, core_px[:done], regions, cells):
                     break
+            overview.result()
         stitch = STITCHERS[manifest.detector.stitching]
         stitched = stitch(found, core_px[:done], regions, manifest.classes, place.package.digest)
         return {
@@ -247,17 +258,13 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         )
         with ThreadPoolExecutor() as pool:
             # What needs no pixels is made while they come.
-            views = pool.submit(
-                read_views,
-                pacs,
-                analysis,
-                place.settings.read,
-                place.settings.slide.localise_frames,
-            )
+            whole = pool.submit(_overview, place, opened)
+            field = pool.submit(read_field, pacs, analysis, place.settings.read)
             made = encode_documents(analysis, place.settings.output)
             place.progress("write", 0.4)
-            drawn = drawn_in_turn(analysis, *views.result())
-        read_for_pictures = pacs.bytes_read
+            overview = whole.result()
+            drawn = drawn_in_turn(analysis, overview.rgb, field.result())
+        read_for_pictures = overview.bytes_read + pacs.bytes_read
     written: Json = {
         "artifacts": write_documents(place.work, analysis, place.settings.output, drawn, made=made),
         "report": report_identifier(analysis),
@@ -279,6 +286,18 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     }
     keep_first(place.settings, opened["identity"], written)
     return written
+
+
+def _overview(place: Workplace, opened: Json) -> Overview:
+    """The whole slide, small: read once in a job, and again only after a restart."""
+    uids = (opened["study_uid"], opened["series_uid"])
+    if uids not in place.overviews:
+        with opened_slide(place, opened) as (pacs, slide):
+            settings = place.settings
+            place.overviews[uids] = read_whole(
+                pacs, slide, settings.read, settings.slide.localise_frames
+            )
+    return place.overviews[uids]
 
 
 def _kept_for_review(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from dicom_io.analysis import Analysis
 from dicom_io.frames import read_tiles
 from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs
+from dicom_io.slide import Slide
 from dicom_io.slide_settings import ReadSettings
 from models.records import Float64, UInt8
 from node.pictures import Field
@@ -16,29 +19,42 @@ OVERVIEW_PX = 1600
 FIELD_PX = (1100, 420)
 
 
-def read_views(
-    pacs: Pacs, analysis: Analysis, settings: ReadSettings, most_frames: int
-) -> tuple[UInt8, Field | None]:
-    """Read the whole slide, small, and the field that holds most cells, at full resolution.
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The whole slide, small.
+
+    Attributes
+    ----------
+    rgb : (H, W, 3) uint8
+        At most 1600 px long.
+    bytes_read
+        What it took.
+    """
+
+    rgb: UInt8
+    bytes_read: int
+
+
+def read_whole(pacs: Pacs, slide: Slide, settings: ReadSettings, most_frames: int) -> Overview:
+    """Read the whole slide, small, with an archive of its own: all that it reads is counted.
 
     Parameters
     ----------
-    pacs, analysis, settings
+    pacs, slide, settings
     most_frames
-        That the small picture may take (:func:`dicom_io.overview.read_overview`).
-
-    Returns
-    -------
-    tuple
-        RGB (H, W, 3), at most 1600 px long; the field, or None where no cell was found.
+        That it may take (:func:`dicom_io.overview.read_overview`).
     """
-    slide = analysis.slide
-    overview = read_overview(pacs, slide, OVERVIEW_PX, most_frames, settings)
+    rgb = read_overview(pacs, slide, OVERVIEW_PX, most_frames, settings)
+    return Overview(rgb, pacs.bytes_read)
+
+
+def read_field(pacs: Pacs, analysis: Analysis, settings: ReadSettings) -> Field | None:
+    """Read the field that holds most cells, at full resolution; None where no cell was found."""
     if not len(analysis.cells):
-        return overview, None
-    box_px = _busiest_field(analysis)
+        return None
+    slide, box_px = analysis.slide, _busiest_field(analysis)
     (tiles,) = read_tiles(pacs, slide, box_px[None], slide.base.um_per_px, settings=settings)
-    return overview, Field(tiles.rgb[0], (box_px[0], box_px[1], box_px[2], box_px[3]))
+    return Field(tiles.rgb[0], (box_px[0], box_px[1], box_px[2], box_px[3]))
 
 
 def _busiest_field(analysis: Analysis) -> Float64:

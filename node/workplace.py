@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dicom_io.read_budget import ReadBudget
 from dicom_io.slide import Slide
@@ -18,6 +18,9 @@ from node.config import Settings
 from node.progress import Progress
 from node.summary import peak_rss_mb
 from node.work_files import WorkFiles, open_work_files
+
+if TYPE_CHECKING:  # draws, which most commands do not
+    from node.views import Overview
 
 # Share of the whole job, in percent, that each stage takes: what the progress bar shows.
 _STAGE_PERCENT = {
@@ -104,6 +107,8 @@ class Workplace:
     slides
         (study UID, series UID) → slide, once opened: metadata is asked for once in a job, and again
         only after a restart.
+    overviews
+        The same → the whole slide in one small picture, once read.
     budget
         What the job may still read.
     apart
@@ -116,6 +121,7 @@ class Workplace:
     work: WorkFiles
     report: Callable[[Progress], None]
     slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
+    overviews: dict[tuple[str, str], Overview] = field(default_factory=dict, repr=False)
     budget: ReadBudget = field(default_factory=ReadBudget, repr=False)
     apart: Apart = field(default_factory=Here, repr=False)
 

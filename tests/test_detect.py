@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.boxes import iou
-from models.detect import detect, detection_grid
+from models.detect import STRIP_TILES, detect, detection_grid, reading_order
 from models.errors import InferenceFailed
 from models.package import ModelPackage, load_package
 from models.records import Detections, Float32, Float64, Regions, Tiles, UInt8
@@ -183,6 +183,19 @@ def test_no_region_needs_no_tile(package: ModelPackage) -> None:
     assert box.shape == core.shape == (0, 4)
 
 
+def test_neighbours_are_read_soon_after_each_other(package: ModelPackage) -> None:
+    stage = package.manifest.detector
+    core = detection_grid(regions((0, 0, 30000, 20000)), (30000, 20000), 0.25, stage, seed=3)[1]
+    order = reading_order(core)
+    assert sorted(order) == list(range(len(core)))
+    place = np.rint(core[order, :2] / 512).astype(int)
+    when = {(x, y): position for position, (x, y) in enumerate(place.tolist())}
+    apart = [when[x, y + 1] - when[x, y] for x, y in when if (x, y + 1) in when]
+    assert set(apart) <= set(range(1, STRIP_TILES + 1))
+    beside = [abs(when[x + 1, y] - when[x, y]) == 1 for x, y in when if (x + 1, y) in when]
+    assert np.mean(beside) > 0.85
+
+
 def test_blobs_on_borders_are_each_one_cell_whatever_the_order_and_batch(
     package: ModelPackage, session: Session
 ) -> None:
@@ -192,12 +205,14 @@ def test_blobs_on_borders_are_each_one_cell_whatever_the_order_and_batch(
     truth = [draw_blob(rgb, spot, (blob_side_px(k % 10),) * 2) for k, spot in enumerate(spots)]
     everything = regions((0, 0, size, size))
     coordinates = set()
-    for seed, batch in [(1, 1), (2, 9)]:
+    for seed, batch in [(1, 1), (2, 9), (2, 1)]:
         box, core = detection_grid(everything, (size, size), 0.25, package.manifest.detector, seed)
+        order = np.arange(len(box)) if seed == 1 else reading_order(core)
         found = []
         for first in range(0, len(box), batch):
-            tiles = cut(rgb, box[first : first + batch])
-            found.append((detect(tiles, session, package), TileGeometry.of(tiles, first)))
+            numbers = order[first : first + batch]
+            tiles = cut(rgb, box[numbers])
+            found.append((detect(tiles, session, package), TileGeometry.of(tiles, numbers)))
         cells = stitch(found, core, everything, package.manifest.classes, package.digest)
         assert len(cells) == len(truth)
         for one_box in np.array(truth):

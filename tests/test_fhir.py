@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -544,3 +547,30 @@ def test_codes_and_targets_are_those_of_the_definitions(slide: Slide, version: s
     assert "result: Device" in told
     assert ("status: done" in told) == (version == "R5")  # R4's list ends in "+" there
     assert device["status"] == "active"
+
+
+# Of a process: what a report loads after all that is loaded ahead.
+FIRST_REPORT = """
+import sys
+from pathlib import Path
+from node.fhir import build_bundle, load_classes
+from tests.analyses import small_slide, some_analysis
+from tests.test_fhir import REFERENCES
+
+analysis = some_analysis(small_slide(Path(sys.argv[1])))
+load_classes()
+loaded = {*sys.modules}
+build_bundle(analysis, REFERENCES, {"overview": b"picture"}, pdf=b"pdf")
+print(*sorted(name for name in {*sys.modules} - loaded if name.startswith("fhir")))
+"""
+
+
+def test_first_report_waits_for_no_class(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_REPORT, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []

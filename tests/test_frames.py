@@ -174,6 +174,25 @@ def test_overlapping_tiles_fetch_a_frame_once(archive: Archive, tmp_path: Path) 
     assert abs(pacs.bytes_read - bytes_before - stored) <= 48  # pad bytes
 
 
+def test_overlapping_tiles_decode_a_frame_once(archive: Archive, tmp_path: Path) -> None:
+    written = write_slide(tmp_path, levels=1)
+    rgb, stored = stored_pixels(written.paths[0])
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    corner = np.stack(np.meshgrid(np.arange(-16, 500, 48), np.arange(-16, 380, 48)), -1)
+    box_px = np.hstack([corner.reshape(-1, 2), corner.reshape(-1, 2) + 80])
+    for kept_frames, most_decoded in ((48, 48), (20, 100), (0, 48 * 9)):
+        settings = ReadSettings(frames_bytes=kept_frames * 3 * 64 * 64)
+        before, number = pacs.budget.pixels_decoded, 0
+        for tiles in read_tiles(pacs, slide, box_px, 0.25, batch_size=2, settings=settings):
+            for index in range(len(tiles.rgb)):
+                expected, _ = expected_tile(tiles, index, rgb, stored)
+                assert np.array_equal(tiles.rgb[index], expected)
+            number += len(tiles.rgb)
+        assert number == len(box_px)
+        assert 48 <= (pacs.budget.pixels_decoded - before) / 64**2 <= most_decoded
+
+
 def test_small_cache_reads_again_and_right(archive: Archive, tmp_path: Path) -> None:
     written = write_slide(tmp_path, levels=1)
     rgb, stored = stored_pixels(written.paths[0])

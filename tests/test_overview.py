@@ -16,7 +16,7 @@ from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from dicom_io.slide_settings import ReadSettings
 from models.records import UInt8
-from node.views import read_views
+from node.views import read_field, read_whole
 from tests.analyses import some_analysis
 from tests.conftest import QUICK
 from tests.large_slides import SERIES, STUDY, TILE_PX, large_slide
@@ -116,7 +116,8 @@ def test_views_of_a_slide_without_low_level_read_a_sample() -> None:
         before = pacs.frames_read
         tracemalloc.start()
         try:
-            overview, field = read_views(pacs, analysis, ReadSettings(), most)
+            overview = read_whole(pacs, slide, ReadSettings(), most).rgb
+            field = read_field(pacs, analysis, ReadSettings())
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

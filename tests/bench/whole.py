@@ -19,7 +19,7 @@ from typing import Any
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import open_pacs
 from dicom_io.slide import open_slide
-from models.detect import detect, detection_grid
+from models.detect import detect, detection_grid, reading_order
 from models.records import Regions, Tiles
 from models.session import open_session
 from node.config import ModelSettings, Settings
@@ -96,13 +96,15 @@ def _parts_alone(
     session = open_session(place.package, "detector", settings.model.device, settings.model.threads)
     with open_pacs(settings.pacs_url, settings.pacs) as pacs:
         slide = open_slide(pacs, reference.study_uid, reference.series_uid)
-        box_px, _ = detection_grid(
+        box_px, core_px = detection_grid(
             regions,
             slide.base.size_px,
             slide.base.um_per_px,
             manifest.detector,
             settings.model.tile_seed,
         )
+
+        box_px = box_px[reading_order(core_px)]
 
         def tiles() -> Generator[Tiles, None, None]:
             return read_tiles(

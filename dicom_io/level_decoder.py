@@ -1,0 +1,106 @@
+"""Frames of one level → pixels; what several tiles show is decoded once."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from dicom_io.decoding import PixelFormat, decode_frame
+from dicom_io.errors import FrameInvalid
+from dicom_io.read_budget import ReadBudget
+from dicom_io.recycled_memory import RecycledMemory
+from dicom_io.slide import Level
+from dicom_io.tile_plan import Key
+from models.records import UInt8
+
+_format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
+
+
+class LevelDecoder:
+    """Decodes frames, and keeps pixels for tiles that come later. May be used from many threads.
+
+    A tile with a halo of 64 px around a core of 2 × 2 frames shows 4 × 4: without what is kept,
+    each frame of the slide is decoded four times.
+
+    Parameters
+    ----------
+    level
+    colours
+        Applied to what was decoded; None leaves it as it is.
+    budget
+        Told of what is decoded.
+    kept_bytes
+        Of pixels that are kept; those that were not shown for longest go first.
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        colours: Callable[[UInt8], UInt8] | None,
+        budget: ReadBudget,
+        kept_bytes: int,
+    ) -> None:
+        width, height = level.tile_size_px
+        self._level, self._colours, self._budget = level, colours, budget
+        self._most = max(1, kept_bytes // (3 * width * height))
+        self._kept: OrderedDict[Key, Future[UInt8]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._memory = RecycledMemory((height, width, 3))
+
+    def shown(self, key: Key, stored: bytes) -> UInt8:
+        """Pixels (H, W, 3) of a frame, which nobody may change.
+
+        Raises
+        ------
+        FrameInvalid
+            Names the SOP Instance UID and the frame number as DICOM counts it.
+        BudgetExceeded
+        """
+        with self._lock:
+            known = self._kept.get(key)
+            if known is None:
+                pixels = self._kept[key] = Future()
+                if len(self._kept) > self._most:
+                    self._kept.popitem(last=False)
+            else:
+                self._kept.move_to_end(key)
+        if known is not None:
+            return known.result()  # whoever came first may still be at it
+        try:
+            canvas = self._memory.array()
+            self.fill(key, stored, canvas)
+            pixels.set_result(canvas)
+        except BaseException as error:
+            pixels.set_exception(error)
+            raise
+        return canvas
+
+    def fill(self, key: Key, stored: bytes, canvas: UInt8) -> None:
+        """Decode a frame to where it belongs: `canvas` (H, W, 3), contiguous.
+
+        Raises
+        ------
+        FrameInvalid, BudgetExceeded
+            As :meth:`shown`.
+        """
+        (instance, number), level = key, self._level
+        width, height = level.tile_size_px
+        self._budget.decoded(width * height)
+        form = _format(
+            level.transfer_syntax_uids[instance],
+            level.photometric_interpretation,
+            level.tile_size_px,
+            level.planar,
+        )
+        try:
+            decode_frame(stored, form, canvas)
+        except ValueError as error:
+            raise FrameInvalid(
+                f"Frame {number + 1} of instance {level.instance_uids[instance]} {error}:"
+                " store the instance again, complete."
+            ) from error
+        if self._colours is not None:
+            canvas[:] = self._colours(canvas)
