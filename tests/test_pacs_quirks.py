@@ -303,7 +303,7 @@ def test_slow_trickle_is_cut_and_the_rest_asked_for(
         received = list(pacs.frames(reference, range(48), syntax))
         assert same(received, stored)
         assert proxy.faults["trickle"] >= 1
-        assert pacs.faults["no answer in time"] == proxy.faults["trickle"]
+        assert pacs.faults["no answer in time"] >= proxy.faults["trickle"]
     asked = [len(path.rpartition("/")[2].split(",")) for path in proxy.paths]
     assert min(asked) < max(asked)  # not all over again
 
@@ -340,7 +340,8 @@ def read_through(
     for kind in ("408", "429", "500", "503"):
         assert faults[f"status {kind}"] == proxy.faults[kind]
     assert faults["status 502"] == proxy.faults["error page"]
-    assert faults["no answer in time"] == proxy.faults["trickle"]
+    # A busy machine is slow by itself, too.
+    assert faults["no answer in time"] >= proxy.faults["trickle"]
     assert faults["token refused"] >= (proxy.faults["expire"] > 0)
     assert faults["wrong number of frames"] >= proxy.faults["drop"] + proxy.faults["duplicate"]
     assert faults["truncated answer"] + faults["connection lost"] >= (
