@@ -158,8 +158,8 @@ def _table(first: Run, one: Run, two: Run, killed: Run) -> str:
         [
             "# Two hosts",
             "",
-            f"{one.slides} slides, {one.workers} workers a host, each with storage of its own;",
-            "archive, EHR and PostgreSQL are shared. A slide takes",
+            f"{one.slides} slides, {one.workers} workers a host. Each host has its own storage and",
+            "core; archive, EHR and PostgreSQL are shared. A slide takes",
             f"{first.cpu_s / first.slides:.2f} s of processor; its model sleeps {one.sleep_s} s or",
             "up to a fifth longer.",
             f"{machine} for all of it; written by `make hosts`.",

@@ -48,7 +48,10 @@ class Site:
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {run}")
         url = self.database_url.replace("/postgres", f"/{run}")
-        made = [Host(name, self._config(self.folder / run / name, name, url)) for name in hosts]
+        made = [
+            Host(name, core, self._config(self.folder / run / name, name, url))
+            for core, name in enumerate(hosts)
+        ]
         prepare_database(made[0].settings)
         return made
 
@@ -85,9 +88,14 @@ class Site:
 
 @dataclass(slots=True)
 class Host:
-    """A host: its settings, and its workers while they run."""
+    """A host: its settings, and its workers while they run.
+
+    Its workers share one core that no other host has, as hosts have processors of their own; the
+    servers run where there is room.
+    """
 
     name: str
+    core: int
     config: Path
     _workers: list[psutil.Popen] = field(default_factory=list, repr=False)
 
@@ -100,7 +108,8 @@ class Host:
         return self.config.with_name("workers.log")
 
     def start(self, workers: int, sleep_s: float) -> None:
-        command = [sys.executable, "-m", "tests.hosts.sleeping", str(sleep_s), "--verbose"]
+        on_core = ["taskset", "--cpu-list", str(self.core), sys.executable]
+        command = [*on_core, "-m", "tests.hosts.sleeping", str(sleep_s), "--verbose"]
         for _ in range(workers):
             with self.log.open("ab") as said:
                 self._workers.append(
