@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from flask.testing import FlaskClient
 
-from conformance.capabilities import UPS_STATUSES
+from conformance.statuses import UPS_STATUSES
 from dicom_io.errors import Refusal, WorkitemRefused
 from node.audit_settings import AuditSettings
 from node.claims import Claims
