@@ -1,5 +1,5 @@
 """The DICOM Conformance Statement (PS3.2), its FHIR and IHE companions, written from the data of
-:mod:`conformance.capabilities`.
+:mod:`conformance.capabilities` and :mod:`conformance.statuses`.
 
 Sections come in the order of PS3.2's current template (Annex N): overview, contents, introduction,
 implementation model, services, configuration, network details; then security, character sets and
@@ -31,25 +31,27 @@ from conformance.capabilities import (
     READ_ATTRIBUTES,
     SECURITY,
     SERVED,
-    SERVED_STATUSES,
     SETTINGS,
     STANDINGS,
     UPS_SERVICES,
-    UPS_STATUSES,
     WEB_SERVICES,
     WRITTEN,
     SopClass,
+    settings,
+    sop_classes,
+)
+from conformance.standard_tables import modules_of
+from conformance.statuses import (
+    SERVED_STATUSES,
+    UPS_STATUSES,
     Status,
     commitment_statuses,
     exit_codes,
-    settings,
-    sop_classes,
     storage_scp_statuses,
     storage_scu_statuses,
     store_reasons,
     web_statuses,
 )
-from conformance.standard_tables import modules_of
 from dicom_io.codes import LOCAL_SCHEME, LOCAL_SYSTEM_URI
 from dicom_io.pacs_settings import PacsSettings
 from dicom_io.provenance import MANUFACTURER, SOFTWARE_VERSION

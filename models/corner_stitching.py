@@ -47,7 +47,6 @@ def stitch_by_corners(
     centre = centres(joined)
     home = first_box_holding(centre, core_px)
     kept = np.flatnonzero((home >= 0) & (first_box_holding(centre, regions.box_px) >= 0))
-    kept = kept[np.lexsort((joined[kept, 3], joined[kept, 2], joined[kept, 0], joined[kept, 1]))]
     speaker: Int32 = best[kept].astype(np.int32)
     return Cells(
         box_px=joined[kept],
@@ -57,7 +56,7 @@ def stitch_by_corners(
         tile=home[kept].astype(np.int32),
         classes=classes,
         package_digest=package_digest,
-    )
+    ).sorted()
 
 
 def rejoin(

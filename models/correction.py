@@ -81,21 +81,19 @@ def corrected(cells: Cells, correction: Correction, counted_px: Float64, regions
     stays = np.ones(len(cells), bool)
     stays[correction.deleted] = False
     added = len(correction.added_px)
-    box = np.concatenate((cells.box_px[stays], correction.added_px))
-    order = np.lexsort((box[:, 3], box[:, 2], box[:, 0], box[:, 1]))
     added_label = np.array([place[key] for key in correction.added_as], np.int32)
     home = _tile_of(correction.added_px, counted_px, regions)
     return replace(
         cells,
-        box_px=box[order],
-        score=np.concatenate((cells.score[stays], np.zeros(added, np.float32)))[order],
+        box_px=np.concatenate((cells.box_px[stays], correction.added_px)),
+        score=np.concatenate((cells.score[stays], np.zeros(added, np.float32))),
         probability=np.concatenate(
             (probability[stays], np.zeros((added, len(classes)), np.float32))
-        )[order],
-        label=np.concatenate((label[stays], added_label))[order],
-        tile=np.concatenate((cells.tile[stays], home))[order],
+        ),
+        label=np.concatenate((label[stays], added_label)),
+        tile=np.concatenate((cells.tile[stays], home)),
         classes=classes,
-    )
+    ).sorted()
 
 
 def difference(cells: Cells, edited: Cells) -> Correction:

@@ -8,7 +8,7 @@ pixel, points as (x, y); ``_tile_px`` the same inside one tile. Images are (heig
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,19 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.box_px)
+
+    def sorted(self) -> Cells:
+        """Sort by y, then x: the same cells give the same bytes, whoever was found first."""
+        x0, y0, x1, y1 = self.box_px.T
+        order = np.lexsort((y1, x1, x0, y0))
+        return replace(
+            self,
+            box_px=self.box_px[order],
+            score=self.score[order],
+            probability=self.probability[order],
+            label=self.label[order],
+            tile=self.tile[order],
+        )
 
 
 @dataclass(frozen=True, slots=True)

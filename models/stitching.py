@@ -117,8 +117,6 @@ def stitch(
     certainty = score[kept] * probability[kept, label[kept]]
     speaker = kept[_speaker(cell, label[kept], certainty, cut[kept], len(classes))][~gone]
     kept = kept[~gone]
-    order = np.lexsort((box[kept, 3], box[kept, 2], box[kept, 0], box[kept, 1]))
-    kept, speaker = kept[order], speaker[order]
     return Cells(
         box_px=box[kept],
         score=score[kept],
@@ -127,7 +125,7 @@ def stitch(
         tile=home[kept].astype(np.int32),
         classes=classes,
         package_digest=package_digest,
-    )
+    ).sorted()
 
 
 def _cell_of_each(better: Int64, worse: Int64, gone: Bool) -> Int64:

@@ -25,13 +25,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from sqlalchemy import URL, create_engine, inspect, make_url
+from sqlalchemy import URL, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull
 from node import __version__
 from node.config import Settings
-from node.job_database import database_errors
+from node.job_database import database_errors, postgresql_engine
 from node.work_lock import live_workers, lock_folder
 
 # The worklist first: what it knows of jobs is then in the copy of these.
@@ -229,7 +229,7 @@ def _check_empty(settings: Settings, work: Path) -> None:
         )
     if settings.database_url:
         with database_errors(settings):
-            engine = create_engine(_with_driver(settings.database_url))
+            engine = postgresql_engine(settings)
             with closing(engine.raw_connection()):
                 there = inspect(engine).get_table_names() or "dbos" in (
                     inspect(engine).get_schema_names()
@@ -308,10 +308,6 @@ def _run_postgresql(settings: Settings, program: str, *arguments: str) -> None:
             f"{program} ended with status {ended.returncode}: see that it works with the database "
             "that database_url names, and is not older than its server."
         )
-
-
-def _with_driver(url: str) -> str:
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 @contextmanager

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from dbos import WorkflowStatus
 
 from dicom_io.errors import JobCancelled, SlideProcessDied
 from models.errors import MarrowNodeError
+from node.config import Settings
 from node.exit_codes import error_classes
 from node.progress import Progress
 from node.rule_settings import Priority
+
+if TYPE_CHECKING:  # commands that only look at jobs need not load what works on them
+    from node.pipeline import SlideReference
+    from node.workplace import Workplace
 
 ANALYSE = "analyse slide"
 ARRIVE = "await slide"
@@ -115,6 +120,31 @@ def try_of(workflow_id: str) -> tuple[str, int]:
 def arguments_of(status: WorkflowStatus) -> dict[str, Any]:
     """What a workflow was queued with."""
     return dict(status.input["args"][0]) if status.input else {}
+
+
+def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
+    """All that tells one job from another; what is not here must not change a result."""
+    return {
+        "study_uid": slide.study_uid,
+        "series_uid": slide.series_uid,
+        "model": place.package.manifest.name,
+        "package_digest": place.package.digest,
+        "configuration_digest": place.configuration_digest,
+        "pacs_url": place.settings.pacs_url,
+        "results_url": place.settings.results_url,
+        "ehr_url": place.settings.ehr_url,
+    }
+
+
+def sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
+    """The settings with the addresses and the model that a job was submitted for."""
+    return replace(
+        settings,
+        pacs_url=arguments["pacs_url"],
+        results_url=arguments["results_url"],
+        ehr_url=arguments["ehr_url"],
+        model=replace(settings.model, name=arguments["model"]),
+    )
 
 
 def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dicom_io.errors import ConfigurationInvalid
 from node.config import Settings
-from node.job_queue import sited
+from node.job import sited
 from node.progress import Progress
 from node.workplace import ReviewPlace, Workplace
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,9 @@ from node.job import (
     JobStatus,
     arguments_of,
     found_of,
+    job_arguments,
     job_of,
+    sited,
     submitted_job,
     try_of,
 )
@@ -49,7 +50,8 @@ from node.job_database import (
     poll_s,
     sqlite_file,
 )
-from node.job_table import JobTable, Kept, Row
+from node.job_table import JobTable
+from node.job_workflows import Workflows, state_of
 from node.progress import ProgressFile
 from node.revisions import find_seen
 from node.rule_settings import Priority
@@ -67,21 +69,9 @@ ARRIVALS = "arrivals"
 # Of its own: a person who signs does not wait for an analysis to end.
 REVIEWS = "reviews"
 _QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
-_JOBS = list(_QUEUES)
-# Which rows may be of a state; of a completed job nearly all are.
-_KEPT: dict[JobStatus, tuple[Kept, ...]] = {
-    "waiting": ("at work", "delayed"),
-    "queued": ("at work", "delayed"),
-    "running": ("at work",),
-    "failed": ("failed",),
-    "cancelled": ("failed",),
-}
 CONNECTIONS = 16
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
-_FIRST_PAGE, _PAGE = 60, 500
-# Their numbers follow each other, so a job whose tries were all forgotten is not known.
-_TRIES_AT_A_TIME = 8
 # What a review takes over from the job that it is about.
 _PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 
@@ -100,6 +90,7 @@ class JobQueue:
         self, settings: Settings, client: DBOSClient | None, table: JobTable | None = None
     ) -> None:
         self._settings, self._client, self._table = settings, client, table
+        self._workflows = Workflows(settings, client, table)
         # SQLite lets one write at a time, and others ask again now and then: who waits here instead
         # goes on at once, and leaves the connections to those who only look.
         self._writing: AbstractContextManager[object] = (
@@ -137,8 +128,8 @@ class JobQueue:
             Whose slide it is: sites take turns. Empty for the archive that it is in.
         """
         arguments = job_arguments(slide, place)
-        name = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
-        newest = self._newest(name)
+        name = _digest(arguments)
+        newest = self._workflows.newest(name)
         if newest is not None and (
             newest.status in ACTIVE or (newest.status == "SUCCESS" and not again)
         ):
@@ -171,17 +162,17 @@ class JobQueue:
         ReviewRefused
             The job has no result, or the revision cannot be reviewed.
         """
-        workflow, seen = self._newest(job), self.get(job)
-        if workflow is None or seen.result is None or "identity" not in seen.result:
+        workflow = self._newest(job)
+        seen = self._job(workflow)
+        if seen.result is None or "identity" not in seen.result:
             raise ReviewRefused(
                 f"Job {job} has no result that could be reviewed: analyse the slide, and wait "
                 "until it is completed."
             )
         told = arguments_of(workflow)
         arguments = {name: told[name] for name in _PLACE} | {"identity": seen.result["identity"]}
-        content = json.dumps([arguments, review.digest], sort_keys=True)
-        name = hashlib.sha256(content.encode()).hexdigest()[:16]
-        newest = self._newest(name)
+        name = _digest([arguments, review.digest])
+        newest = self._workflows.newest(name)
         if newest is not None and newest.status in (*ACTIVE, "SUCCESS"):
             return self._job(newest)
         find_seen(self._settings, seen.result["identity"], review)
@@ -257,7 +248,7 @@ class JobQueue:
     def shorten_delays(self) -> None:
         """Let tries that wait for longer than they were told to wait for that long from now on."""
         now_ms = time.time() * 1000
-        for workflow in self._whole(self._rows(("delayed",))):
+        for workflow in self._workflows.delayed():
             arguments = arguments_of(workflow)
             failures = int(arguments.get("failures", 0)) + int(arguments.get("deaths", 0))
             delay_s = retry_delay_s(self._settings, failures)
@@ -289,12 +280,7 @@ class JobQueue:
         JobNotFound
             When this work folder has no such job.
         """
-        found = self._newest(job)
-        if found is None:
-            raise JobNotFound(
-                f"Job {job} is not known here: 'marrow-node jobs' lists those that are."
-            )
-        return self._job(found)
+        return self._job(self._newest(job))
 
     def settings_of(self, job: str) -> Settings:
         """The settings with the addresses that a job reads from and delivers to.
@@ -303,12 +289,7 @@ class JobQueue:
         ------
         JobNotFound
         """
-        newest = self._newest(job)
-        if newest is None:
-            raise JobNotFound(
-                f"Job {job} is not known here: 'marrow-node jobs' lists those that are."
-            )
-        return sited(self._settings, arguments_of(newest))
+        return sited(self._settings, arguments_of(self._newest(job)))
 
     def list(
         self, limit: int | None = None, offset: int = 0, status: JobStatus | None = None
@@ -316,7 +297,7 @@ class JobQueue:
         """Jobs by their newest try, newest first."""
         found: list[Job] = []
         last = None if limit is None else offset + limit
-        for workflow in self._newest_of_each(status):
+        for workflow in self._workflows.newest_of_each(status):
             job = self._job(workflow)
             if status is None or job.status == status:
                 found.append(job)
@@ -336,7 +317,7 @@ class JobQueue:
         seen = self.get(job)
         if seen.status in ENDED:
             raise JobRefused(f"Job {job} is {seen.status}: there is nothing to cancel.")
-        for workflow in self._tries(seen.job):
+        for workflow in self._workflows.tries(seen.job):
             if workflow.status not in ACTIVE:
                 continue
             self._open_client().cancel_workflow(workflow.workflow_id)
@@ -353,8 +334,8 @@ class JobQueue:
             It has not failed.
         """
         newest = self._newest(job)
-        seen = self.get(job)
-        if newest is None or seen.status not in ("failed", "cancelled"):
+        seen = self._job(newest)
+        if seen.status not in ("failed", "cancelled"):
             raise JobRefused(
                 f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
             )
@@ -394,8 +375,7 @@ class JobQueue:
             "results_url": settings.results_url,
             "ehr_url": settings.ehr_url,
         }
-        content = json.dumps([arguments, int(time.time())], sort_keys=True)
-        search = f"search-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        search = f"search-{_digest([arguments, int(time.time())])}"
         with database_errors(self._settings):
             self._open_client().enqueue(
                 {"workflow_name": FIND, "queue_name": ARRIVALS, "workflow_id": search}, arguments
@@ -410,7 +390,7 @@ class JobQueue:
         JobNotFound
             There is no such search.
         """
-        for workflow in self._workflows(workflow_ids=[search], name=FIND):
+        for workflow in self._workflows.listed(workflow_ids=[search], name=FIND):
             return found_of(workflow)
         raise JobNotFound(f"Search {search} is not known here: submit it again.")
 
@@ -420,7 +400,7 @@ class JobQueue:
         ended = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
         return [
             workflow.workflow_id
-            for workflow in self._workflows(
+            for workflow in self._workflows.listed(
                 completed_before=at, status=ended, load_input=False, load_output=False
             )
         ]
@@ -434,8 +414,8 @@ class JobQueue:
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs are in each state that has not ended."""
         counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
-        for row in self._rows(_KEPT["waiting"]):
-            counted[_state_of(row)] += 1
+        for row in self._workflows.unended():
+            counted[state_of(row)] += 1
         return counted
 
     def executors(self) -> set[str]:
@@ -447,88 +427,15 @@ class JobQueue:
 
     def oldest_active_ms(self) -> int | None:
         """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
-        return min((row.created_ms for row in self._rows(_KEPT["waiting"])), default=None)
+        return min((row.created_ms for row in self._workflows.unended()), default=None)
 
-    def _newest_of_each(self, status: JobStatus | None) -> Iterator[WorkflowStatus]:
-        """The newest workflow of each job, newest first; where a state is wanted, at least its."""
-        if status is None or status == "completed":
-            yield from self._all_newest()
-            return
-        rows = self._rows(_KEPT[status])
-        if status in ("waiting", "queued", "running"):
-            # A job's newest is the one at work.
-            yield from self._whole([row for row in rows if _state_of(row) == status])
-            return
-        for page in _paged(rows):
-            again = self._tried_again(page)
-            yield from self._whole([row for row in page if row not in again])
-
-    def _all_newest(self) -> Iterator[WorkflowStatus]:
-        seen: set[str] = set()
-        offset, size = 0, _FIRST_PAGE
-        while True:
-            page = self._workflows(name=_JOBS, sort_desc=True, limit=size, offset=offset)
-            for workflow in page:
-                job, _ = try_of(workflow.workflow_id)
-                if job not in seen:
-                    seen.add(job)
-                    yield workflow
-            if len(page) < size:
-                return
-            offset, size = offset + size, _PAGE
-
-    def _tried_again(self, rows: Sequence[Row]) -> set[Row]:
-        """Which of them have a later try, or an analysis after their arrival."""
-        later: dict[str, Row] = {}
-        for row in rows:
-            job, number = try_of(row.workflow_id)
-            later |= dict.fromkeys(_ids_of(job, number + 1), row)
-            if row.name == ARRIVE:
-                later[f"{job}-{number}"] = row
-        found = self._workflows(workflow_ids=[*later], load_input=False, load_output=False)
-        return {later[workflow.workflow_id] for workflow in found}
-
-    def _newest(self, job: str) -> WorkflowStatus | None:
-        """The newest workflow of a job or of one of its tries; an analysis before its arrival."""
-        if "-" in job:
-            found = self._workflows(workflow_ids=[job, job + ARRIVAL_SUFFIX], name=_JOBS)
-        else:
-            found = self._tries(job)
-        return max(found, key=_age, default=None)
-
-    def _tries(self, job: str) -> Sequence[WorkflowStatus]:
-        """The workflows of a job."""
-        found: list[WorkflowStatus] = []
-        number = 0
-        while True:
-            ids = [
-                each
-                for following in range(number + 1, number + 1 + _TRIES_AT_A_TIME)
-                for each in _ids_of(job, following)
-            ]
-            more = self._workflows(workflow_ids=ids, name=_JOBS)
-            found.extend(more)
-            number += _TRIES_AT_A_TIME
-            if not any(try_of(each.workflow_id)[1] == number for each in more):
-                return found
-
-    def _rows(self, kept: Sequence[Kept]) -> Sequence[Row]:
-        if self._table is None:
-            return []
-        with database_errors(self._settings):
-            return self._table.rows(kept, _JOBS)
-
-    def _whole(self, rows: Sequence[Row]) -> Iterator[WorkflowStatus]:
-        """The workflows of rows, with what they were queued with and what came of them."""
-        for page in _paged(rows):
-            ids = [row.workflow_id for row in page]
-            yield from self._workflows(workflow_ids=ids, sort_desc=True)
-
-    def _workflows(self, **filters: Any) -> Sequence[WorkflowStatus]:
-        if self._client is None:
-            return []
-        with database_errors(self._settings):
-            return self._client.list_workflows(**filters)
+    def _newest(self, job: str) -> WorkflowStatus:
+        found = self._workflows.newest(job)
+        if found is None:
+            raise JobNotFound(
+                f"Job {job} is not known here: 'marrow-node jobs' lists those that are."
+            )
+        return found
 
     def _job(self, workflow: WorkflowStatus) -> Job:
         waits = workflow.status in ("ENQUEUED", "DELAYED")
@@ -554,31 +461,6 @@ def progress_file(settings: Settings, workflow_id: str) -> ProgressFile:
     """Where a try and its arrival tell how far they are."""
     try_id = workflow_id.removesuffix(ARRIVAL_SUFFIX)
     return ProgressFile(settings.work_folder / "progress", try_id)
-
-
-def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:
-    """All that tells one job from another; what is not here must not change a result."""
-    return {
-        "study_uid": slide.study_uid,
-        "series_uid": slide.series_uid,
-        "model": place.package.manifest.name,
-        "package_digest": place.package.digest,
-        "configuration_digest": place.configuration_digest,
-        "pacs_url": place.settings.pacs_url,
-        "results_url": place.settings.results_url,
-        "ehr_url": place.settings.ehr_url,
-    }
-
-
-def sited(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
-    """The settings with the addresses and the model that a job was submitted for."""
-    return replace(
-        settings,
-        pacs_url=arguments["pacs_url"],
-        results_url=arguments["results_url"],
-        ehr_url=arguments["ehr_url"],
-        model=replace(settings.model, name=arguments["model"]),
-    )
 
 
 @contextmanager
@@ -608,25 +490,5 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
         client.destroy()
 
 
-def _state_of(row: Row) -> JobStatus:
-    """Of a job that has not ended."""
-    if row.name == ARRIVE:
-        return "waiting"
-    return "running" if row.status == "PENDING" else "queued"
-
-
-def _ids_of(job: str, number: int) -> tuple[str, str]:
-    """Of a try's analysis and of its arrival."""
-    return f"{job}-{number}", f"{job}-{number}{ARRIVAL_SUFFIX}"
-
-
-def _paged(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Few at first: most who ask want the newest."""
-    start, size = 0, _FIRST_PAGE
-    while start < len(rows):
-        yield rows[start : start + size]
-        start, size = start + size, _PAGE
-
-
-def _age(workflow: WorkflowStatus) -> tuple[int, bool]:
-    return try_of(workflow.workflow_id)[1], workflow.name != ARRIVE
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -38,6 +38,7 @@ from node.job import (
     FIND,
     REVIEW,
     Job,
+    sited,
     try_of,
 )
 from node.job_database import (
@@ -57,7 +58,6 @@ from node.job_queue import (
     open_job_queue,
     progress_file,
     retry_delay_s,
-    sited,
 )
 from node.lease import beating, held_lease
 from node.log import telling_of, where_raised

@@ -17,6 +17,8 @@ from typing import Literal
 
 import requests
 
+from tests.served import served
+
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 TRICKLES = 10
@@ -304,17 +306,8 @@ def faulty_proxy(dicomweb_url: str, keep_host: bool = False) -> Iterator[Proxy]:
             if not isinstance(sys.exc_info()[1], ConnectionError):
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
-    server = Server(("127.0.0.1", 0), Handler)
-    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with session, served(Server(("127.0.0.1", 0), Handler)) as proxy.url:
         yield proxy
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        session.close()
 
 
 def _none(request: Request, forward: Forward) -> Answer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.served import served
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -53,16 +54,7 @@ def running_host(context: ssl.SSLContext | None = None) -> Iterator[Host]:
             """Quiet: a client without a certificate is turned away."""
 
     server = Server(("127.0.0.1", 0), Handler)
-    scheme = "http"
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-        scheme = "https"
-    host.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with served(server) as host.url:
         yield host
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

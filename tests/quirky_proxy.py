@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 
+from tests.served import served
+
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
 PAGE = b"<!DOCTYPE html><html><body>Bad gateway</body></html>"
 
@@ -329,14 +331,5 @@ def quirky_proxy(
     """
     proxy = QuirkyProxy("", dicomweb_url, habits or Habits(), seed, share, allowed, expire)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
-    server = _Server(("127.0.0.1", 0), handler)
-    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with proxy.session, served(_Server(("127.0.0.1", 0), handler)) as proxy.url:
         yield proxy
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        proxy.session.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from node.web.app import create_app
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.settings import KeySettings, ServeSettings
 from node.work_files import WorkFiles, write_atomically
+from tests.served import served
 from tests.servers import free_port
 
 
@@ -80,14 +80,8 @@ def served_results(work_folder: Path) -> Iterator[str]:
 def listening(app: Flask, port: int) -> Iterator[None]:
     """Let an application answer on a port of this machine, several requests at a time."""
     server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Silent)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with served(server):
         yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Silent(WSGIRequestHandler):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +26,7 @@ from node.ehr_records import EhrSettings
 from node.fhir import build_bundle, report_identifier
 from tests.analyses import small_slide, some_analysis
 from tests.fhir_fixture import INSTALLED, NODE, FhirServer
+from tests.served import served
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, token_server
 
 QUICK = EhrSettings(timeout_s=10, retries=1, retry_wait_s=0.01)
@@ -228,11 +228,9 @@ def test_mutual_tls(tmp_path: Path) -> None:
     authority.configure_trust(context)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Empty)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    url = f"https://127.0.0.1:{server.server_port}/fhir"
     trusting = replace(QUICK, ca_bundle=tmp_path / "ca.pem", retries=0)
-    try:
+    with served(server) as origin:
+        url = f"{origin}/fhir"
         for settings in (
             replace(trusting, certificate=tmp_path / "node.pem"),
             replace(
@@ -247,7 +245,3 @@ def test_mutual_tls(tmp_path: Path) -> None:
             open_ehr(url, trusting).read_report("urn:oid:1.2.3")
         with pytest.raises(ConfigurationInvalid, match="is not there"):
             open_ehr(url, replace(trusting, certificate=tmp_path / "no.pem"))
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from dicom_io.slide import open_slide
 from tests.conftest import QUICK
 from tests.faulty_proxy import Fault, Proxy
 from tests.loopback_host import Host
+from tests.served import served
 from tests.servers import Orthanc
 from tests.slides import write_slide
 from tests.test_frames import boxes
@@ -70,16 +70,8 @@ def endless_archive(status: int, headers: dict[str, str], begin: bytes) -> Itera
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    archive.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as archive.url:
         yield archive
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()  # after the last answer
 
 
 @pytest.mark.parametrize(

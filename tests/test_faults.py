@@ -132,7 +132,7 @@ def test_a_clock_that_is_turned_back_does_not_let_a_try_wait(tmp_path: Path) -> 
     def left_s(queue: JobQueue) -> dict[str, float]:
         return {
             workflow.workflow_id: (workflow.delay_until_epoch_ms or 0) / 1000 - time.time()
-            for workflow in queue._workflows(status="DELAYED")
+            for workflow in queue._workflows.listed(status="DELAYED")
         }
 
     with open_job_queue(settings) as queue:

@@ -14,6 +14,7 @@ from dicom_io.errors import PacsAnswerInvalid
 from dicom_io.frame_requests import GIVEN_TOGETHER
 from dicom_io.pacs import InstanceReference, open_pacs
 from tests.conftest import QUICK
+from tests.served import served
 
 COUNT = 3 * GIVEN_TOGETHER
 REFERENCE = InstanceReference("1.2", "1.3", "1.4")
@@ -62,16 +63,11 @@ def halting_archive(label: Label, goes_on: threading.Event, cut: bool = False) -
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        goes_on.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        try:
+            yield url
+        finally:
+            goes_on.set()
 
 
 def test_labelled_frames_are_given_before_the_answer_ends() -> None:

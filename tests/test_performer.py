@@ -35,7 +35,7 @@ from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
 from tests.service import Service, key_of, running_service
 from tests.smears import Smear, small_smear
-from tests.test_ups import code, workitem
+from tests.ups.caller import code, workitem
 from tests.ups_manager import Manager, Step, running_manager
 
 SM = "1.2.840.10008.5.1.4.1.1.77.1.6"

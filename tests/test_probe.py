@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import tomllib
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from tests.analyses import small_slide, some_analysis
 from tests.faulty_proxy import Fault, Proxy
 from tests.forked import marrow_node
 from tests.loopback_host import Host
+from tests.served import served
 from tests.servers import Orthanc
 from tests.slides import write_slide
 from tests.small_slides import write_small_slide
@@ -246,15 +246,8 @@ def archive_of_a_large_instance() -> Iterator[tuple[str, list[int]]]:
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", taken
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(HTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url, taken
 
 
 def test_a_large_instance_is_counted_and_not_kept() -> None:

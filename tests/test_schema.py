@@ -19,9 +19,9 @@ from sqlalchemy import Engine, create_engine, inspect, text
 
 from dicom_io.errors import ConfigurationInvalid
 from node.config import Settings, load_settings
-from node.job import ENDED
+from node.job import ENDED, job_arguments
 from node.job_database import prepare_database
-from node.job_queue import job_arguments, open_job_queue
+from node.job_queue import open_job_queue
 from node.pipeline import SlideReference
 from node.seen_slides import SeenSlides
 from node.worklist_database import UPGRADES, worklist_database

@@ -6,11 +6,11 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from node.job_queue import open_job_queue
 from node.web.access import ENDPOINTS, digest_of
 from node.web.app import create_app
 from node.web.settings import ROLES
+from tests.served import served
 from tests.service import Service, key_of, running_service
 from tests.smears import small_smear
 
@@ -40,35 +41,29 @@ OPEN = {
 }
 
 
-class _Told(ThreadingHTTPServer):
+@dataclass
+class _Told:
     """Who asked to be called back, and what was told."""
 
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, object]] = []
-        told = self.bodies
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+    origin: str = ""
+    bodies: list[dict[str, object]] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[_Told]:
-    server = _Told()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+    told = _Told()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as told.origin:
+        yield told
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from conformance.statement import (
     capability_statement,
     statement,
 )
+from conformance.statuses import exit_codes
 from dicom_io import dimse_errors
 from dicom_io.commitment import Commitments
 from dicom_io.dimse_settings import ReceiveSettings
@@ -118,7 +119,7 @@ def test_standings_and_decisions_are_those_of_the_code() -> None:
 
 def test_exit_codes_are_those_of_the_commands() -> None:
     usage = [row for row in exit_code_table() if row[0] != 2]  # the command line's own
-    assert capabilities.exit_codes() == usage
+    assert exit_codes() == usage
 
 
 def test_attributes_that_are_stated_are_read() -> None:

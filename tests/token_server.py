@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from authlib.oauth2.rfc6749 import ClientMixin
 from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
 from flask import Flask, Response
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.served import served
 
 CLIENT_ID, CLIENT_SECRET = "marrow-node", "word of the client"
 
@@ -107,12 +108,6 @@ def token_server(life_s: int = 3600) -> Iterator[TokenServer]:
 
     os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"  # on loopback
     http = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
-    server.url = f"http://127.0.0.1:{http.server_port}/token"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with served(http) as origin:
+        server.url = f"{origin}/token"
         yield server
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()

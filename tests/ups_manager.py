@@ -19,6 +19,8 @@ from flask import Flask, Response, request
 from flask_sock import Sock
 from werkzeug.serving import make_server
 
+from tests.served import served
+
 Item = dict[str, Any]
 STATE, LOCK, UID = "00741000", "00081195", "00080018"
 PROGRESS, PERFORMED = "00741002", "00741216"
@@ -300,11 +302,6 @@ def answer(items: list[Item]) -> Response:
 def running_manager(manager: Manager) -> Iterator[Manager]:
     """Serve a list on a free loopback port."""
     server = make_server("127.0.0.1", 0, manager_app(manager), threaded=True)
-    manager.url = f"http://127.0.0.1:{server.server_port}/rs"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with served(server) as origin:
+        manager.url = f"{origin}/rs"
         yield manager
-    finally:
-        server.shutdown()
-        thread.join()

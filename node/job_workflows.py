@@ -1,0 +1,160 @@
+"""The workflows behind jobs, looked up without a look at all that have ended.
+
+A job is its newest try; a try is the workflow of an analysis or of a review, and while its slide is
+still coming in that of an arrival. What changes jobs is in :mod:`node.job_queue`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dbos import DBOSClient, WorkflowStatus
+
+from node.config import Settings
+from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, REVIEW, JobStatus, try_of
+from node.job_database import database_errors
+from node.job_table import JobTable, Kept, Row
+
+_JOBS = [ANALYSE, ARRIVE, REVIEW]
+# Which rows may be of a state; of a completed job nearly all are.
+_KEPT: dict[JobStatus, tuple[Kept, ...]] = {
+    "waiting": ("at work", "delayed"),
+    "queued": ("at work", "delayed"),
+    "running": ("at work",),
+    "failed": ("failed",),
+    "cancelled": ("failed",),
+}
+_FIRST_PAGE, _PAGE = 60, 500
+# Their numbers follow each other, so a job whose tries were all forgotten is not known.
+_TRIES_AT_A_TIME = 8
+
+
+class Workflows:
+    """The workflows of a job database.
+
+    Parameters
+    ----------
+    settings
+    client, table
+        Of the database; None where no job was ever submitted, and there is nothing to see.
+    """
+
+    def __init__(
+        self, settings: Settings, client: DBOSClient | None, table: JobTable | None
+    ) -> None:
+        self._settings, self._client, self._table = settings, client, table
+
+    def listed(self, **filters: Any) -> Sequence[WorkflowStatus]:
+        """Workflows of any kind, as DBOS's client lists them."""
+        if self._client is None:
+            return []
+        with database_errors(self._settings):
+            return self._client.list_workflows(**filters)
+
+    def newest(self, job: str) -> WorkflowStatus | None:
+        """The newest workflow of a job or of one of its tries; an analysis before its arrival."""
+        if "-" in job:
+            found = self.listed(workflow_ids=[job, job + ARRIVAL_SUFFIX], name=_JOBS)
+        else:
+            found = self.tries(job)
+        return max(found, key=_age, default=None)
+
+    def tries(self, job: str) -> Sequence[WorkflowStatus]:
+        """The workflows of a job."""
+        found: list[WorkflowStatus] = []
+        number = 0
+        while True:
+            ids = [
+                each
+                for following in range(number + 1, number + 1 + _TRIES_AT_A_TIME)
+                for each in _ids_of(job, following)
+            ]
+            more = self.listed(workflow_ids=ids, name=_JOBS)
+            found.extend(more)
+            number += _TRIES_AT_A_TIME
+            if not any(try_of(each.workflow_id)[1] == number for each in more):
+                return found
+
+    def newest_of_each(self, status: JobStatus | None) -> Iterator[WorkflowStatus]:
+        """The newest workflow of each job, newest first; where a state is wanted, at least its."""
+        if status is None or status == "completed":
+            yield from self._all_newest()
+            return
+        rows = self._rows(_KEPT[status])
+        if status in ("waiting", "queued", "running"):
+            # A job's newest is the one at work.
+            yield from self._whole([row for row in rows if state_of(row) == status])
+            return
+        for page in _paged(rows):
+            again = self._tried_again(page)
+            yield from self._whole([row for row in page if row not in again])
+
+    def unended(self) -> Sequence[Row]:
+        """Of jobs that wait or run."""
+        return self._rows(_KEPT["waiting"])
+
+    def delayed(self) -> Iterator[WorkflowStatus]:
+        """Tries that wait for some time before they are queued."""
+        return self._whole(self._rows(("delayed",)))
+
+    def _all_newest(self) -> Iterator[WorkflowStatus]:
+        seen: set[str] = set()
+        offset, size = 0, _FIRST_PAGE
+        while True:
+            page = self.listed(name=_JOBS, sort_desc=True, limit=size, offset=offset)
+            for workflow in page:
+                job, _ = try_of(workflow.workflow_id)
+                if job not in seen:
+                    seen.add(job)
+                    yield workflow
+            if len(page) < size:
+                return
+            offset, size = offset + size, _PAGE
+
+    def _tried_again(self, rows: Sequence[Row]) -> set[Row]:
+        """Which of them have a later try, or an analysis after their arrival."""
+        later: dict[str, Row] = {}
+        for row in rows:
+            job, number = try_of(row.workflow_id)
+            later |= dict.fromkeys(_ids_of(job, number + 1), row)
+            if row.name == ARRIVE:
+                later[f"{job}-{number}"] = row
+        found = self.listed(workflow_ids=[*later], load_input=False, load_output=False)
+        return {later[workflow.workflow_id] for workflow in found}
+
+    def _rows(self, kept: Sequence[Kept]) -> Sequence[Row]:
+        if self._table is None:
+            return []
+        with database_errors(self._settings):
+            return self._table.rows(kept, _JOBS)
+
+    def _whole(self, rows: Sequence[Row]) -> Iterator[WorkflowStatus]:
+        """The workflows of rows, with what they were queued with and what came of them."""
+        for page in _paged(rows):
+            ids = [row.workflow_id for row in page]
+            yield from self.listed(workflow_ids=ids, sort_desc=True)
+
+
+def state_of(row: Row) -> JobStatus:
+    """Of a job that has not ended."""
+    if row.name == ARRIVE:
+        return "waiting"
+    return "running" if row.status == "PENDING" else "queued"
+
+
+def _ids_of(job: str, number: int) -> tuple[str, str]:
+    """Of a try's analysis and of its arrival."""
+    return f"{job}-{number}", f"{job}-{number}{ARRIVAL_SUFFIX}"
+
+
+def _paged(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Few at first: most who ask want the newest."""
+    start, size = 0, _FIRST_PAGE
+    while start < len(rows):
+        yield rows[start : start + size]
+        start, size = start + size, _PAGE
+
+
+def _age(workflow: WorkflowStatus) -> tuple[int, bool]:
+    return try_of(workflow.workflow_id)[1], workflow.name != ARRIVE

@@ -1,0 +1,107 @@
+"""``marrow-node review``: what it needs, what it refuses, and that it may be killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from pydicom import dcmread
+
+from node.cli import main
+from tests.reviews import RETYPE_ONE
+from tests.smears import Smear, small_smear
+
+
+@pytest.fixture
+def analysed(tmp_path: Path) -> tuple[Smear, str]:
+    """By the command line, whose reviews go where the analysis went; the job's identifier."""
+    smear = small_smear(tmp_path)
+    code, result, said = smear.analyse()
+    assert code == 0, said
+    return smear, result["job"]
+
+
+def review_command(smear: Smear, job: str, *decision: str) -> list[str]:
+    command = [sys.executable, "-m", "node", "--config", str(smear.folder / "node.toml")]
+    by = ("--by", "Lee^Anna^^Dr.", "--organization", "Haematology")
+    return [*command, "review", job, "--json", *by, *decision]
+
+
+def test_killed_three_times_one_revision(analysed: tuple[Smear, str]) -> None:
+    smear, job = analysed
+    (smear.folder / "cells.json").write_text(json.dumps(RETYPE_ONE))
+    decision = ("--revision", "1", "--corrections", str(smear.folder / "cells.json"))
+    command = review_command(smear, job, *decision)
+    for stage in ("correct", "write review", "deliver to EHR"):
+        assert killed_at(smear, command, stage)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert (result["revision"], result["standing"]) == (2, "final")
+    files = [path for path in Path(smear.folder, "pacs", "studies").rglob("*") if path.is_file()]
+    modalities = sorted(dcmread(path, specific_tags=["Modality"]).Modality for path in files)
+    assert modalities == ["ANN", "ANN", "SEG", "SR", "SR"]
+    (report,) = (smear.folder / "ehr" / "DiagnosticReport").glob("*.json")
+    assert json.loads(report.read_bytes())["status"] == "final"
+    assert len(list((smear.work / "results").glob("*.json"))) == 2
+
+
+def killed_at(smear: Smear, command: list[str], stage: str) -> bool:
+    """Start a review and SIGKILL it in `stage`; whether it died there."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        for path in (smear.work / "progress").glob("*.json"):
+            try:
+                if json.loads(path.read_bytes())["stage"] == stage:
+                    process.send_signal(signal.SIGKILL)
+            except FileNotFoundError:  # replaced between listing and reading
+                continue
+        time.sleep(0.001)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_the_command_confirms_and_refuses(analysed: tuple[Smear, str]) -> None:
+    smear, job = analysed
+    for decision, code, said in (
+        (("--revision", "1", "--confirm"), 0, ""),
+        (("--revision", "1", "--confirm"), 0, ""),
+        (("--revision", "1", "--withdraw", "Wrong slide"), 70, "no longer the newest"),
+    ):
+        ended = subprocess.run(
+            review_command(smear, job, *decision),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+        assert ended.returncode == code, ended.stderr
+        assert said in ended.stderr
+    assert len(list((smear.work / "results").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [
+        ((), "one of --confirm"),
+        (("--confirm", "--withdraw", "x"), "one of --confirm"),
+        (("--withdraw", ""), "has a reason"),
+        (("--corrections", "none.json"), "cannot be read"),
+        (("--corrections", "list.json"), "not usable"),
+    ],
+)
+def test_the_command_needs_one_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[]")
+    by = ("--by", "Lee^Anna", "--organization", "Haematology", "--revision", "1")
+    done = CliRunner().invoke(main, ["review", "job", *by, *decision])
+    assert done.exit_code == 71
+    assert said in done.output
