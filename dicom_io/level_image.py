@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dicom_io.dicom_json import Json, nested, value, values
 from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid, SlideTooLarge
 from dicom_io.series_metadata import FramePlaces, InstanceMetadata
+from dicom_io.z_offset import z_offset_mm
 
 # 40 Gpx in tiles of 128 px are 2.4 million; numbers far above are damage, not slides.
 MAX_FRAMES = 5_000_000
@@ -150,7 +151,7 @@ class LevelImage:
 
     def _first_z_mm(self) -> float:
         origin = nested(self.metadata, "TotalPixelMatrixOriginSequence")
-        return _number(value(origin, "ZOffsetInSlideCoordinateSystem"), 0.0)
+        return z_offset_mm(origin) or 0.0
 
     def _plane_distance_mm(self) -> float:
         measures = nested(self.metadata, "SharedFunctionalGroupsSequence", "PixelMeasuresSequence")
@@ -203,7 +204,7 @@ class LevelImage:
             int(_number(value(place, f"{axis}PositionInTotalImagePixelMatrix"), 0))
             for axis in ("Column", "Row")
         ]
-        z_mm = _number(value(place, "ZOffsetInSlideCoordinateSystem"), 0.0)
+        z_mm = z_offset_mm(place) or 0.0
         count = 1 if any(corner) else 0
         return FramePlaces(
             np.array([corner] * count, np.int64).reshape(-1, 2),
