@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from wsidicom import ConcatenationByFrames, WsiDicom
 
 from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
@@ -92,6 +93,54 @@ def test_planes_of_several_instances_lie_at_their_heights(archive: Archive, tmp_
         for number, z_um in enumerate((1, 2, 3, 5))
     ]
     written = write_layers(tmp_path, [[every[0], every[2], every[3]], [every[1]]])
+    assert_planes_are_read(archive(written), written, every)
+
+
+def _share_heights(path: Path, origin_z_um: float | None) -> None:
+    """Say the plane's height once, with what all frames share, and another or none elsewhere."""
+    ds = dcmread(path)
+    (origin,) = ds.TotalPixelMatrixOriginSequence
+    position = Dataset()
+    position.ZOffsetInSlideCoordinateSystem = origin.ZOffsetInSlideCoordinateSystem
+    ds.SharedFunctionalGroupsSequence[0].PlanePositionSlideSequence = [position]
+    del origin.ZOffsetInSlideCoordinateSystem
+    if origin_z_um is not None:
+        origin.ZOffsetInSlideCoordinateSystem = origin_z_um
+    for item in ds.get("PerFrameFunctionalGroupsSequence", []):
+        del item.PlanePositionSlideSequence[0].ZOffsetInSlideCoordinateSystem
+    ds.save_as(path)
+
+
+def _share_position(path: Path) -> None:
+    """Say all of a single frame's position with what all frames share."""
+    ds = dcmread(path)
+    (item,) = ds.PerFrameFunctionalGroupsSequence
+    ds.SharedFunctionalGroupsSequence[
+        0
+    ].PlanePositionSlideSequence = item.PlanePositionSlideSequence
+    del item.PlanePositionSlideSequence
+    ds.save_as(path)
+
+
+@pytest.mark.parametrize("origin_z_um", [None, 0.0])
+@pytest.mark.parametrize("organization", ["TILED_FULL", "TILED_SPARSE"])
+def test_height_that_all_frames_of_an_instance_share(
+    archive: Archive, tmp_path: Path, organization: str, origin_z_um: float | None
+) -> None:
+    every = layers(("1",), planes=3)
+    written = write_layers(tmp_path, [[layer] for layer in every], organization=organization)
+    for path in written.paths:
+        _share_heights(path, origin_z_um)
+    assert_planes_are_read(archive(written), written, every)
+
+
+def test_planes_of_a_single_frame_each(archive: Archive, tmp_path: Path) -> None:
+    every = [
+        Layer(layer.path, layer.z_mm, layer.rgb[:48, :64]) for layer in layers(("1",), planes=3)
+    ]
+    written = write_layers(tmp_path, [[layer] for layer in every], organization="TILED_SPARSE")
+    for path in written.paths:
+        _share_position(path)
     assert_planes_are_read(archive(written), written, every)
 
 
