@@ -54,11 +54,11 @@ from dicom_io.provenance import (
 )
 from dicom_io.slide import Slide
 from dicom_io.source_header import source_header
+from dicom_io.z_offset import UM_PER_MM
 from models.cell_types import CELL_TYPES
 from models.records import Cells, Float32, Float64
 
 SERIES_NUMBER = 9001
-UM_PER_MM = 1000.0
 Intp = NDArray[np.intp]
 
 

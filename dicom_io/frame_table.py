@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from dicom_io.errors import SlideGeometryInvalid, SlideTooLarge
 from dicom_io.level_image import MAX_FRAMES, LevelImage
 
-# Focal planes nearer to each other than this are one plane that was rounded differently.
-PLANE_RESOLUTION_MM = 1e-4
+# Focal planes nearer to each other than this are one plane that was rounded differently. It is
+# far below what optics tell apart: planes whose heights a writer took for millimetres lie only
+# nanometres apart when read as micrometres, and are still several.
+PLANE_RESOLUTION_MM = 1e-7
 NOTHING = -1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dicom_io.dicom_json import Json, nested, value, values
 from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid, SlideTooLarge
 from dicom_io.series_metadata import FramePlaces, InstanceMetadata
+from dicom_io.z_offset import z_offset_mm
 
 # 40 Gpx in tiles of 128 px are 2.4 million; numbers far above are damage, not slides.
 MAX_FRAMES = 5_000_000
@@ -26,7 +27,7 @@ class StoredFrames:
     row, column : (N,) int64
         Of the tile.
     z_mm : (N,) float64
-        Distance from the glass.
+        Height above the glass.
     path : (N,) int64
         Index into `path_identifiers`.
     path_identifiers
@@ -149,15 +150,25 @@ class LevelImage:
         return StoredFrames(row, column, z_mm, path, paths)
 
     def _first_z_mm(self) -> float:
-        origin = nested(self.metadata, "TotalPixelMatrixOriginSequence")
-        return _number(value(origin, "ZOffsetInSlideCoordinateSystem"), 0.0)
+        """Of the matrix' origin; where that says none, or zero as if unknown, of all frames."""
+        return self._origin_z_mm() or self._shared_z_mm() or 0.0
+
+    def _origin_z_mm(self) -> float | None:
+        return z_offset_mm(nested(self.metadata, "TotalPixelMatrixOriginSequence"))
+
+    def _shared_z_mm(self) -> float | None:
+        return z_offset_mm(self._shared_position())
+
+    def _shared_position(self) -> Json:
+        """What all frames share of their positions: of a single frame, usually all of it."""
+        return nested(self.metadata, "SharedFunctionalGroupsSequence", "PlanePositionSlideSequence")
 
     def _plane_distance_mm(self) -> float:
         measures = nested(self.metadata, "SharedFunctionalGroupsSequence", "PixelMeasuresSequence")
         return _number(value(measures, "SpacingBetweenSlices"), 0.0) or ASSUMED_PLANE_DISTANCE_MM
 
     def _sparse(self) -> StoredFrames:
-        places = self._shared_place() if self.places is None else self.places
+        places = self._completed_places()
         if len(places) != self.frames:
             raise SlideGeometryInvalid(
                 f"Instance {self.sop_uid} says {self.frames} frames but places {len(places)}:"
@@ -175,8 +186,7 @@ class LevelImage:
                 " a regular grid of tiles."
             )
         path, identifiers = self._paths(places)
-        z_mm = np.nan_to_num(places.z_mm)
-        return StoredFrames(position[:, 1], position[:, 0], z_mm, path, identifiers)
+        return StoredFrames(position[:, 1], position[:, 0], places.z_mm, path, identifiers)
 
     def _paths(self, places: FramePlaces) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         if places.path_identifiers and (places.path >= 0).all():
@@ -194,23 +204,32 @@ class LevelImage:
             )
         return np.zeros(len(places), np.int64), identifiers
 
-    def _shared_place(self) -> FramePlaces:
-        """The place of a single frame, which may stand with what all frames share."""
-        place = nested(
-            self.metadata, "SharedFunctionalGroupsSequence", "PlanePositionSlideSequence"
-        )
+    def _completed_places(self) -> FramePlaces:
+        """Places of the frames, where items say nothing by what all of them share.
+
+        A functional group stands with each frame or with what all share (PS3.3 C.7.6.16.1.1): the
+        instance of one plane may say its height once, that of a single frame all of its place.
+        """
+        position = self._shared_position()
         corner = [
-            int(_number(value(place, f"{axis}PositionInTotalImagePixelMatrix"), 0))
+            int(_number(value(position, f"{axis}PositionInTotalImagePixelMatrix"), 0))
             for axis in ("Column", "Row")
         ]
-        z_mm = _number(value(place, "ZOffsetInSlideCoordinateSystem"), 0.0)
-        count = 1 if any(corner) else 0
-        return FramePlaces(
-            np.array([corner] * count, np.int64).reshape(-1, 2),
-            np.full(count, z_mm),
-            np.full(count, -1, np.int16),
-            (),
+        own = _unsaid(1 if any(corner) else 0) if self.places is None else self.places
+        shared_z_mm = self._shared_z_mm()
+        z_mm = self._origin_z_mm() if shared_z_mm is None else shared_z_mm
+        return replace(
+            own,
+            corner=np.where((own.corner == 0).all(axis=1, keepdims=True), corner, own.corner),
+            z_mm=np.where(np.isnan(own.z_mm), z_mm or 0.0, own.z_mm),
         )
+
+
+def _unsaid(count: int) -> FramePlaces:
+    """Places of frames of which nothing is said."""
+    return FramePlaces(
+        np.zeros((count, 2), np.int64), np.full(count, np.nan), np.full(count, -1, np.int16), ()
+    )
 
 
 def level_image(instance: InstanceMetadata) -> LevelImage:

@@ -12,11 +12,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import pybreaker
 import requests
@@ -91,7 +91,8 @@ class _OriginAdapter(HTTPAdapter):
         request = request.copy()
         # The client writes it without the port, and that of its own host after a redirect.
         request.headers.pop("Host", None)
-        request.url = _wild_cards_plain(request.url or "")
+        if request.method == "GET":
+            request.url = _search_url(request.url or "", self._settings.search_keys)
         for name in SECRET_HEADERS:
             if self._proof is None:
                 request.headers.pop(name, None)
@@ -148,15 +149,19 @@ def _nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _wild_cards_plain(url: str) -> str:
-    """A search with its wild cards as they are, which RFC 3986 §3.4 allows.
+def _search_url(url: str, keys: Mapping[str, str]) -> str:
+    """A search with the keys that it lacks, and with its wild cards as they are (RFC 3986 §3.4).
 
-    Orthanc takes an encoded one for a character of the value, and finds nothing.
+    Orthanc takes an encoded one for a character of the value, and finds nothing. Of any other
+    request the URL stays as it is.
     """
     parts = urlsplit(url)
     if parts.path.rpartition("/")[2] not in LEVELS:
         return url
-    return urlunsplit(parts._replace(query=parts.query.replace("%2A", "*").replace("%3F", "?")))
+    asked = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    lacking = {name: wanted for name, wanted in keys.items() if name not in asked}
+    query = "&".join(filter(None, [parts.query, urlencode(lacking, quote_via=quote)]))
+    return urlunsplit(parts._replace(query=query.replace("%2A", "*").replace("%3F", "?")))
 
 
 def _prefixes(url: str) -> set[str]:

@@ -67,6 +67,9 @@ class PacsSettings:
         PEM files with which the node proves who it is (mutual TLS); the key may be in the first.
     headers
         Further request headers; a value may be ``env:NAME`` or ``file:/path`` too.
+    search_keys
+        What every search asks for besides, where it does not ask for it itself: some archives
+        refuse searches without, for example, PatientID = "*".
     user_agent
         Some archives refuse those that they do not know.
     ca_bundle
@@ -100,6 +103,7 @@ class PacsSettings:
     certificate: Path | None = None
     certificate_key: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    search_keys: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "marrow-node"
     ca_bundle: Path | None = None
 

@@ -29,7 +29,7 @@ from dicom_io.provenance import (
     result_uid,
     series_description,
 )
-from dicom_io.segmentation import TILE_PX, first_centre_mm, mask_spacing_mm, slice_thickness_mm
+from dicom_io.segmentation import TILE_PX, first_centre, mask_spacing_mm, slice_thickness_mm
 from dicom_io.source_header import source_header
 from models.records import Float32
 
@@ -79,7 +79,7 @@ def encode_parametric_map(analysis: Analysis) -> Dataset:
         ),
         plane_orientation=PlaneOrientationSequence("SLIDE", tuple(slide.orientation)),
         plane_positions=[
-            PlanePositionSequence("SLIDE", first_centre_mm(slide), pixel_matrix_position=(1, 1))
+            PlanePositionSequence("SLIDE", first_centre(slide), pixel_matrix_position=(1, 1))
         ],
         dimension_organization_type="TILED_FULL",
         tile_pixel_array=True,

@@ -5,16 +5,17 @@ Reads only, unless a test study may be stored. Nothing of what it reads but UIDs
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import PacsSettings
 from dicom_io.probe_frames import FrameCosts, probe_retrieve
 from dicom_io.probe_http import Archive, Finding, archive_http
-from dicom_io.probe_query import find_series, probe_keys, probe_search
+from dicom_io.probe_query import find_series, needed_keys, probe_keys, probe_search
 from dicom_io.probe_store import probe_annotation, probe_delete, probe_store
 from dicom_io.probe_study import make_study
 
@@ -76,19 +77,28 @@ def probe_archive(
         raise ConfigurationInvalid(f"Only a DICOMweb server can be probed, and {url!r} is none.")
     findings: list[Finding] = []
     costs: FrameCosts | None = None
-    for each in _tried(archive_http(url, settings), scratch):
+    keys = needed_keys(archive_http(url, settings).query)
+    answered = replace(settings, search_keys={**settings.search_keys, **keys})
+    for each in _tried(archive_http(url, answered), keys, scratch):
         if isinstance(each, FrameCosts):
             costs = each
         else:
             findings.append(each)
             tell(each)
-    return _concluded(tuple(findings), costs, settings)
+    lines = [_search_keys(answered)] if keys else []
+    lines += [] if costs is None else _fitting(costs, settings)
+    return _concluded(tuple(findings), lines)
 
 
-def _tried(archive: Archive, scratch: Path | None) -> Iterator[Finding | FrameCosts]:
+def _tried(
+    archive: Archive, keys: Mapping[str, str], scratch: Path | None
+) -> Iterator[Finding | FrameCosts]:
     """Everything in its order; the test study is stored early, so that something is there."""
     query = archive.query
-    yield from probe_search(query)
+    yield probe_search(query)
+    for name, wanted in keys.items():
+        sentence = f"searches without {name}={wanted} are refused, or find nothing"
+        yield Finding("qido.without_key", "no", sentence)
     slide, annotations = find_series(query, "SM"), find_series(query, "ANN")
     left = ""
     if scratch is not None:
@@ -109,11 +119,10 @@ def _tried(archive: Archive, scratch: Path | None) -> Iterator[Finding | FrameCo
         yield probe_delete(archive, left)
 
 
-def _concluded(
-    findings: tuple[Finding, ...], costs: FrameCosts | None, settings: PacsSettings
-) -> Probed:
+def _concluded(findings: tuple[Finding, ...], table: list[str]) -> Probed:
+    """`table` has the lines of [pacs]."""
     verdicts = {each.name: each.verdict for each in findings}
-    lines = [] if costs is None else _fitting(costs, settings)
+    lines = ["[pacs]", *table] if table else []
     if "no" in (verdicts.get("stow.ANN"), verdicts.get("stow.SR")):
         lines.insert(0, 'results_url = "dimse://CALLED_AE_TITLE@host:port"')
     usable = all(any(verdicts.get(name) == "yes" for name in names) for names in NEEDED)
@@ -123,6 +132,11 @@ def _concluded(
     )
     notes = tuple(each.sentence for each in findings if each.verdict == "defect")
     return Probed(findings, tuple(lines), notes, usable)
+
+
+def _search_keys(settings: PacsSettings) -> str:
+    pairs = (f"{name} = {json.dumps(wanted)}" for name, wanted in settings.search_keys.items())
+    return f"search_keys = {{ {', '.join(pairs)} }}"
 
 
 def _fitting(costs: FrameCosts, settings: PacsSettings) -> list[str]:
@@ -135,7 +149,7 @@ def _fitting(costs: FrameCosts, settings: PacsSettings) -> list[str]:
     rate = costs.rates[max(measured, default=min(costs.rates))]
     if max(costs.rates.values()) > WORTH_TELLING * rate:
         lines.append(f"connections = {costs.knee}")
-    return ["[pacs]", *lines] if lines else []
+    return lines
 
 
 def best_frames_per_request(costs: FrameCosts) -> int:

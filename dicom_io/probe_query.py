@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dicom_io.dicom_json import Json, value, values
 from dicom_io.errors import PacsAnswerInvalid
-from dicom_io.probe_http import Answer, Finding, Http, SeriesFound, Verdict
+from dicom_io.probe_http import Finding, Http, SeriesFound, Verdict
 
+# What archives that answer no search without a key may want, tried in turn: the widest first.
+KEYS = (("PatientID", "*"), ("PatientName", "*"), ("StudyDate", "19000101-"))
 # Of a search key that an archive does not filter by, one answer suffices to tell.
 LOOKED_AT = 20
 NO_CONTENT = 204
 
 
-def probe_search(http: Http) -> Iterator[Finding]:
-    """Try the search on its three levels.
+def needed_keys(http: Http) -> Mapping[str, str]:
+    """What a search has to ask for so that it is answered: nothing, or one of ``KEYS``.
 
     Raises
     ------
     PacsError
         Where the address leads to no archive at all.
     """
-    first = http.reach(f"studies?limit={LOOKED_AT}")
-    yield _services(http, first)
-    if not first.ok and http.ask("studies?limit=1&PatientID=*").ok:
-        yield Finding("qido.patient_id", "yes", "searches need PatientID=*, others are refused")
+    plain = http.reach("studies?limit=1")
+    if plain.datasets():
+        return {}
+    for name, wanted in KEYS:
+        answer = http.ask(f"studies?limit=1&{name}={wanted}")
+        if answer.datasets() or (answer.ok and not plain.ok):
+            return {name: wanted}
+    return {}  # there is nothing yet, or no key helps
+
+
+def probe_search(http: Http) -> Finding:
+    """Try the search on its three levels.
+
+    Raises
+    ------
+    PacsAnswerInvalid
+        Where the address leads to something else than an archive.
+    """
+    first = http.ask(f"studies?limit={LOOKED_AT}")
+    # 204 says that nothing matches (PS3.18 §10.6.3.3).
+    if first.ok and (first.status == NO_CONTENT or isinstance(first.json(), list)):
+        levels = ["studies"]
+        levels += [level for level in ("series", "instances") if http.ask(f"{level}?limit=1").ok]
+        return Finding("qido", "yes", f"search of {', '.join(levels)}", levels)
+    if first.ok:
+        raise PacsAnswerInvalid(
+            f"The PACS {http.url} answered the first search with something that is not DICOM JSON:"
+            " check that the URL is that of a DICOMweb service."
+        )
+    return Finding("qido", "no", f"a search of studies: {first.said}")
 
 
 def probe_keys(http: Http) -> Iterator[Finding]:
@@ -46,20 +74,6 @@ def find_series(http: Http, modality: str) -> SeriesFound | None:
         if value(each, "Modality") == modality and study_uid and series_uid:
             return SeriesFound(str(study_uid), str(series_uid))
     return None
-
-
-def _services(http: Http, first: Answer) -> Finding:
-    # 204 says that nothing matches (PS3.18 §10.6.3.3).
-    if first.ok and (first.status == NO_CONTENT or isinstance(first.json(), list)):
-        levels = ["studies"]
-        levels += [level for level in ("series", "instances") if http.ask(f"{level}?limit=1").ok]
-        return Finding("qido", "yes", f"search of {', '.join(levels)}", levels)
-    if first.ok:
-        raise PacsAnswerInvalid(
-            f"The PACS {http.url} answered the first search with something that is not DICOM JSON:"
-            " check that the URL is that of a DICOMweb service."
-        )
-    return Finding("qido", "no", f"a search of studies: {first.said}")
 
 
 def _paging(http: Http) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ from dicom_io.provenance import (
 )
 from dicom_io.slide import Slide
 from dicom_io.source_header import source_header
+from dicom_io.z_offset import UM_PER_MM
 from models.records import UInt8
 
 SERIES_NUMBER = 9002
@@ -109,7 +110,7 @@ def encode_segmentation(analysis: Analysis) -> Dataset:
         pixel_measures=measures,
         plane_orientation=PlaneOrientationSequence("SLIDE", tuple(slide.orientation)),
         plane_positions=[
-            PlanePositionSequence("SLIDE", first_centre_mm(slide), pixel_matrix_position=(1, 1))
+            PlanePositionSequence("SLIDE", first_centre(slide), pixel_matrix_position=(1, 1))
         ],
         dimension_organization_type="TILED_FULL",
         tile_pixel_array=True,
@@ -167,10 +168,13 @@ def mask_spacing_mm(slide: Slide) -> tuple[float, float]:
     return spacing_y * tile_height, spacing_x * tile_width
 
 
-def first_centre_mm(slide: Slide) -> tuple[float, float, float]:
-    """Slide coordinates of the centre of the top left mask pixel."""
+def first_centre(slide: Slide) -> tuple[float, float, float]:
+    """Offsets of the centre of the top left mask pixel: x and y in mm, z in µm (C.8.12.6.1).
+
+    highdicom writes them as they are given.
+    """
     x, y, z = px_to_mm(slide, np.array([slide.base.tile_size_px], np.float64) / 2)[0].tolist()
-    return x, y, z
+    return x, y, z * UM_PER_MM
 
 
 def slice_thickness_mm(header: Dataset) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dicom_io.dicom_json import PER_FRAME, Json, value
 from dicom_io.errors import PacsAnswerInvalid, SlideGeometryInvalid
+from dicom_io.z_offset import UM_PER_MM
 
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -30,7 +31,7 @@ class FramePlaces:
         Column and row of the frame's first pixel in the total pixel matrix, as DICOM counts them,
         from 1; 0 where an item does not say.
     z_mm : (N,) float64
-        Distance from the glass, NaN where an item does not say.
+        Height above the glass, NaN where an item does not say.
     path : (N,) int16
         Index into `path_identifiers`, −1 where an item does not say.
     path_identifiers
@@ -78,7 +79,7 @@ class _Position(msgspec.Struct):
 
     column: _Integers = msgspec.field(name="0048021E", default_factory=_Integers)
     row: _Integers = msgspec.field(name="0048021F", default_factory=_Integers)
-    z: _Reals = msgspec.field(name="0040074A", default_factory=_Reals)
+    z_um: _Reals = msgspec.field(name="0040074A", default_factory=_Reals)
 
 
 class _Positions(msgspec.Struct):
@@ -165,7 +166,7 @@ def _frame_places(raw: msgspec.Raw, header: Json) -> FramePlaces | None:
                     (*position.column.values[:1], 0)[0],
                     (*position.row.values[:1], 0)[0],
                 )
-                z_mm[number] = (*position.z.values[:1], np.nan)[0]
+                z_mm[number] = (*position.z_um.values[:1], np.nan)[0] / UM_PER_MM
             for optical_path in frame.paths.items[:1]:
                 for identifier in optical_path.identifier.values[:1]:
                     path[number] = identifiers.setdefault(identifier, len(identifiers))

@@ -27,6 +27,7 @@ from dicom_io.pixel_format import transfer_syntax
 from dicom_io.pyramid import FrameIndex, Level, by_level, check_extents, read_levels
 from dicom_io.slide_images import WHOLE_SLIDE_IMAGE, low_level, volume_images
 from dicom_io.slide_settings import SlideSettings
+from dicom_io.z_offset import z_offset_mm
 
 __all__ = ["FrameIndex", "Level", "Slide", "open_slide"]
 
@@ -199,8 +200,8 @@ def _check_size(images: list[LevelImage], max_matrix_px: int) -> None:
 
 def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
     item = nested(base, "TotalPixelMatrixOriginSequence")
-    axes = [numbers(item, f"{axis}OffsetInSlideCoordinateSystem") for axis in "XYZ"]
-    x, y, z = (axis[0] if axis else None for axis in axes)
+    axes = [numbers(item, f"{axis}OffsetInSlideCoordinateSystem") for axis in "XY"]
+    x, y = (axis[0] if axis else None for axis in axes)
     if x is None or y is None:
         # Real slides lack it. Pixels and counts do not depend on it, only millimetres do.
         log.warning(
@@ -209,7 +210,7 @@ def _origin_mm(base: Json, series_uid: str) -> NDArray[np.float64]:
             series_uid,
         )
         return np.zeros(3)
-    return np.array([x, y, 0.0 if z is None else z], np.float64)
+    return np.array([x, y, z_offset_mm(item) or 0.0], np.float64)
 
 
 def _orientation(base: Json, series_uid: str) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from pydicom.valuerep import DA, DS, TM
 
 from dicom_io.analysis import Analysis
 from dicom_io.errors import InputError
+from dicom_io.z_offset import UM_PER_MM
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ def _complete_specimen(header: Dataset) -> None:
 
 def _origin(analysis: Analysis) -> Dataset:
     """The origin that the slide was opened with: real headers lack it."""
+    x_mm, y_mm, z_mm = analysis.slide.origin_mm.tolist()
     origin = Dataset()
-    for axis, offset in zip("XYZ", analysis.slide.origin_mm, strict=True):
-        setattr(origin, f"{axis}OffsetInSlideCoordinateSystem", DS(float(offset), auto_format=True))
+    origin.XOffsetInSlideCoordinateSystem = DS(x_mm, auto_format=True)
+    origin.YOffsetInSlideCoordinateSystem = DS(y_mm, auto_format=True)
+    origin.ZOffsetInSlideCoordinateSystem = DS(z_mm * UM_PER_MM, auto_format=True)
     return origin

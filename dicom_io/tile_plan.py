@@ -15,6 +15,8 @@ from models.records import Bool, Float64, Regions
 
 # A level up to 1 % coarser than asked for serves, and one this close is not resampled.
 SCALE_TOLERANCE = 0.01
+# A ratio of spacings this close to a whole number is one: less than a pixel in a level of 100 000.
+WHOLE_TOLERANCE = 1e-5
 
 Key = tuple[int, int]
 """Instance of the level, 0-based frame."""
@@ -144,8 +146,17 @@ def choose_level(slide: Slide, um_per_px: float) -> Level:
 
 
 def level_scale(slide: Slide, level: Level) -> Float64:
-    """Base-level pixels per pixel of `level`, along x and y; outer corners coincide."""
-    scale: Float64 = np.array(level.spacing_mm) / np.array(slide.base.spacing_mm)
+    """Base-level pixels per pixel of `level`, along x and y; outer corners coincide.
+
+    Matrix and spacing say it both (PS3.3 C.8.12.14.1.1). Where they agree to a pixel of the level,
+    the spacing is the exact one. Where they do not, a whole number is what the writer meant, and
+    the matrix is padded; any other was rounded, and the level covers what the base level covers.
+    """
+    said = np.array(level.spacing_mm) / np.array(slide.base.spacing_mm)
+    covered = np.array(slide.base.size_px) / np.array(level.size_px)
+    agree = np.abs(slide.base.size_px / said - level.size_px) <= 1 + WHOLE_TOLERANCE
+    whole = np.abs(said - np.rint(said)) <= WHOLE_TOLERANCE * said
+    scale: Float64 = np.where(agree | whole, said, covered)
     return scale
 
 

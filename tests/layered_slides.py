@@ -26,6 +26,7 @@ class Layer:
     path
         OpticalPathIdentifier.
     z_mm
+        Height above the glass; DICOM writes it in µm (PS3.3 C.8.12.2).
     rgb : (H, W, 3) uint8
     """
 
@@ -111,14 +112,19 @@ def _name_layers(
     ds.NumberOfOpticalPaths = len(names)
     heights = sorted({layer.z_mm for layer in held})
     ds.TotalPixelMatrixFocalPlanes = len(heights)
-    ds.TotalPixelMatrixOriginSequence[0].ZOffsetInSlideCoordinateSystem = heights[0]
+    ds.TotalPixelMatrixOriginSequence[0].ZOffsetInSlideCoordinateSystem = _um(heights[0])
     measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures.SpacingBetweenSlices = 0.002
     for item, number in zip(ds.get("PerFrameFunctionalGroupsSequence", []), numbers, strict=False):
-        item.PlanePositionSlideSequence[0].ZOffsetInSlideCoordinateSystem = held[number].z_mm
+        (position,) = item.PlanePositionSlideSequence
+        position.ZOffsetInSlideCoordinateSystem = _um(held[number].z_mm)
         path = Dataset()
         path.OpticalPathIdentifier = held[number].path
         item.OpticalPathIdentificationSequence = [path]
+
+
+def _um(height_mm: float) -> float:
+    return round(1000 * height_mm, 6)
 
 
 def _optical_path(identifier: str, code: str, meaning: str) -> Dataset:

@@ -63,6 +63,10 @@ class Habits:
         A single frame comes without multipart.
     instance_alone
         A whole instance comes without multipart.
+    needed
+        Regular expression; searches whose query does not hold it are answered by `too_wide`.
+    too_wide
+        Status for them; 200 finds nothing.
     """
 
     most_frames: int | None = None
@@ -79,6 +83,8 @@ class Habits:
     last_line: bytes = b"\r\n--%s--\r\n"
     alone: bool = False
     instance_alone: bool = False
+    needed: str = ""
+    too_wide: int = 400
 
 
 Fault = Callable[["_Handler"], None]
@@ -180,6 +186,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def _forward(self, fault: str | None) -> None:
+        search = re.search(r"/(?:studies|series|instances)(?:\?(.*))?$", self.path)
+        if search is not None and not re.search(self.proxy.habits.needed, search[1] or ""):
+            self._answer(self.proxy.habits.too_wide, "application/dicom+json", b"[]")
+            return
         frames = re.search(r"/frames/([\d,]+)$", self.path)
         if frames is not None:
             self._frames([int(number) for number in frames[1].split(",")], fault)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from wsidicom import ConcatenationByFrames, WsiDicom
 
 from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
@@ -20,7 +21,14 @@ from dicom_io.slide import Level, Slide, open_slide
 from dicom_io.slide_settings import SlideSettings
 from dicom_io.tile_plan import level_scale
 from tests.conftest import QUICK
-from tests.layered_slides import BRIGHTFIELD, FLUORESCENCE, Layer, layers, write_layers
+from tests.layered_slides import (
+    BRIGHTFIELD,
+    FLUORESCENCE,
+    SIZE_PX,
+    Layer,
+    layers,
+    write_layers,
+)
 from tests.servers import Orthanc
 from tests.slides import UInt8, WrittenSlide, picture, stored_pixels, write_slide
 
@@ -36,6 +44,14 @@ def whole(pacs: Pacs, slide: Slide, level: Level | None = None) -> UInt8:
     (tiles,) = read_tiles(pacs, slide, box_px, um_per_px)
     assert tiles.rgb.shape[2:0:-1] == level.size_px
     return tiles.rgb[0]
+
+
+def assert_planes_are_read(pacs: Pacs, written: WrittenSlide, every: Sequence[Layer]) -> None:
+    for plane, layer in enumerate(every, start=1):
+        settings = SlideSettings(focal_plane=plane)
+        slide = open_slide(pacs, written.study_uid, written.series_uid, settings=settings)
+        assert slide.focal_plane == f"{plane} of {len(every)}"
+        assert np.array_equal(whole(pacs, slide), layer.rgb)
 
 
 @pytest.mark.parametrize("organization", ["TILED_FULL", "TILED_SPARSE"])
@@ -67,6 +83,65 @@ def test_planes_and_paths(archive: Archive, tmp_path: Path, organization: str, s
         assert np.array_equal(whole(pacs, slide), layer.rgb)
         assert slide.focal_plane == f"{plane} of 3"
         assert slide.optical_path.identifier == layer.path
+
+
+def test_planes_of_several_instances_lie_at_their_heights(archive: Archive, tmp_path: Path) -> None:
+    """Origins are in µm, distances between planes in mm: 1, 3 and 5 µm, and 2 µm between them."""
+    rgb = picture(*SIZE_PX)
+    every = [
+        Layer("1", z_um / 1000, np.roll(rgb, 40 * number, axis=1))
+        for number, z_um in enumerate((1, 2, 3, 5))
+    ]
+    written = write_layers(tmp_path, [[every[0], every[2], every[3]], [every[1]]])
+    assert_planes_are_read(archive(written), written, every)
+
+
+def _share_heights(path: Path, origin_z_um: float | None) -> None:
+    """Say the plane's height once, with what all frames share, and another or none elsewhere."""
+    ds = dcmread(path)
+    (origin,) = ds.TotalPixelMatrixOriginSequence
+    position = Dataset()
+    position.ZOffsetInSlideCoordinateSystem = origin.ZOffsetInSlideCoordinateSystem
+    ds.SharedFunctionalGroupsSequence[0].PlanePositionSlideSequence = [position]
+    del origin.ZOffsetInSlideCoordinateSystem
+    if origin_z_um is not None:
+        origin.ZOffsetInSlideCoordinateSystem = origin_z_um
+    for item in ds.get("PerFrameFunctionalGroupsSequence", []):
+        del item.PlanePositionSlideSequence[0].ZOffsetInSlideCoordinateSystem
+    ds.save_as(path)
+
+
+def _share_position(path: Path) -> None:
+    """Say all of a single frame's position with what all frames share."""
+    ds = dcmread(path)
+    (item,) = ds.PerFrameFunctionalGroupsSequence
+    ds.SharedFunctionalGroupsSequence[
+        0
+    ].PlanePositionSlideSequence = item.PlanePositionSlideSequence
+    del item.PlanePositionSlideSequence
+    ds.save_as(path)
+
+
+@pytest.mark.parametrize("origin_z_um", [None, 0.0])
+@pytest.mark.parametrize("organization", ["TILED_FULL", "TILED_SPARSE"])
+def test_height_that_all_frames_of_an_instance_share(
+    archive: Archive, tmp_path: Path, organization: str, origin_z_um: float | None
+) -> None:
+    every = layers(("1",), planes=3)
+    written = write_layers(tmp_path, [[layer] for layer in every], organization=organization)
+    for path in written.paths:
+        _share_heights(path, origin_z_um)
+    assert_planes_are_read(archive(written), written, every)
+
+
+def test_planes_of_a_single_frame_each(archive: Archive, tmp_path: Path) -> None:
+    every = [
+        Layer(layer.path, layer.z_mm, layer.rgb[:48, :64]) for layer in layers(("1",), planes=3)
+    ]
+    written = write_layers(tmp_path, [[layer] for layer in every], organization="TILED_SPARSE")
+    for path in written.paths:
+        _share_position(path)
+    assert_planes_are_read(archive(written), written, every)
 
 
 def test_brightfield_is_chosen_and_said(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
-from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
+from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
+from dicom_io.search import Search
 from dicom_io.slide import open_slide
 from tests.loopback_host import Answer, Host
 from tests.quirky_proxy import FRAME_FAULTS, Habits, QuirkyProxy, quirky_proxy
@@ -288,6 +289,33 @@ def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: Writte
         pytest.raises(FrameInvalid, match=f"not give frame 100 of instance {reference.sop_uid}"),
     ):
         list(pacs.frames(reference, [0, 1, 99, 2], syntax))
+
+
+def test_searches_carry_the_keys_without_which_they_are_refused(
+    orthanc_server: Orthanc, slide: WrittenSlide
+) -> None:
+    reference, _, _ = stored_frames(slide.paths[0])
+    questions: list[Callable[[Pacs], object]] = [
+        lambda pacs: pacs.search_studies({}),
+        lambda pacs: pacs.search_series(slide.study_uid),
+        lambda pacs: pacs.search_instances(slide.study_uid, slide.series_uid),
+        lambda pacs: pacs.has_instance(*reference),
+        lambda pacs: list(pacs.search_slide_studies(Search("studies", {}))),
+    ]
+    with quirky_proxy(orthanc_server.dicomweb_url, Habits(needed="PatientID=")) as proxy:
+        with open_pacs(proxy.url, SETTINGS) as pacs:
+            for ask in questions:
+                with pytest.raises(PacsRefused, match="status 400"):
+                    ask(pacs)
+        settings = replace(SETTINGS, search_keys={"PatientID": "*"})
+        with open_pacs(proxy.url, settings) as pacs:
+            for ask in questions:
+                assert ask(pacs)
+            open_slide(pacs, slide.study_uid, slide.series_uid)
+            assert not [path for path in proxy.paths if "PatientID" in path and "/metadata" in path]
+            assert pacs.search_studies({"PatientID": "TEST-1"})
+            assert not pacs.search_studies({"PatientID": "NONESUCH"})
+            assert "*" not in proxy.paths[-1]
 
 
 def test_slow_trickle_is_cut_and_the_rest_asked_for(

@@ -28,6 +28,7 @@ from tests.analyses import small_slide, some_analysis
 from tests.faulty_proxy import Fault, Proxy
 from tests.forked import marrow_node
 from tests.loopback_host import Host
+from tests.quirky_proxy import Habits, quirky_proxy
 from tests.served import served
 from tests.servers import Orthanc
 from tests.slides import write_slide
@@ -154,6 +155,29 @@ def test_an_archive_that_can_do_less(
     assert ended == code, said
     assert line is None or line in "\n".join(probed["lines"])
     assert probed == {} or probed["usable"] is (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("habits", "line"),
+    [
+        (Habits(needed=r"PatientID=\*"), 'search_keys = { PatientID = "*" }'),
+        (Habits(needed=r"PatientID=\*", too_wide=200), 'search_keys = { PatientID = "*" }'),
+        (Habits(needed="StudyDate="), 'search_keys = { StudyDate = "19000101-" }'),
+    ],
+)
+def test_an_archive_that_answers_no_search_without_a_key(
+    orthanc: Orthanc, probe: Callable[..., Probed], tmp_path: Path, habits: Habits, line: str
+) -> None:
+    add_slide(orthanc, tmp_path / "slide")
+    with quirky_proxy(orthanc.dicomweb_url, habits) as proxy:
+        code, probed, said = probe(proxy.url)
+        assert (code, probed["usable"]) == (1, True), said
+        assert verdicts(probed)["qido.without_key"] == "no"
+        assert probed["lines"][:2] == ["[pacs]", line]
+        _, probed, said = probe(proxy.url, pacs=line)
+        assert probed["usable"], said
+        assert "qido.without_key" not in verdicts(probed)
+        assert line not in probed["lines"]
 
 
 def slide_paths(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from dicom_io.pacs import Pacs
 from dicom_io.slide import open_slide
 from dicom_io.slide_settings import SlideSettings
 from tests.layered_slides import layers, write_layers
-from tests.slides import WrittenSlide, stored_pixels, write_slide
+from tests.slides import Change, WrittenSlide, stored_pixels, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
 
@@ -175,6 +175,45 @@ def test_low_level_is_not_searched_where_there_is_one(
     pacs = archive(written)
     monkeypatch.setattr(pacs, "search_series", pytest.fail)
     open_slide(pacs, written.study_uid, written.series_uid)
+
+
+def _space(ds: Dataset, mm: float) -> None:
+    ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [mm, mm]
+
+
+def _round_low_level(ds: Dataset, level: int) -> None:
+    if level:
+        _space(ds, 0.00203)
+
+
+def _round_base_level(ds: Dataset, level: int) -> None:
+    if not level:
+        _space(ds, 0.000254)
+
+
+def _pad_low_level(ds: Dataset, level: int) -> None:
+    if level:
+        ds.TotalPixelMatrixColumns, ds.TotalPixelMatrixRows = 203, 152
+
+
+@pytest.mark.parametrize("change", [_round_low_level, _round_base_level, _pad_low_level])
+def test_cell_lands_right_where_spacing_and_matrix_of_a_low_level_differ(
+    archive: Archive, tmp_path: Path, change: Change
+) -> None:
+    """The level is 8 times coarser; spacings that are rounded say otherwise, or its size does."""
+    centre_px = np.array([1500.0, 1100.0])
+    rows, columns = np.mgrid[:1200, :1600] + 0.5
+    rgb = np.full((1200, 1600, 3), 240, np.uint8)
+    rgb[np.hypot(columns - centre_px[0], rows - centre_px[1]) < 40] = (90, 40, 120)
+    written = write_slide(tmp_path, rgb=rgb, scales=(1, 8), encoding="raw", change=change)
+    pacs = archive(written)
+    slide = open_slide(pacs, written.study_uid, written.series_uid)
+    box_px = np.concatenate([centre_px - 96, centre_px + 96])[None]
+    (tiles,) = read_tiles(pacs, slide, box_px, slide.levels[1].um_per_px)
+    assert tiles.px_per_tile_px.min() > 7
+    dark = np.argwhere(tiles.rgb[0, ..., 1] < 140)[:, ::-1] + 0.5
+    found_px = tiles.origin_px[0] + dark.mean(axis=0) * tiles.px_per_tile_px
+    assert np.abs(found_px - centre_px).max() < 4
 
 
 def test_numbers_beyond_any_slide(archive: Archive, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import highdicom
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
 from dicom_io.coordinates import px_to_mm
@@ -20,6 +21,7 @@ from dicom_io.segmentation import (
     region_mask,
 )
 from dicom_io.slide import Slide, open_slide
+from dicom_io.source_header import source_header
 from models.records import Regions
 from node.outputs import to_bytes
 from tests.analyses import small_slide, some_analysis
@@ -102,6 +104,19 @@ def test_sparse_slide_without_an_origin(tmp_path: Path) -> None:
     assert np.array_equal(
         decode_segmentation(encode_segmentation(analysis)).mask, _expected_mask(analysis)
     )
+
+
+def test_mask_lies_at_the_height_of_the_slide(tmp_path: Path) -> None:
+    """In µm, as the slide says it: only x and y are in mm there."""
+
+    def lift(ds: Dataset, level: int) -> None:
+        ds.TotalPixelMatrixOriginSequence[0].ZOffsetInSlideCoordinateSystem = 12.5
+
+    analysis = some_analysis(_opened(tmp_path / "slide", change=lift), cells=5)
+    (origin,) = encode_segmentation(analysis).TotalPixelMatrixOriginSequence
+    assert origin.ZOffsetInSlideCoordinateSystem == 12.5
+    (copied,) = source_header(analysis).TotalPixelMatrixOriginSequence
+    assert copied.ZOffsetInSlideCoordinateSystem == 12.5
 
 
 def test_region_cut_by_the_border_counts_its_frame(analysis: Analysis) -> None:

@@ -23,12 +23,12 @@ PLACES = st.tuples(
 )
 
 
-def frame_item(column: int, row: int, z_mm: float | None, path: str | None) -> Dataset:
+def frame_item(column: int, row: int, z_um: float | None, path: str | None) -> Dataset:
     position = Dataset()
     position.ColumnPositionInTotalImagePixelMatrix = column
     position.RowPositionInTotalImagePixelMatrix = row
-    if z_mm is not None:
-        position.ZOffsetInSlideCoordinateSystem = f"{z_mm:.6g}"
+    if z_um is not None:
+        position.ZOffsetInSlideCoordinateSystem = f"{z_um:.6g}"
     item = Dataset()
     item.PlanePositionSlideSequence = [position]
     if path is not None:
@@ -55,8 +55,9 @@ def test_agrees_with_datasets(places: list[tuple[int, int, float | None, str | N
             position.ColumnPositionInTotalImagePixelMatrix,
             position.RowPositionInTotalImagePixelMatrix,
         ]
-        z_mm = position.get("ZOffsetInSlideCoordinateSystem")
-        assert np.isnan(frames.z_mm[number]) if z_mm is None else frames.z_mm[number] == z_mm
+        z_um = position.get("ZOffsetInSlideCoordinateSystem")
+        z_mm = frames.z_mm[number]
+        assert np.isnan(z_mm) if z_um is None else z_mm == z_um / 1000
         said = item.get("OpticalPathIdentificationSequence")
         named = frames.path[number]
         found = None if named < 0 else frames.path_identifiers[named]
@@ -74,7 +75,7 @@ def test_numbers_may_stand_as_text_and_a_dataset_alone() -> None:
     (instance,) = read_series_metadata(raw, "The PACS", "1.2")
     assert instance.frames is not None
     assert instance.frames.corner.tolist() == [[257, 1]]
-    assert instance.frames.z_mm.tolist() == [0.25]
+    assert instance.frames.z_mm.tolist() == [0.00025]  # written in µm
     assert read_series_metadata(b"", "The PACS", "1.2") == []
 
 

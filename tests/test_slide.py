@@ -52,6 +52,15 @@ def test_spacing_is_given_as_x_then_y(archive: Archive, tmp_path: Path) -> None:
     assert slide.base.spacing_mm == (0.0002, 0.0003)
 
 
+def test_height_of_the_origin_is_written_in_micrometres(archive: Archive, tmp_path: Path) -> None:
+    def lift(ds: Dataset, level: int) -> None:
+        ds.TotalPixelMatrixOriginSequence[0].ZOffsetInSlideCoordinateSystem = 12.5
+
+    written = write_slide(tmp_path, levels=1, change=lift)
+    slide = open_slide(archive(written), written.study_uid, written.series_uid)
+    assert slide.origin_mm.tolist() == [20.0, 40.0, 0.0125]
+
+
 def test_sparse_level_knows_what_is_stored(archive: Archive, tmp_path: Path) -> None:
     written = write_slide(
         tmp_path, organization="TILED_SPARSE", parts=3, leave_out=lambda c, r: (c + r) % 3 == 0
