@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
+from models.engines import engine_folder, tensorrt_options, with_engines
 from models.errors import InferenceFailed, ManifestInvalid
 from models.package import ModelPackage, Precision, Stage, described_network, network_of
 from models.records import Float32, UInt8
@@ -183,6 +185,7 @@ def open_session(
     device: Device,
     threads: int,
     precision: Precision = "fp32",
+    engines: Path | None = None,
 ) -> Session:
     """Load one stage of `package` into ONNX Runtime.
 
@@ -197,6 +200,9 @@ def open_session(
         Threads of one operator on the CPU; 0 leaves it to the runtime.
     precision
         What a GPU runs; a CPU always runs the 32-bit network.
+    engines
+        Where TensorRT keeps the engines that it builds, a folder that no other process uses
+        meanwhile; None to build them anew for each session.
 
     Raises
     ------
@@ -208,15 +214,20 @@ def open_session(
     """
     precision = precision_for(device, precision)
     content = network_of(package, stage, precision)
-    file = described_network(package, stage, precision).file
+    described = described_network(package, stage, precision)
+    file = described.file
+    kept = partial(engine_folder, engines if device == "tensorrt" else None, described.sha256)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     try:
         sessions = [
-            onnxruntime.InferenceSession(content, options, providers=providers)
-            for providers in _providers(device)
+            with_engines(
+                kept(gpu),
+                partial(onnxruntime.InferenceSession, content, options, providers=providers),
+            )
+            for gpu, providers in enumerate(_providers(device, kept))
         ]
     except _RUNTIME_ERRORS as error:
         raise InferenceFailed(
@@ -232,7 +243,7 @@ def open_session(
         provider=provider,
         precision=precision,
         runtime=f"onnxruntime {onnxruntime.__version__}",
-        _runs=[partial(_run_bound, session, outputs) for session in sessions],
+        _runs=[partial(_run, session, outputs, kept(gpu)) for gpu, session in enumerate(sessions)],
         _outputs=outputs,
         _limit=_BatchLimit(1 if provider == CPU_PROVIDER else sys.maxsize),
     )
@@ -274,10 +285,17 @@ def precision_for(device: Device, precision: Precision) -> Precision:
     return precision
 
 
-def _run_bound(session: Any, outputs: Sequence[str], image: UInt8) -> list[NDArray[Any]]:
-    """Run with inputs and outputs bound, so that each is copied once to and from a device."""
+def _run(
+    session: Any, outputs: Sequence[str], engines: Path | None, image: UInt8
+) -> list[NDArray[Any]]:
     if image.dtype != np.uint8 or not image.flags.c_contiguous:
         raise ValueError(f"images must be contiguous uint8, not {image.dtype}")
+    # TensorRT reads and builds engines when it first meets images of a shape.
+    return with_engines(engines, partial(_run_bound, session, outputs, image))
+
+
+def _run_bound(session: Any, outputs: Sequence[str], image: UInt8) -> list[NDArray[Any]]:
+    """Run with inputs and outputs bound, so that each is copied once to and from a device."""
     binding = session.io_binding()
     binding.bind_cpu_input("image", image)
     for name in outputs:
@@ -316,7 +334,9 @@ def _together(sessions: Sequence[Any], device: Device) -> tuple[str, list[Any]]:
 _Providers = list[str | tuple[str, dict[str, str]]]
 
 
-def _providers(device: Device) -> list[_Providers]:
+def _providers(
+    device: Device, engines: Callable[[int], Path | None] = lambda gpu: None
+) -> list[_Providers]:
     """Execution providers of each session that is opened: one for the CPU, one for each GPU."""
     available = onnxruntime.get_available_providers()
     if device == "cpu" or CUDA_PROVIDER not in available:
@@ -324,10 +344,10 @@ def _providers(device: Device) -> list[_Providers]:
     onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
     chosen = []
     for gpu in range(_gpus()):
-        own = {"device_id": str(gpu)}
-        providers: _Providers = [(CUDA_PROVIDER, {**_CUDA_OPTIONS, **own}), CPU_PROVIDER]
+        options = {**_CUDA_OPTIONS, "device_id": str(gpu)}
+        providers: _Providers = [(CUDA_PROVIDER, options), CPU_PROVIDER]
         if device == "tensorrt" and TENSORRT_PROVIDER in available:
-            providers.insert(0, (TENSORRT_PROVIDER, own))
+            providers.insert(0, (TENSORRT_PROVIDER, tensorrt_options(gpu, engines(gpu))))
         chosen.append(providers)
     return chosen
 

@@ -31,6 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_io.errors import ConfigurationInvalid, DiskFull
 from node import __version__
 from node.config import Settings
+from node.engines import ENGINES
 from node.job_database import database_errors, postgresql_engine
 from node.work_lock import live_workers, lock_folder
 
@@ -201,8 +202,8 @@ def _copied_databases(settings: Settings, work: Path, folder: Path) -> Iterator[
 
 
 def _left_out(settings: Settings, work: Path) -> set[Path]:
-    """Counters of processes that will be gone, and the archive of slides that were received."""
-    return {work / "metrics", settings.receive.folder.absolute()}
+    """Counters of processes, engines of this host's GPU, and slides that were received."""
+    return {work / "metrics", work / ENGINES, settings.receive.folder.absolute()}
 
 
 def _files(work: Path, left_out: Collection[Path]) -> Iterator[tuple[Path, str]]:

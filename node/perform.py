@@ -16,6 +16,7 @@ from models.errors import MarrowNodeError
 from node.attempts import Attempts, run_loops
 from node.claims import Claims
 from node.config import Settings
+from node.device import check_device
 from node.job_database import prepare_database
 from node.job_queue import JobQueue, open_job_queue
 from node.performer import OwnWorklist, Performer
@@ -43,6 +44,7 @@ def perform(settings: Settings) -> None:
     A manager's are performed where ups.manager_url names one. Jobs are queued: a worker
     ('marrow-node work', or those of 'marrow-node serve') does them.
     """
+    check_device(settings.model)  # without it no job could be queued
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

@@ -27,6 +27,7 @@ from dicom_io.search import Search
 from models.errors import MarrowNodeError
 from node.attempts import Attempts, run_loops
 from node.config import Settings
+from node.device import check_device
 from node.drop_folder import DropFolder
 from node.intake import SLIDE_MODALITY
 from node.job_database import prepare_database
@@ -52,6 +53,7 @@ def poll(settings: Settings) -> None:
         raise ConfigurationInvalid(
             "Nothing is polled: set poll.pacs_every_s for the archive, or poll.folder for a folder."
         )
+    check_device(settings.model)  # without it no job could be queued
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

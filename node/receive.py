@@ -52,8 +52,9 @@ def receive(settings: Settings, analyse: bool) -> None:
     with ExitStack() as stack:
         worker, place = None, None
         if analyse:
-            place = Workplace.open(settings, lambda progress: None)
             worker = stack.enter_context(open_worker(settings))
+            # Not before the worker: it looks at the GPU, and what is forked later could not use it.
+            place = Workplace.open(settings, lambda progress: None)
         stack.enter_context(receiver.listening())
         click.echo(
             f"marrow-node: receiving as {settings.receive.ae_title} on port"

@@ -29,10 +29,11 @@ def run_job(settings: Settings, slide: SlideReference) -> Job:
         The node is paused.
     MarrowNodeError
     """
-    place = Workplace.open(settings, lambda progress: None)
     with open_worker(settings) as worker, _progress_shown() as watch:
         if worker.jobs.paused:
             raise JobRefused("The node is paused: give 'marrow-node resume' first.")
+        # Not before the worker: it looks at the GPU, and what is forked later could not use it.
+        place = Workplace.open(settings, lambda progress: None)
         return worker.wait(worker.submit(slide, place), watch)
 
 

@@ -307,7 +307,8 @@ class SlideProcesses:
 def slide_processes(budget: BudgetSettings, work: Work) -> Iterator[SlideProcesses]:
     """Fork the process that starts the others; all end with the block, or with this process.
 
-    To be called before threads and connections that must not be shared are made.
+    To be called before threads and connections that must not be shared are made, and before this
+    process has looked at a GPU: CUDA does not outlive a fork.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()

@@ -175,6 +175,8 @@ def settings(tmp_path: Path) -> Settings:
     (settings.work_folder / "files" / "ab").mkdir(parents=True)
     (settings.work_folder / "metrics").mkdir()
     (settings.work_folder / "metrics" / "counter.db").touch()
+    (settings.work_folder / "tensorrt" / "worker-0").mkdir(parents=True)
+    (settings.work_folder / "tensorrt" / "worker-0" / "a.engine").touch()
     return settings
 
 
@@ -193,6 +195,7 @@ def test_what_was_seen_and_which_workers_there_were_is_restored(
     # Their unfinished jobs are found by the locks that nobody holds.
     assert (new.work_folder / "workers" / "worker-3.lock").exists()
     assert not (new.work_folder / "metrics").exists()
+    assert not (new.work_folder / "tensorrt").exists(), "engines are of the old host's GPU"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "node.tar", "work"]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +16,7 @@ from models.errors import InferenceFailed
 from node.config import ModelSettings
 from node.device import check_device
 from tests.forked import marrow_node
+from tests.servers import free_port
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 SETTINGS = """
@@ -21,14 +25,39 @@ pacs_url = "{archive}"
 device = "cuda"
 [receive]
 folder = "{received}"
+[poll]
+folder = "{received}"
 [serve.keys.someone]
 sha256 = "{digest}"
 roles = ["read"]
 """
+# A command that notes when its process forks, and when it opens a session of the runtime.
+NOTING = """
+import os
+import sys
+
+import onnxruntime
+
+from node.cli import main
+
+
+def note(what):
+    os.write(1, f"{what} {os.getpid()}\\n".encode())
+
+
+def noted(*arguments, **named):
+    note("session")
+    return opened(*arguments, **named)
+
+
+opened, onnxruntime.InferenceSession = onnxruntime.InferenceSession, noted
+os.register_at_fork(before=lambda: note("fork"))
+main(sys.argv[1:])
+"""
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this runtime has CUDA")
-@pytest.mark.parametrize("command", ["serve", "web", "work", "receive"])
+@pytest.mark.parametrize("command", ["serve", "web", "work", "receive", "poll", "perform"])
 def test_the_node_refuses_to_start(tmp_path: Path, command: str) -> None:
     config, work = tmp_path / "node.toml", tmp_path / "work"
     places = {"archive": tmp_path.as_uri(), "received": tmp_path / "received"}
@@ -54,3 +83,28 @@ def test_what_needs_no_gpu_is_not_tried(
     check_device(ModelSettings(device=device))
     with pytest.raises(FileNotFoundError):
         check_device(ModelSettings(device="cuda"))
+
+
+@pytest.mark.parametrize("command", [["analyse", "1.2", "1.2.3"], ["receive"]])
+def test_what_forks_has_opened_no_session_before(tmp_path: Path, command: list[str]) -> None:
+    """A process that is forked from one that has used CUDA cannot use it."""
+    config = tmp_path / "node.toml"
+    config.write_text(
+        f"pacs_url = {json.dumps(tmp_path.as_uri())}\n"
+        f"work_folder = {json.dumps(str(tmp_path / 'work'))}\n"
+        f"[receive]\nfolder = {json.dumps(str(tmp_path / 'received'))}\nport = {free_port()}\n"
+    )
+    arguments = [sys.executable, "-c", NOTING, "--config", str(config), *command]
+    did: list[str] = []
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(120, process.kill)
+        limit.start()
+        for line in process.stdout or ():
+            what, _, pid = line.strip().partition(" ")
+            if pid == str(process.pid):
+                did.append(what)
+            if "session" in did:
+                process.terminate()
+        limit.cancel()
+    assert did[0] == "fork"
+    assert "session" in did

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from models.composing import ASSETS  # noqa: E402
-from models.package import SHIPPED_PACKAGES, load_package, network_of  # noqa: E402
+from models.package import SHIPPED_PACKAGES, Stage, load_package, network_of  # noqa: E402
 from models.records import UInt8  # noqa: E402
 from models.training.data import load_field  # noqa: E402
 from models.training.export import export, export_fp16  # noqa: E402
@@ -128,10 +128,13 @@ def test_a_network_that_16_bits_do_not_suffice_for_gets_none(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("stage", ["localiser", "detector"])
-def test_the_shipped_16_bit_networks_are_those_of_the_shipped_32_bit_ones(stage: str) -> None:
-    folder = SHIPPED_PACKAGES / "demo-smear"
+@pytest.mark.parametrize("name", ["demo-smear", "tayebi2021"])
+def test_the_shipped_16_bit_networks_are_those_of_the_shipped_32_bit_ones(
+    name: str, stage: Stage
+) -> None:
+    folder = SHIPPED_PACKAGES / name
     made = half_precision(onnx.load(folder / f"{stage}.onnx"))
-    shipped = onnx.load(folder / f"{stage}.fp16.onnx")
+    shipped = onnx.load_from_string(network_of(load_package(folder), stage, "fp16"))
     assert made.graph == shipped.graph
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -20,13 +20,15 @@ from PIL import Image
 
 from models.composing import ASSETS
 from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid
-from models.package import find_package, load_package
+from models.package import described_network, find_package, load_package
 from models.records import UInt8
 from models.session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
+    TENSORRT_PROVIDER,
     Session,
     _BatchLimit,
+    _gpus,
     _together,
     open_session,
     precision_for,
@@ -259,6 +261,69 @@ def test_every_gpu_has_to_work() -> None:
     with pytest.raises(InferenceFailed, match="'cuda' is not usable here"):
         _together([works, fell_back], "cuda")
     assert _together([works, fell_back, works], "auto") == (CUDA_PROVIDER, [works, works])
+
+
+class OnTwoGpus:
+    """A runtime with TensorRT and two GPUs, which computes on the CPU.
+
+    Attributes
+    ----------
+    told
+        Options of the TensorRT provider of every session that has one.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, str]] = []
+        self._open = onnxruntime.InferenceSession
+
+    def get_available_providers(self) -> list[str]:
+        return [TENSORRT_PROVIDER, CUDA_PROVIDER, CPU_PROVIDER]
+
+    def open(self, content: bytes, *options: Any, providers: Sequence[Any]) -> Any:
+        name, told = providers[0]
+        if int(told["device_id"]) > 1:
+            raise RuntimeError("there are two")
+        if name == TENSORRT_PROVIDER:
+            self.told.append(told)
+        session = self._open(content, *options, providers=[CPU_PROVIDER])
+        session.get_providers = lambda: [name, CPU_PROVIDER]
+        return session
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnTwoGpus]:
+    runtime = OnTwoGpus()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", runtime.get_available_providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", runtime.open)
+    _gpus.cache_clear()
+    yield runtime
+    _gpus.cache_clear()
+
+
+def test_tensorrt_keeps_the_engines_of_each_network(
+    folder: Path, tmp_path: Path, two_gpus: OnTwoGpus
+) -> None:
+    package = load_package(folder)
+    for stage in ("localiser", "detector", "detector"):
+        session = open_session(package, stage, "tensorrt", 1, engines=tmp_path / "engines")
+        assert (session.provider, session.parallel) == (TENSORRT_PROVIDER, 2)
+        session(np.zeros((1, 32, 32, 3), np.uint8))
+    digests = [
+        described_network(package, stage, "fp32").sha256
+        for stage in ("localiser", "detector", "detector")
+    ]
+    kept = [tmp_path / "engines" / digest / f"gpu-{gpu}" for digest in digests for gpu in (0, 1)]
+    assert [Path(told["trt_engine_cache_path"]) for told in two_gpus.told] == kept
+    assert all(each.is_dir() for each in kept), "the runtime makes no folders inside of others"
+    two_gpus.told.clear()
+    open_session(package, "detector", "tensorrt", 1)
+    assert two_gpus.told == [{"device_id": "0"}, {"device_id": "1"}]
+
+
+def test_cuda_keeps_no_engines(folder: Path, tmp_path: Path, two_gpus: OnTwoGpus) -> None:
+    open_session(load_package(folder), "detector", "cuda", 1, engines=tmp_path / "engines")
+    assert not (tmp_path / "engines").exists()
 
 
 def test_memory_that_does_not_hold_one_image_is_a_failure() -> None:
