@@ -23,21 +23,15 @@ from dicom_io.colour import profile_read, to_srgb
 from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_cache import FrameCache
+from dicom_io.frame_table import Key
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.read_budget import most_frame_bytes
 from dicom_io.recycled_memory import RecycledMemory
 from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.slide_settings import ReadSettings
-from dicom_io.tile_plan import (
-    Key,
-    Plan,
-    Plans,
-    choose_level,
-    frames_touching,
-    grid_size,
-    plan_tiles,
-)
+from dicom_io.tile_layout import Box
+from dicom_io.tile_plan import Plan, Plans, choose_level, frames_touching, plan_tiles
 from models.ahead import mapped_ahead
 from models.records import Bool, Float64, Regions, Tiles, UInt8
 
@@ -283,22 +277,21 @@ def _tile(
 def _join(
     level: Level, plan: Plan, frames: Mapping[Key, bytes], colours: Colours, canvas: UInt8
 ) -> Bool | None:
-    """Lay frames on a canvas (h, w, 3) that shows the plan's box.
+    """Lay frames on a canvas (h, w, 3) that shows the plan's box; later ones over earlier ones.
 
     White where there is none; returns where there is (h, w), None for everywhere.
     """
-    x_from, y_from, x_to, y_to = plan.box
+    x_from, y_from, _, _ = plan.box
     if colours is None and _is_one_frame(level, plan):
         ((key, _, _),) = plan.places
         _pixels(level, key, frames[key], canvas)  # decoded to where it belongs
         return None
     known = None
-    if _seen_px(level, plan) < (x_to - x_from) * (y_to - y_from):
+    if not _covers(level, plan):
         known = np.zeros(canvas.shape[:2], np.bool_)
         canvas[:] = 255
-    for key, column, row in plan.places:
-        left, top = column * level.tile_size_px[0], row * level.tile_size_px[1]
-        x0, y0, x1, y1 = _shared(level, plan.box, column, row)
+    for key, left, top in plan.places:
+        x0, y0, x1, y1 = _shared(level, plan.box, left, top)
         pixels = _pixels(level, key, frames[key])
         if colours is not None:
             pixels = colours(pixels)
@@ -313,30 +306,29 @@ def _is_one_frame(level: Level, plan: Plan) -> bool:
     """Whether a plan's box is that of its only frame."""
     if len(plan.places) != 1:
         return False
-    ((_, column, row),) = plan.places
+    ((_, left, top),) = plan.places
     width, height = level.tile_size_px
-    frame = (column * width, row * height, (column + 1) * width, (row + 1) * height)
-    return frame == plan.box == _shared(level, plan.box, column, row)
+    frame = (left, top, left + width, top + height)
+    return frame == plan.box == _shared(level, plan.box, left, top)
 
 
-def _seen_px(level: Level, plan: Plan) -> int:
-    """Pixels of a plan's box that its frames show."""
-    boxes = (_shared(level, plan.box, column, row) for _, column, row in plan.places)
-    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes)
+def _covers(level: Level, plan: Plan) -> bool:
+    """Whether frames show all of a plan's box; False also where they may overlap."""
+    boxes = (_shared(level, plan.box, left, top) for _, left, top in plan.places)
+    seen_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes)
+    x_from, y_from, x_to, y_to = plan.box
+    return level.frames.layout.disjoint and seen_px == (x_to - x_from) * (y_to - y_from)
 
 
-def _shared(
-    level: Level, box: tuple[int, int, int, int], column: int, row: int
-) -> tuple[int, int, int, int]:
+def _shared(level: Level, box: Box, left: int, top: int) -> Box:
     """What a frame shows of a box, in level pixels."""
     (width, height), (matrix_width, matrix_height) = level.tile_size_px, level.size_px
-    x, y = column * width, row * height
     # The last frames of a row and of the matrix are padded beyond its edge.
     return (
-        max(x, box[0]),
-        max(y, box[1]),
-        min(x + width, matrix_width, box[2]),
-        min(y + height, matrix_height, box[3]),
+        max(left, box[0]),
+        max(top, box[1]),
+        min(left + width, matrix_width, box[2]),
+        min(top + height, matrix_height, box[3]),
     )
 
 
@@ -367,9 +359,7 @@ def bytes_of_regions(pacs: Pacs, slide: Slide, regions: Regions, um_per_px: floa
     read with it and no frame came twice.
     """
     level = choose_level(slide, um_per_px)
-    rows, columns = np.nonzero(frames_touching(slide, level, regions))
-    places = zip(columns.tolist(), rows.tolist(), strict=True)
-    stored = sum(level.frame(column, row) is not None for column, row in places)
+    stored = level.frames.count(frames_touching(slide, level, regions))
     return round(stored * pacs.bytes_read / pacs.frames_read) if pacs.frames_read else 0
 
 
@@ -381,13 +371,9 @@ def bytes_slide(pacs: Pacs, slide: Slide) -> int:
     """
     total = 0.0
     for level in slide.levels:
-        columns, rows = grid_size(level)
-        stored = sum(
-            level.frame(column, row) is not None for row in range(rows) for column in range(columns)
-        )
         width, height = level.tile_size_px
         mean = float(width * height * 3)
         if level.transfer_syntax_uids[0] != EXPLICIT_LE and pacs.frames_read:
             mean = pacs.bytes_read / pacs.frames_read
-        total += stored * mean
+        total += level.frames.count() * mean
     return round(total)

@@ -5,22 +5,18 @@ No pixels and no archive here: what is planned in this file, :mod:`dicom_io.fram
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from dicom_io.frame_table import Place
 from dicom_io.slide import Level, Slide
+from dicom_io.tile_layout import Box
 from models.records import Bool, Float64, Regions
 
 # A level up to 1 % coarser than asked for serves, and one this close is not resampled.
 SCALE_TOLERANCE = 0.01
-
-Key = tuple[int, int]
-"""Instance of the level, 0-based frame."""
-
-Place = tuple[Key, int, int]
-"""Frame, its tile column and tile row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ class Plan:
     origin_px: Float64
     corner: Float64
     extent: Float64
-    box: tuple[int, int, int, int]
+    box: Box
     as_stored: bool
     places: tuple[Place, ...]
 
@@ -66,7 +62,7 @@ class Plans:
     box_px : (M, 4) float64
         Tiles wanted, in base-level pixels.
     wanted : (rows, columns) bool, optional
-        Frames that may be fetched; None for all.
+        Only frames that touch these cells of the level may be fetched; None for all.
     """
 
     level: Level
@@ -86,30 +82,23 @@ class Plans:
         extent = np.array(self.size) * step
         top_left, bottom_right = np.floor(corner), np.ceil(corner + extent)
         as_stored = ((corner == top_left) & (bottom_right - top_left == self.size)).all(axis=1)
-        limit, tile = np.array(grid_size(self.level)), self.level.tile_size_px
-        first = np.clip(np.floor(corner / tile), 0, limit).astype(int)
-        last = np.clip(np.ceil((corner + extent) / tile), 0, limit).astype(int)
         rows = zip(
             origin_px,
             corner,
             np.hstack([top_left, bottom_right]).astype(int).tolist(),
             as_stored.tolist(),
-            first.tolist(),
-            last.tolist(),
             strict=True,
         )
-        for origin, start, box, whole, frame, end in rows:
-            places = tuple(self._places(frame, end))
-            yield Plan(origin, start, extent, tuple(box), whole, places)
+        for origin, start, (left, top, right, bottom), whole in rows:
+            box = left, top, right, bottom
+            yield Plan(origin, start, extent, box, whole, tuple(self._places(box)))
 
-    def _places(self, first: Sequence[int], last: Sequence[int]) -> Iterator[Place]:
-        for row in range(first[1], last[1]):
-            for column in range(first[0], last[0]):
-                if self.wanted is not None and not self.wanted[row, column]:
-                    continue
-                key = self.level.frame(column, row)
-                if key is not None:
-                    yield key, column, row
+    def _places(self, box: Box) -> Iterable[Place]:
+        width, height = self.level.size_px
+        # The last frames are padded: a box that begins there sees nothing of the slide.
+        if box[0] >= width or box[1] >= height:
+            return ()
+        return self.level.frames.places(box, self.wanted)
 
 
 def plan_tiles(slide: Slide, box_px: Float64, um_per_px: float, within: Regions | None) -> Plans:
@@ -150,7 +139,7 @@ def level_scale(slide: Slide, level: Level) -> Float64:
 
 
 def frame_boxes(slide: Slide, level: Level | None = None) -> Float64:
-    """Frames of a level (the base level by default) as boxes, row by row.
+    """Cells of a level (the base level by default), each of a frame's size, row by row.
 
     Returns
     -------
@@ -169,13 +158,16 @@ def frame_boxes(slide: Slide, level: Level | None = None) -> Float64:
 
 
 def grid_size(level: Level) -> tuple[int, int]:
-    """Frames over the level's matrix: (columns, rows)."""
+    """Cells of a frame's size over the level's matrix, which are its frames on a grid."""
     (width, height), (tile_width, tile_height) = level.size_px, level.tile_size_px
     return -(-width // tile_width), -(-height // tile_height)
 
 
 def frames_touching(slide: Slide, level: Level, regions: Regions) -> Bool:
-    """(rows, columns): which frames of a level share area with a region."""
+    """(rows, columns): which cells of a level, each of a frame's size, share area with a region.
+
+    On a grid the frames are these cells.
+    """
     columns, rows = grid_size(level)
     touched = np.zeros((rows, columns), np.bool_)
     frame_px = level_scale(slide, level) * level.tile_size_px
