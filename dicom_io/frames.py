@@ -4,15 +4,16 @@ Three things go on at a time: frames are fetched in windows of many tiles, one w
 batches of tiles are decoded on all cores as soon as their frames are there, some ahead; and the
 consumer works on the batch it has. An archive that reads the whole file for every request is so
 asked seldom; a cache of compressed frames serves tiles that overlap. Memory is bounded by
-:class:`ReadSettings`, however large the slide.
+:class:`ReadSettings`, however large the slide, and however much of it a tile shows: a batch that
+shows more than a window of frames is read by fewer tiles at a time, or by parts of tiles.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from queue import SimpleQueue
@@ -20,28 +21,29 @@ from queue import SimpleQueue
 import numpy as np
 
 from dicom_io.colour import profile_read, to_srgb
-from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame
-from dicom_io.errors import FrameInvalid
+from dicom_io.decoding import EXPLICIT_LE
 from dicom_io.frame_cache import FrameCache
 from dicom_io.frame_table import Key
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.read_budget import most_frame_bytes
 from dicom_io.recycled_memory import RecycledMemory
-from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.slide_settings import ReadSettings
-from dicom_io.tile_layout import Box
-from dicom_io.tile_plan import Plan, Plans, choose_level, frames_touching, plan_tiles
+from dicom_io.tile_pixels import bytes_at_work, decoded_tiles
+from dicom_io.tile_plan import (
+    Plan,
+    Plans,
+    choose_level,
+    frames_touching,
+    in_parts,
+    plan_tiles,
+)
 from models.ahead import mapped_ahead
-from models.records import Bool, Float64, Regions, Tiles, UInt8
+from models.records import Float64, Int64, Regions, Tiles
 
 TYPICAL_COMPRESSION = 8
 # The first window is small, so that the first cells are found soon.
 FIRST_WINDOW_FRAMES = 128
-
-_format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
-
-Colours = Callable[[UInt8], UInt8] | None
 
 
 def read_tiles(
@@ -85,18 +87,55 @@ def read_tiles(
     """
     settings = settings or ReadSettings()
     plans = plan_tiles(slide, box_px, um_per_px, within)
-    colours = to_srgb(profile_read(slide, pacs.bulk_data)) if settings.icc == "srgb" else None
-    threads = settings.threads or (os.cpu_count() or 1) + 1
-    batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
-    most_waiting = min(2 * threads, max(2, settings.decoded_bytes // batch_bytes))
-    fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
-    memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
+    most_px = settings.window_bytes / _stored_bytes_per_px(plans.level)
+    parts, corner = in_parts(plans, most_px)
+    at_a_time = _at_a_time(parts, most_px, batch_size)
+    with closing(_read(pacs, slide, parts, at_a_time, settings)) as tiles:
+        if parts is plans and at_a_time == batch_size:
+            yield from tiles
+        else:
+            yield from _put_together(tiles, plans, corner, batch_size)
 
+
+def _at_a_time(plans: Plans, most_px: float, batch_size: int) -> int:
+    """Tiles whose frames are fetched together: no more than a window of those that take many."""
+    if plans.as_stored:
+        return batch_size
+    return max(1, min(batch_size, int(most_px / float(np.prod(plans.shown_px)))))
+
+
+def _put_together(
+    parts: Iterable[Tiles], plans: Plans, corner: Int64, batch_size: int
+) -> Iterator[Tiles]:
+    """Whole tiles in whole batches from parts of tiles, which lie in them at `corner`."""
+    width, height = plans.size
+    memory = RecycledMemory((batch_size, height, width, 3))
+    rest = (each for tiles in parts for each in zip(tiles.rgb, tiles.valid, strict=True))
+    for start in range(0, len(plans.box_px), batch_size):
+        origin_px = plans.box_px[start : start + batch_size, :2]
+        rgb = memory.array()[: len(origin_px)]
+        valid = np.empty(rgb.shape[:3], np.bool_)
+        for index in range(len(origin_px)):
+            for (x, y), (pixels, known) in zip(corner.tolist(), rest, strict=False):
+                here = np.s_[index, y : y + pixels.shape[0], x : x + pixels.shape[1]]
+                rgb[here], valid[here] = pixels, known
+        yield Tiles(rgb, origin_px.copy(), plans.px_per_tile_px, valid)
+
+
+def _read(
+    pacs: Pacs, slide: Slide, plans: Plans, at_a_time: int, settings: ReadSettings
+) -> Generator[Tiles, None, None]:
+    """Tiles as they are planned, so many in each record."""
+    colours = to_srgb(profile_read(slide, pacs.bulk_data)) if settings.icc == "srgb" else None
+    threads = _threads(plans, settings)
+    most_waiting = min(2 * threads, _most_waiting(plans, at_a_time, settings))
+    fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, at_a_time))
+    memory = RecycledMemory((at_a_time, plans.size[1], plans.size[0], 3))
     width, height = plans.level.tile_size_px
 
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
         pacs.budget.decoded(sum(len(plan.places) for plan in work[0]) * width * height)
-        return _decoded(plans, *work, colours, memory.array())
+        return decoded_tiles(plans, *work, colours, memory.array())
 
     with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:
         try:
@@ -104,6 +143,27 @@ def read_tiles(
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             ahead.shutdown(wait=False, cancel_futures=True)
+
+
+def _threads(plans: Plans, settings: ReadSettings) -> int:
+    """Decoding threads: fewer where each needs much memory to bring its tiles to size."""
+    threads = settings.threads or (os.cpu_count() or 1) + 1
+    if plans.as_stored:
+        return threads
+    return max(1, min(threads, settings.decoded_bytes // bytes_at_work(plans)))
+
+
+def _most_waiting(plans: Plans, at_a_time: int, settings: ReadSettings) -> int:
+    """Batches that are decoded or wait for it: their pixels and their frames take memory."""
+    width, height = plans.size
+    pixels = 3 * width * height * at_a_time
+    frames = _stored_bytes_per_px(plans.level) * float(np.prod(plans.shown_px)) * at_a_time
+    return max(2, min(settings.decoded_bytes // pixels, int(settings.cache_bytes / frames)))
+
+
+def _stored_bytes_per_px(level: Level) -> float:
+    """An estimate before any frame was seen."""
+    return 3.0 if level.transfer_syntax_uids[0] == EXPLICIT_LE else 3.0 / TYPICAL_COMPRESSION
 
 
 def _one_ahead(
@@ -193,11 +253,9 @@ class _Fetcher:
     def _most_frames(self) -> int:
         """Frames that the window's bytes allow, in requests as large as may be."""
         width, height = self._level.tile_size_px
-        typical = float(width * height * 3)
+        typical = width * height * _stored_bytes_per_px(self._level)
         if self._cache.mean_bytes is not None:
             typical = self._cache.mean_bytes
-        elif self._level.transfer_syntax_uids[0] != EXPLICIT_LE:
-            typical /= TYPICAL_COMPRESSION
         frames = max(1, int(self._window_bytes / max(typical, 1.0)))
         in_full_requests = frames - frames % self._pacs.frames_per_request
         return in_full_requests or frames
@@ -231,125 +289,6 @@ def _batches(plans: Iterable[Plan], size: int) -> Iterator[tuple[Plan, ...]]:
     rest = iter(plans)
     while batch := tuple(islice(rest, size)):
         yield batch
-
-
-def _decoded(
-    plans: Plans,
-    batch: Sequence[Plan],
-    frames: Mapping[Key, bytes],
-    colours: Colours,
-    rgb: UInt8,
-) -> Tiles:
-    """Decode and join the frames of a batch of tiles, in `rgb` (≥ N, H, W, 3)."""
-    rgb = rgb[: len(batch)]
-    known = [_tile(plans, *each, frames, colours) for each in zip(batch, rgb, strict=True)]
-    return Tiles(
-        rgb,
-        np.stack([plan.origin_px for plan in batch]),
-        plans.px_per_tile_px,
-        _valid(known, rgb.shape[:3]),
-    )
-
-
-def _valid(known: Sequence[Bool | None], shape: tuple[int, ...]) -> Bool:
-    """Where tiles have pixels; takes memory only where one lacks some."""
-    everywhere: Bool = np.broadcast_to(np.True_, shape)
-    if all(each is None for each in known):
-        return everywhere
-    return np.stack([everywhere[0] if each is None else each for each in known])
-
-
-def _tile(
-    plans: Plans, plan: Plan, rgb: UInt8, frames: Mapping[Key, bytes], colours: Colours
-) -> Bool | None:
-    """Fill one tile (H, W, 3); where it has pixels (H, W), None for everywhere."""
-    if plan.as_stored:
-        return _join(plans.level, plan, frames, colours, rgb)
-    left, top, right, bottom = plan.box
-    canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-    here = _join(plans.level, plan, frames, colours, canvas)
-    if here is None:
-        here = np.ones(canvas.shape[:2], np.bool_)
-    rgb[:], known = resampled(canvas, here, plan.corner - (left, top), plan.extent, plans.size)
-    return known
-
-
-def _join(
-    level: Level, plan: Plan, frames: Mapping[Key, bytes], colours: Colours, canvas: UInt8
-) -> Bool | None:
-    """Lay frames on a canvas (h, w, 3) that shows the plan's box; later ones over earlier ones.
-
-    White where there is none; returns where there is (h, w), None for everywhere.
-    """
-    x_from, y_from, _, _ = plan.box
-    if colours is None and _is_one_frame(level, plan):
-        ((key, _, _),) = plan.places
-        _pixels(level, key, frames[key], canvas)  # decoded to where it belongs
-        return None
-    known = None
-    if not _covers(level, plan):
-        known = np.zeros(canvas.shape[:2], np.bool_)
-        canvas[:] = 255
-    for key, left, top in plan.places:
-        x0, y0, x1, y1 = _shared(level, plan.box, left, top)
-        pixels = _pixels(level, key, frames[key])
-        if colours is not None:
-            pixels = colours(pixels)
-        target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
-        canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        if known is not None:
-            known[target] = True
-    return known
-
-
-def _is_one_frame(level: Level, plan: Plan) -> bool:
-    """Whether a plan's box is that of its only frame."""
-    if len(plan.places) != 1:
-        return False
-    ((_, left, top),) = plan.places
-    width, height = level.tile_size_px
-    frame = (left, top, left + width, top + height)
-    return frame == plan.box == _shared(level, plan.box, left, top)
-
-
-def _covers(level: Level, plan: Plan) -> bool:
-    """Whether frames show all of a plan's box; False also where they may overlap."""
-    boxes = (_shared(level, plan.box, left, top) for _, left, top in plan.places)
-    seen_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes)
-    x_from, y_from, x_to, y_to = plan.box
-    return level.frames.layout.disjoint and seen_px == (x_to - x_from) * (y_to - y_from)
-
-
-def _shared(level: Level, box: Box, left: int, top: int) -> Box:
-    """What a frame shows of a box, in level pixels."""
-    (width, height), (matrix_width, matrix_height) = level.tile_size_px, level.size_px
-    # The last frames of a row and of the matrix are padded beyond its edge.
-    return (
-        max(left, box[0]),
-        max(top, box[1]),
-        min(left + width, matrix_width, box[2]),
-        min(top + height, matrix_height, box[3]),
-    )
-
-
-def _pixels(level: Level, key: Key, stored: bytes, out: UInt8 | None = None) -> UInt8:
-    instance, number = key
-    try:
-        return decode_frame(
-            stored,
-            _format(
-                level.transfer_syntax_uids[instance],
-                level.photometric_interpretation,
-                level.tile_size_px,
-                level.planar,
-            ),
-            out,
-        )
-    except ValueError as error:
-        raise FrameInvalid(
-            f"Frame {number + 1} of instance {level.instance_uids[instance]} {error}:"
-            " store the instance again, complete."
-        ) from error
 
 
 def bytes_of_regions(pacs: Pacs, slide: Slide, regions: Regions, um_per_px: float) -> int:
