@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dicom_io.frame_table import TileTable
+from dicom_io.frame_table import in_planes
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs
 from dicom_io.slide import Level, Slide, at_plane
@@ -128,14 +128,12 @@ def _focused(
     slide: Slide, level: Level, plane_of_block: NDArray[np.int64], block_px: NDArray[np.int64]
 ) -> Level:
     """A level whose table takes each tile from the plane of its block."""
-    stack = level.focal_planes
-    if len(stack) != len(slide.base.focal_planes):
+    if len(level.focal_planes) != len(slide.base.focal_planes):
         return level
-    tile_px = level_scale(slide, level) * level.tile_size_px
-    rows, columns = (np.arange(count) + 0.5 for count in stack.shape[1:3])
+    scale = level_scale(slide, level)
+    x, y = level.frames.layout.centre_px
     limit_row, limit_column = np.array(plane_of_block.shape) - 1
-    row = np.minimum(rows * tile_px[1] // block_px[1], limit_row).astype(np.int64)
-    column = np.minimum(columns * tile_px[0] // block_px[0], limit_column).astype(np.int64)
-    plane = plane_of_block[np.ix_(row, column)]
-    table = np.take_along_axis(stack, plane[None, :, :, None], axis=0)[0]
-    return replace(level, frame=TileTable(table))
+    row = np.minimum(y * scale[1] // block_px[1], limit_row).astype(np.int64)
+    column = np.minimum(x * scale[0] // block_px[0], limit_column).astype(np.int64)
+    chosen = plane_of_block[row, column].ravel()
+    return replace(level, frames=in_planes(level.focal_planes, chosen))

@@ -4,7 +4,9 @@ Three things go on at a time: frames are fetched in windows of many tiles, one w
 batches of tiles are decoded on all cores as soon as their frames are there, some ahead; and the
 consumer works on the batch it has. An archive that reads the whole file for every request is so
 asked seldom. Tiles that overlap show the same frames: compressed ones are kept for long, decoded
-ones for tiles that come soon. Memory is bounded by :class:`ReadSettings`, however large the slide.
+ones for tiles that come soon. Memory is bounded by :class:`ReadSettings`, however large the slide,
+and however much of it a tile shows: a batch that shows more than a window of frames is read by
+fewer tiles at a time, or by parts of tiles.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from queue import SimpleQueue
@@ -21,24 +24,24 @@ import numpy as np
 from dicom_io.colour import profile_read, to_srgb
 from dicom_io.decoding import EXPLICIT_LE
 from dicom_io.frame_cache import FrameCache
+from dicom_io.frame_table import Key
 from dicom_io.level_decoder import LevelDecoder
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.read_budget import most_frame_bytes
 from dicom_io.recycled_memory import RecycledMemory
-from dicom_io.resampling import resampled
 from dicom_io.slide import Level, Slide
 from dicom_io.slide_settings import ReadSettings
+from dicom_io.tile_pixels import bytes_at_work, decoded_tiles
 from dicom_io.tile_plan import (
-    Key,
     Plan,
     Plans,
     choose_level,
     frames_touching,
-    grid_size,
+    in_parts,
     plan_tiles,
 )
 from models.ahead import mapped_ahead
-from models.records import Bool, Float64, Regions, Tiles, UInt8
+from models.records import Float64, Int64, Regions, Tiles
 
 TYPICAL_COMPRESSION = 8
 # The first window is small, so that the first cells are found soon.
@@ -86,16 +89,54 @@ def read_tiles(
     """
     settings = settings or ReadSettings()
     plans = plan_tiles(slide, box_px, um_per_px, within)
+    most_px = settings.window_bytes / _stored_bytes_per_px(plans.level)
+    parts, corner = in_parts(plans, most_px)
+    at_a_time = _at_a_time(parts, most_px, batch_size)
+    with closing(_read(pacs, slide, parts, at_a_time, settings)) as tiles:
+        if parts is plans and at_a_time == batch_size:
+            yield from tiles
+        else:
+            yield from _put_together(tiles, plans, corner, batch_size)
+
+
+def _at_a_time(plans: Plans, most_px: float, batch_size: int) -> int:
+    """Tiles whose frames are fetched together: no more than a window of those that take many."""
+    if plans.as_stored:
+        return batch_size
+    return max(1, min(batch_size, int(most_px / float(np.prod(plans.shown_px)))))
+
+
+def _put_together(
+    parts: Iterable[Tiles], plans: Plans, corner: Int64, batch_size: int
+) -> Iterator[Tiles]:
+    """Whole tiles in whole batches from parts of tiles, which lie in them at `corner`."""
+    width, height = plans.size
+    memory = RecycledMemory((batch_size, height, width, 3))
+    rest = (each for tiles in parts for each in zip(tiles.rgb, tiles.valid, strict=True))
+    for start in range(0, len(plans.box_px), batch_size):
+        origin_px = plans.box_px[start : start + batch_size, :2]
+        rgb = memory.array()[: len(origin_px)]
+        valid = np.empty(rgb.shape[:3], np.bool_)
+        for index in range(len(origin_px)):
+            for (x, y), (pixels, known) in zip(corner.tolist(), rest, strict=False):
+                here = np.s_[index, y : y + pixels.shape[0], x : x + pixels.shape[1]]
+                rgb[here], valid[here] = pixels, known
+        yield Tiles(rgb, origin_px.copy(), plans.px_per_tile_px, valid)
+
+
+def _read(
+    pacs: Pacs, slide: Slide, plans: Plans, at_a_time: int, settings: ReadSettings
+) -> Generator[Tiles, None, None]:
+    """Tiles as they are planned, so many in each record."""
     colours = to_srgb(profile_read(slide, pacs.bulk_data)) if settings.icc == "srgb" else None
-    threads = settings.threads or (os.cpu_count() or 1) + 1
-    batch_bytes = 3 * plans.size[0] * plans.size[1] * batch_size
-    most_waiting = min(2 * threads, max(2, settings.decoded_bytes // batch_bytes))
-    fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, batch_size))
+    threads = _threads(plans, settings)
+    most_waiting = min(2 * threads, _most_waiting(plans, at_a_time, settings))
+    fetcher = _Fetcher(pacs, slide, plans.level, settings, _batches(plans, at_a_time))
+    memory = RecycledMemory((at_a_time, plans.size[1], plans.size[0], 3))
     decoder = LevelDecoder(plans.level, colours, pacs.budget, settings.frames_bytes)
-    memory = RecycledMemory((batch_size, plans.size[1], plans.size[0], 3))
 
     def decoded(work: tuple[tuple[Plan, ...], Mapping[Key, bytes]]) -> Tiles:
-        return _decoded(plans, *work, decoder, memory.array())
+        return decoded_tiles(plans, *work, decoder, memory.array())
 
     with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as ahead:
         try:
@@ -103,6 +144,27 @@ def read_tiles(
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             ahead.shutdown(wait=False, cancel_futures=True)
+
+
+def _threads(plans: Plans, settings: ReadSettings) -> int:
+    """Decoding threads: fewer where each needs much memory to bring its tiles to size."""
+    threads = settings.threads or (os.cpu_count() or 1) + 1
+    if plans.as_stored:
+        return threads
+    return max(1, min(threads, settings.decoded_bytes // bytes_at_work(plans)))
+
+
+def _most_waiting(plans: Plans, at_a_time: int, settings: ReadSettings) -> int:
+    """Batches that are decoded or wait for it: their pixels and their frames take memory."""
+    width, height = plans.size
+    pixels = 3 * width * height * at_a_time
+    frames = _stored_bytes_per_px(plans.level) * float(np.prod(plans.shown_px)) * at_a_time
+    return max(2, min(settings.decoded_bytes // pixels, int(settings.cache_bytes / frames)))
+
+
+def _stored_bytes_per_px(level: Level) -> float:
+    """An estimate before any frame was seen."""
+    return 3.0 if level.transfer_syntax_uids[0] == EXPLICIT_LE else 3.0 / TYPICAL_COMPRESSION
 
 
 def _one_ahead(
@@ -192,11 +254,9 @@ class _Fetcher:
     def _most_frames(self) -> int:
         """Frames that the window's bytes allow, in requests as large as may be."""
         width, height = self._level.tile_size_px
-        typical = float(width * height * 3)
+        typical = width * height * _stored_bytes_per_px(self._level)
         if self._cache.mean_bytes is not None:
             typical = self._cache.mean_bytes
-        elif self._level.transfer_syntax_uids[0] != EXPLICIT_LE:
-            typical /= TYPICAL_COMPRESSION
         frames = max(1, int(self._window_bytes / max(typical, 1.0)))
         in_full_requests = frames - frames % self._pacs.frames_per_request
         return in_full_requests or frames
@@ -232,105 +292,6 @@ def _batches(plans: Iterable[Plan], size: int) -> Iterator[tuple[Plan, ...]]:
         yield batch
 
 
-def _decoded(
-    plans: Plans,
-    batch: Sequence[Plan],
-    frames: Mapping[Key, bytes],
-    decoder: LevelDecoder,
-    rgb: UInt8,
-) -> Tiles:
-    """Decode and join the frames of a batch of tiles, in `rgb` (≥ N, H, W, 3)."""
-    rgb = rgb[: len(batch)]
-    known = [_tile(plans, *each, frames, decoder) for each in zip(batch, rgb, strict=True)]
-    return Tiles(
-        rgb,
-        np.stack([plan.origin_px for plan in batch]),
-        plans.px_per_tile_px,
-        _valid(known, rgb.shape[:3]),
-    )
-
-
-def _valid(known: Sequence[Bool | None], shape: tuple[int, ...]) -> Bool:
-    """Where tiles have pixels; takes memory only where one lacks some."""
-    everywhere: Bool = np.broadcast_to(np.True_, shape)
-    if all(each is None for each in known):
-        return everywhere
-    return np.stack([everywhere[0] if each is None else each for each in known])
-
-
-def _tile(
-    plans: Plans, plan: Plan, rgb: UInt8, frames: Mapping[Key, bytes], decoder: LevelDecoder
-) -> Bool | None:
-    """Fill one tile (H, W, 3); where it has pixels (H, W), None for everywhere."""
-    if plan.as_stored:
-        return _join(plans.level, plan, frames, decoder, rgb)
-    left, top, right, bottom = plan.box
-    canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-    here = _join(plans.level, plan, frames, decoder, canvas)
-    if here is None:
-        here = np.ones(canvas.shape[:2], np.bool_)
-    rgb[:], known = resampled(canvas, here, plan.corner - (left, top), plan.extent, plans.size)
-    return known
-
-
-def _join(
-    level: Level, plan: Plan, frames: Mapping[Key, bytes], decoder: LevelDecoder, canvas: UInt8
-) -> Bool | None:
-    """Lay frames on a canvas (h, w, 3) that shows the plan's box.
-
-    White where there is none; returns where there is (h, w), None for everywhere.
-    """
-    x_from, y_from, x_to, y_to = plan.box
-    if _is_one_frame(level, plan):
-        ((key, _, _),) = plan.places
-        decoder.fill(key, frames[key], canvas)
-        return None
-    known = None
-    if _seen_px(level, plan) < (x_to - x_from) * (y_to - y_from):
-        known = np.zeros(canvas.shape[:2], np.bool_)
-        canvas[:] = 255
-    for key, column, row in plan.places:
-        left, top = column * level.tile_size_px[0], row * level.tile_size_px[1]
-        x0, y0, x1, y1 = _shared(level, plan.box, column, row)
-        pixels = decoder.shown(key, frames[key])
-        target = np.s_[y0 - y_from : y1 - y_from, x0 - x_from : x1 - x_from]
-        canvas[target] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-        if known is not None:
-            known[target] = True
-    return known
-
-
-def _is_one_frame(level: Level, plan: Plan) -> bool:
-    """Whether a plan's box is that of its only frame."""
-    if len(plan.places) != 1:
-        return False
-    ((_, column, row),) = plan.places
-    width, height = level.tile_size_px
-    frame = (column * width, row * height, (column + 1) * width, (row + 1) * height)
-    return frame == plan.box == _shared(level, plan.box, column, row)
-
-
-def _seen_px(level: Level, plan: Plan) -> int:
-    """Pixels of a plan's box that its frames show."""
-    boxes = (_shared(level, plan.box, column, row) for _, column, row in plan.places)
-    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes)
-
-
-def _shared(
-    level: Level, box: tuple[int, int, int, int], column: int, row: int
-) -> tuple[int, int, int, int]:
-    """What a frame shows of a box, in level pixels."""
-    (width, height), (matrix_width, matrix_height) = level.tile_size_px, level.size_px
-    x, y = column * width, row * height
-    # The last frames of a row and of the matrix are padded beyond its edge.
-    return (
-        max(x, box[0]),
-        max(y, box[1]),
-        min(x + width, matrix_width, box[2]),
-        min(y + height, matrix_height, box[3]),
-    )
-
-
 def bytes_of_regions(pacs: Pacs, slide: Slide, regions: Regions, um_per_px: float) -> int:
     """Stored bytes of the frames that regions touch, each counted once.
 
@@ -338,9 +299,7 @@ def bytes_of_regions(pacs: Pacs, slide: Slide, regions: Regions, um_per_px: floa
     read with it and no frame came twice.
     """
     level = choose_level(slide, um_per_px)
-    rows, columns = np.nonzero(frames_touching(slide, level, regions))
-    places = zip(columns.tolist(), rows.tolist(), strict=True)
-    stored = sum(level.frame(column, row) is not None for column, row in places)
+    stored = level.frames.count(frames_touching(slide, level, regions))
     return round(stored * pacs.bytes_read / pacs.frames_read) if pacs.frames_read else 0
 
 
@@ -352,13 +311,9 @@ def bytes_slide(pacs: Pacs, slide: Slide) -> int:
     """
     total = 0.0
     for level in slide.levels:
-        columns, rows = grid_size(level)
-        stored = sum(
-            level.frame(column, row) is not None for row in range(rows) for column in range(columns)
-        )
         width, height = level.tile_size_px
         mean = float(width * height * 3)
         if level.transfer_syntax_uids[0] != EXPLICIT_LE and pacs.frames_read:
             mean = pacs.bytes_read / pacs.frames_read
-        total += stored * mean
+        total += level.frames.count() * mean
     return round(total)

@@ -10,10 +10,10 @@ from concurrent.futures import Future
 
 from dicom_io.decoding import PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
+from dicom_io.frame_table import Key
+from dicom_io.pyramid import Level
 from dicom_io.read_budget import ReadBudget
 from dicom_io.recycled_memory import RecycledMemory
-from dicom_io.slide import Level
-from dicom_io.tile_plan import Key
 from models.records import UInt8
 
 _format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame

@@ -24,8 +24,8 @@ class StoredFrames:
 
     Attributes
     ----------
-    row, column : (N,) int64
-        Of the tile.
+    corner : (N, 2) int64
+        Column and row of the frame's first pixel in the total pixel matrix, from 0.
     z_mm : (N,) float64
         Height above the glass.
     path : (N,) int64
@@ -33,8 +33,7 @@ class StoredFrames:
     path_identifiers
     """
 
-    row: NDArray[np.int64]
-    column: NDArray[np.int64]
+    corner: NDArray[np.int64]
     z_mm: NDArray[np.float64]
     path: NDArray[np.int64]
     path_identifiers: tuple[str, ...]
@@ -118,6 +117,11 @@ class LevelImage:
         return columns * rows * self.focal_planes * len(self.path_identifiers)
 
     @property
+    def instance_number(self) -> float:
+        """InstanceNumber; 0 where it is not said."""
+        return _number(value(self.metadata, "InstanceNumber"), 0.0)
+
+    @property
     def concatenation(self) -> str:
         """ConcatenationUID; the instance alone where it is not part of one (C.7.6.16.2.2.4)."""
         return str(value(self.metadata, "ConcatenationUID") or self.sop_uid)
@@ -128,7 +132,7 @@ class LevelImage:
         Raises
         ------
         SlideGeometryInvalid
-            Frames are missing, too many, or lie outside the grid of tiles.
+            Frames are missing, too many, or lie outside the total pixel matrix.
         """
         return self._full() if self.tiled_full else self._sparse()
 
@@ -147,7 +151,9 @@ class LevelImage:
         number, row = np.divmod(number, rows)
         path, plane = np.divmod(number, planes)
         z_mm = self._first_z_mm() + plane * self._plane_distance_mm()
-        return StoredFrames(row, column, z_mm, path, paths)
+        width, height = self.tile_size_px
+        corner = np.stack([column * width, row * height], axis=1)
+        return StoredFrames(corner, z_mm, path, paths)
 
     def _first_z_mm(self) -> float:
         """Of the matrix' origin; where that says none, or zero as if unknown, of all frames."""
@@ -179,14 +185,14 @@ class LevelImage:
                 f"Instance {self.sop_uid} has a frame without a position in the total pixel"
                 " matrix: store the instance again with PlanePositionSlideSequence complete."
             )
-        position, remainder = np.divmod(places.corner - 1, self.tile_size_px)  # counted from 1
-        if remainder.any() or (position >= self.grid).any():
+        corner = places.corner - 1  # counted from 1
+        if (corner >= self.size_px).any():
             raise SlideGeometryInvalid(
-                f"Instance {self.sop_uid} has a frame outside its tile grid: convert the slide to"
-                " a regular grid of tiles."
+                f"Instance {self.sop_uid} has a frame outside its total pixel matrix: correct"
+                " TotalPixelMatrixColumns and TotalPixelMatrixRows, or the frame's place."
             )
         path, identifiers = self._paths(places)
-        return StoredFrames(position[:, 1], position[:, 0], places.z_mm, path, identifiers)
+        return StoredFrames(corner, places.z_mm, path, identifiers)
 
     def _paths(self, places: FramePlaces) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         if places.path_identifiers and (places.path >= 0).all():

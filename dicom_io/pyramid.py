@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dicom_io.dicom_json import nested, value, values
 from dicom_io.errors import InputError, SlideGeometryInvalid
@@ -23,13 +21,6 @@ log = logging.getLogger(__name__)
 # Matrix sizes of levels are rounded, some writers pad them: more than this is a contradiction.
 EXTENT_TOLERANCE = 0.02
 EXTENT_TOLERANCE_PX = 2
-
-
-class FrameIndex(Protocol):
-    """Tile of a level → where its frame is stored."""
-
-    def __call__(self, column: int, row: int) -> tuple[int, int] | None:
-        """Index into ``Level.instance_uids`` and 0-based frame; None where nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +43,9 @@ class Level:
         Frame size.
     spacing_mm : (x, y)
         Distance between pixel centres along the matrix' columns axis (x) and rows axis (y).
-    frame
-        Tile → stored frame, in the focal plane that is read.
-    focal_planes : (planes, rows, columns, 2) int32
+    frames
+        Which frames show a part of it, in the focal plane that is read.
+    focal_planes
         The same for every focal plane, from the glass upwards.
     planar
         Uncompressed samples are stored plane by plane (PlanarConfiguration 1).
@@ -67,8 +58,8 @@ class Level:
     size_px: tuple[int, int]
     tile_size_px: tuple[int, int]
     spacing_mm: tuple[float, float]
-    frame: FrameIndex
-    focal_planes: NDArray[np.int32]
+    frames: TileTable
+    focal_planes: tuple[TileTable, ...]
     planar: bool
 
     @property
@@ -93,9 +84,10 @@ def one_pyramid(images: Iterable[LevelImage], series_uid: str) -> list[LevelImag
     return ordered
 
 
-def _fineness(image: LevelImage) -> tuple[float, int, int, int]:
+def _fineness(image: LevelImage) -> tuple[float, int, int, int, float]:
+    """Parts of a level by their numbers: archives list them in any order."""
     width, height = image.size_px
-    return image.spacing_mm[0], -width, -height, image.frame_offset
+    return image.spacing_mm[0], -width, -height, image.frame_offset, image.instance_number
 
 
 def by_level(images: Iterable[LevelImage]) -> list[list[LevelImage]]:
@@ -165,7 +157,7 @@ def _level(
         size_px=first.size_px,
         tile_size_px=first.tile_size_px,
         spacing_mm=first.spacing_mm,
-        frame=TileTable(planes[(len(planes) - 1) // 2]),
+        frames=planes[(len(planes) - 1) // 2],
         focal_planes=planes,
         planar=first.planar,
     )

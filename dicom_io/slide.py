@@ -19,17 +19,16 @@ from dicom_io.errors import (
     SlideGeometryInvalid,
     SlideTooLarge,
 )
-from dicom_io.frame_table import TileTable
 from dicom_io.level_image import LevelImage
 from dicom_io.optical_path import OpticalPath, choose_optical_path
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.pixel_format import transfer_syntax
-from dicom_io.pyramid import FrameIndex, Level, by_level, check_extents, read_levels
+from dicom_io.pyramid import Level, by_level, check_extents, read_levels
 from dicom_io.slide_images import WHOLE_SLIDE_IMAGE, low_level, volume_images
 from dicom_io.slide_settings import SlideSettings
 from dicom_io.z_offset import z_offset_mm
 
-__all__ = ["FrameIndex", "Level", "Slide", "open_slide"]
+__all__ = ["Level", "Slide", "open_slide"]
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +179,7 @@ def at_plane(slide: Slide, number: int) -> Slide:
         )
     share = (number - 1) / max(planes - 1, 1)
     levels = (
-        replace(level, frame=TileTable(stack[round(share * (len(stack) - 1))]))
+        replace(level, frames=stack[round(share * (len(stack) - 1))])
         for level in slide.levels
         for stack in (level.focal_planes,)
     )

@@ -24,7 +24,9 @@ class ReadSettings:
     frames_bytes
         Decoded frames kept for tiles that show them too and come soon.
     decoded_bytes
-        Decoded tiles that wait for the model; two batches are held at least.
+        Decoded tiles that wait for the model; two batches are held at least. As much again is
+        for frames that are laid side by side to be shown coarser than they are stored; one tile
+        is made at a time at least.
     threads
         Decoding threads; 0 takes one more than there are processors, because each waits for the
         interpreter between frames.

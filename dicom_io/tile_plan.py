@@ -5,24 +5,22 @@ No pixels and no archive here: what is planned in this file, :mod:`dicom_io.fram
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dicom_io.frame_table import Place
+from dicom_io.resampling import filter_reach
 from dicom_io.slide import Level, Slide
-from models.records import Bool, Float64, Regions
+from dicom_io.tile_layout import Box
+from models.records import Bool, Float64, Int64, Regions
 
 # A level up to 1 % coarser than asked for serves, and one this close is not resampled.
 SCALE_TOLERANCE = 0.01
 # A ratio of spacings this close to a whole number is one: less than a pixel in a level of 100 000.
 WHOLE_TOLERANCE = 1e-5
-
-Key = tuple[int, int]
-"""Instance of the level, 0-based frame."""
-
-Place = tuple[Key, int, int]
-"""Frame, its tile column and tile row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +31,10 @@ class Plan:
     ----------
     origin_px
         Base-level position of its top-left corner.
-    corner, extent : (x, y)
-        The same, and its size, in level pixels.
+    corner : (x, y)
+        The same in level pixels.
     box : (x0, y0, x1, y1)
-        The level pixels that it shows a part of.
+        The level pixels that it depends on.
     as_stored
         It shows all of these, pixel by pixel, so that they can be given as they are.
     places
@@ -45,8 +43,7 @@ class Plan:
 
     origin_px: Float64
     corner: Float64
-    extent: Float64
-    box: tuple[int, int, int, int]
+    box: Box
     as_stored: bool
     places: tuple[Place, ...]
 
@@ -68,7 +65,10 @@ class Plans:
     box_px : (M, 4) float64
         Tiles wanted, in base-level pixels.
     wanted : (rows, columns) bool, optional
-        Frames that may be fetched; None for all.
+        Only frames that touch these cells of the level may be fetched; None for all.
+    around_px : (M, 4) float64, optional
+        Base-level pixels that each tile may depend on, where it is a part of a larger one; None
+        where nothing beyond a tile is looked at.
     """
 
     level: Level
@@ -77,41 +77,62 @@ class Plans:
     px_per_tile_px: Float64
     box_px: Float64
     wanted: Bool | None
+    around_px: Float64 | None = None
+
+    @property
+    def step(self) -> Float64:
+        """(2,): level pixels per tile pixel, along x and y."""
+        return self.px_per_tile_px / self.scale
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether tiles show the level pixel by pixel."""
+        return _as_stored(self.step)
+
+    @property
+    def shown_px(self) -> Float64:
+        """(2,): level pixels that a tile shows, along x and y."""
+        return self.step * self.size
 
     def __iter__(self) -> Iterator[Plan]:
         """Each tile's plan, made when it is asked for: a slide has many tiles."""
-        step = self.px_per_tile_px / self.scale
         origin_px, corner = self.box_px[:, :2], self.box_px[:, :2] / self.scale
-        if _as_stored(step):
+        if self.as_stored:
             corner = np.rint(corner)
             origin_px = corner * self.scale
-        extent = np.array(self.size) * step
-        top_left, bottom_right = np.floor(corner), np.ceil(corner + extent)
+        seen_from, seen_to = self._seen(corner)
+        top_left, bottom_right = np.floor(seen_from), np.ceil(seen_to)
         as_stored = ((corner == top_left) & (bottom_right - top_left == self.size)).all(axis=1)
-        limit, tile = np.array(grid_size(self.level)), self.level.tile_size_px
-        first = np.clip(np.floor(corner / tile), 0, limit).astype(int)
-        last = np.clip(np.ceil((corner + extent) / tile), 0, limit).astype(int)
+        # The last frames are padded: a box that begins there sees nothing of the slide.
+        inside = np.logical_and(*(top_left < self.level.size_px).T)
         rows = zip(
             origin_px,
             corner,
             np.hstack([top_left, bottom_right]).astype(int).tolist(),
             as_stored.tolist(),
-            first.tolist(),
-            last.tolist(),
+            inside.tolist(),
             strict=True,
         )
-        for origin, start, box, whole, frame, end in rows:
-            places = tuple(self._places(frame, end))
-            yield Plan(origin, start, extent, tuple(box), whole, places)
+        places = self.level.frames.places
+        for origin, start, (left, top, right, bottom), whole, sees in rows:
+            box = left, top, right, bottom
+            yield Plan(origin, start, box, whole, tuple(places(box, self.wanted)) if sees else ())
 
-    def _places(self, first: Sequence[int], last: Sequence[int]) -> Iterator[Place]:
-        for row in range(first[1], last[1]):
-            for column in range(first[0], last[0]):
-                if self.wanted is not None and not self.wanted[row, column]:
-                    continue
-                key = self.level.frame(column, row)
-                if key is not None:
-                    yield key, column, row
+    def _seen(self, corner: Float64) -> tuple[Float64, Float64]:
+        """(M, 2) each: from where to where tiles look at the level."""
+        end = corner + self.shown_px
+        if self.around_px is None:
+            return corner, end
+        reach = [filter_reach(float(step)) for step in self.step]
+        around = self.around_px / np.tile(self.scale, 2)
+        return np.maximum(around[:, :2], corner - reach), np.minimum(around[:, 2:], end + reach)
+
+    def _places(self, box: Box) -> tuple[Place, ...]:
+        width, height = self.level.size_px
+        # The last frames are padded: a box that begins there sees nothing of the slide.
+        if box[0] >= width or box[1] >= height:
+            return ()
+        return tuple(self.level.frames.places(box, self.wanted))
 
 
 def plan_tiles(slide: Slide, box_px: Float64, um_per_px: float, within: Regions | None) -> Plans:
@@ -139,6 +160,41 @@ def plan_tiles(slide: Slide, box_px: Float64, um_per_px: float, within: Regions 
     )
 
 
+def in_parts(plans: Plans, most_px: float) -> tuple[Plans, Int64]:
+    """Divide tiles that show more level pixels than `most_px`.
+
+    Returns
+    -------
+    plans
+        The parts of each tile, one after the other; they are of one size, so that the last ones
+        may overlap those before.
+    corner : (P, 2) int64
+        Where each of the P parts of a tile lies in it: x, y in tile pixels.
+    """
+    share = float(np.prod(plans.shown_px)) / most_px
+    if plans.as_stored or share <= 1:
+        return plans, np.zeros((1, 2), np.int64)
+    count = math.ceil(math.sqrt(share))
+    (whole_width, whole_height), px = plans.size, plans.px_per_tile_px
+    size = width, height = -(-whole_width // count), -(-whole_height // count)
+    corner = np.array(
+        [
+            (min(x, whole_width - width), min(y, whole_height - height))
+            for y in range(0, whole_height, height)
+            for x in range(0, whole_width, width)
+        ]
+    )
+    tile_px = plans.box_px[:, :2]
+    part_px = (tile_px[:, None] + corner * px).reshape(-1, 2)
+    parts = replace(
+        plans,
+        size=size,
+        box_px=np.hstack([part_px, part_px + px * size]),
+        around_px=np.hstack([tile_px, tile_px + px * plans.size]).repeat(len(corner), axis=0),
+    )
+    return parts, corner
+
+
 def choose_level(slide: Slide, um_per_px: float) -> Level:
     """Coarsest level that is at least as fine as asked for (1 % tolerance), else the finest."""
     fine = [level for level in slide.levels if level.um_per_px <= um_per_px * (1 + SCALE_TOLERANCE)]
@@ -161,7 +217,7 @@ def level_scale(slide: Slide, level: Level) -> Float64:
 
 
 def frame_boxes(slide: Slide, level: Level | None = None) -> Float64:
-    """Frames of a level (the base level by default) as boxes, row by row.
+    """Cells of a level (the base level by default), each of a frame's size, row by row.
 
     Returns
     -------
@@ -180,13 +236,16 @@ def frame_boxes(slide: Slide, level: Level | None = None) -> Float64:
 
 
 def grid_size(level: Level) -> tuple[int, int]:
-    """Frames over the level's matrix: (columns, rows)."""
+    """Cells of a frame's size over the level's matrix, which are its frames on a grid."""
     (width, height), (tile_width, tile_height) = level.size_px, level.tile_size_px
     return -(-width // tile_width), -(-height // tile_height)
 
 
 def frames_touching(slide: Slide, level: Level, regions: Regions) -> Bool:
-    """(rows, columns): which frames of a level share area with a region."""
+    """(rows, columns): which cells of a level, each of a frame's size, share area with a region.
+
+    On a grid the frames are these cells.
+    """
     columns, rows = grid_size(level)
     touched = np.zeros((rows, columns), np.bool_)
     frame_px = level_scale(slide, level) * level.tile_size_px

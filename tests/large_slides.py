@@ -15,24 +15,36 @@ import numpy as np
 import simplejpeg
 
 from tests.served import served
-from tests.slides import image_dataset, place_frames
+from tests.slides import UInt8, image_dataset, place_frames
 
 TILE_PX = 256
 STUDY, SERIES, INSTANCE = "1.2.3.1", "1.2.3.2", "1.2.3.3"
 
 
 @contextmanager
-def large_slide(columns: int, rows: int, organization: str) -> Iterator[str]:
+def large_slide(
+    columns: int, rows: int, organization: str, shift_px: int = 0, rgb: UInt8 | None = None
+) -> Iterator[str]:
     """Serve a base level of `columns` × `rows` frames of 256 px at 0.25 µm, all of them stored.
+
+    Parameters
+    ----------
+    columns, rows
+    organization
+    shift_px
+        Of every second row of TILED_SPARSE, to the right.
+    rgb : (256, 256, 3) uint8, optional
+        What each frame shows; pink by default.
 
     Yields
     ------
     str
         URL of the archive, which knows study, series and instance 1.2.3.1, .2 and .3.
     """
-    rgb = np.full((TILE_PX, TILE_PX, 3), (225, 200, 215), np.uint8)
+    if rgb is None:
+        rgb = np.full((TILE_PX, TILE_PX, 3), (225, 200, 215), np.uint8)
     jpeg = simplejpeg.encode_jpeg(rgb, quality=90, colorsubsampling="422")
-    metadata = _metadata(rgb, columns, rows, organization)
+    metadata = _metadata(rgb, columns, rows, organization, shift_px)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -61,8 +73,9 @@ def large_slide(columns: int, rows: int, organization: str) -> Iterator[str]:
         yield url
 
 
-def _metadata(rgb: np.ndarray, columns: int, rows: int, organization: str) -> bytes:
-    ds = image_dataset([rgb], "jpeg", (TILE_PX, TILE_PX), (columns * TILE_PX, rows * TILE_PX))
+def _metadata(rgb: UInt8, columns: int, rows: int, organization: str, shift_px: int) -> bytes:
+    size_px = (columns * TILE_PX + shift_px, rows * TILE_PX)
+    ds = image_dataset([rgb], "jpeg", (TILE_PX, TILE_PX), size_px)
     del ds.PixelData
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = STUDY, SERIES, INSTANCE
     ds.FrameOfReferenceUID = "1.2.3.4"
@@ -78,7 +91,7 @@ def _metadata(rgb: np.ndarray, columns: int, rows: int, organization: str) -> by
         assert before in item
         item = item.replace(before, before.replace("[1]", f"[@{tag}]"))
     items = ",".join(
-        item.replace("@0048021E", str(column * TILE_PX + 1)).replace(
+        item.replace("@0048021E", str(column * TILE_PX + row % 2 * shift_px + 1)).replace(
             "@0048021F", str(row * TILE_PX + 1)
         )
         for row in range(rows)

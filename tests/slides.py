@@ -248,14 +248,15 @@ def stored_pixels(*paths: Path) -> tuple[UInt8, NDArray[np.bool_]]:
     stored = np.zeros(rgb.shape[:2], np.bool_)
     for path in paths:
         ds = dcmread(path)
-        for number, pixels in enumerate(_frames(ds)):
+        for number, pixels in enumerate(frames_of(ds)):
             y, x = _corner(ds, number, columns)
             target = np.s_[y : y + ds.Rows, x : x + ds.Columns]
             rgb[target], stored[target] = pixels, True
     return rgb[:height, :width], stored[:height, :width]
 
 
-def _frames(ds: Dataset) -> list[UInt8]:
+def frames_of(ds: Dataset) -> list[UInt8]:
+    """Decoded frames, by pydicom and Pillow."""
     if ds.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
         encoded = generate_frames(ds.PixelData, number_of_frames=int(ds.NumberOfFrames))
         return [np.array(Image.open(io.BytesIO(frame)).convert("RGB")) for frame in encoded]
