@@ -13,6 +13,8 @@ from dicom_io.series_metadata import FramePlaces, InstanceMetadata
 
 # 40 Gpx in tiles of 128 px are 2.4 million; numbers far above are damage, not slides.
 MAX_FRAMES = 5_000_000
+# Optical paths or focal planes: scanners have some tens.
+MAX_LAYERS = 1000
 # Where focal planes are said but not their distance, only their order matters.
 ASSUMED_PLANE_DISTANCE_MM = 0.001
 
@@ -219,7 +221,7 @@ def level_image(instance: InstanceMetadata) -> LevelImage:
     Raises
     ------
     SlideGeometryInvalid
-        Spacing, matrix or tile size is missing or not positive.
+        Spacing, matrix or tile size is missing or not positive, or frames lie before the first.
     SlideTooLarge
         More frames than can be meant.
     """
@@ -250,6 +252,11 @@ def level_image(instance: InstanceMetadata) -> LevelImage:
         metadata=item,
         places=places,
     )
+    if image.frame_offset < 0:
+        raise SlideGeometryInvalid(
+            f"Instance {sop_uid} has a ConcatenationFrameOffsetNumber below zero: correct the"
+            " attribute."
+        )
     columns, rows = image.grid
     if max(columns * rows, image.frames + image.frame_offset) > MAX_FRAMES:
         raise SlideTooLarge(
@@ -290,7 +297,12 @@ def _positive(item: Json, keyword: str, sop_uid: str) -> int:
 
 def _count(item: Json, keyword: str, sop_uid: str) -> int:
     """A number of planes or paths; one where it is not said."""
-    return 1 if value(item, keyword) is None else _positive(item, keyword, sop_uid)
+    count = 1 if value(item, keyword) is None else _positive(item, keyword, sop_uid)
+    if count > MAX_LAYERS:
+        raise SlideGeometryInvalid(
+            f"Instance {sop_uid} says a {keyword} above {MAX_LAYERS}: correct the attribute."
+        )
+    return count
 
 
 def _number(found: object, otherwise: float) -> float:
