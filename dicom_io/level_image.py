@@ -14,6 +14,8 @@ from dicom_io.z_offset import z_offset_mm
 
 # 40 Gpx in tiles of 128 px are 2.4 million; numbers far above are damage, not slides.
 MAX_FRAMES = 5_000_000
+# Optical paths or focal planes: scanners have some tens.
+MAX_LAYERS = 1000
 # Where focal planes are said but not their distance, only their order matters.
 ASSUMED_PLANE_DISTANCE_MM = 0.001
 
@@ -244,7 +246,7 @@ def level_image(instance: InstanceMetadata) -> LevelImage:
     Raises
     ------
     SlideGeometryInvalid
-        Spacing, matrix or tile size is missing or not positive.
+        Spacing, matrix or tile size is missing or not positive, or frames lie before the first.
     SlideTooLarge
         More frames than can be meant.
     """
@@ -275,6 +277,11 @@ def level_image(instance: InstanceMetadata) -> LevelImage:
         metadata=item,
         places=places,
     )
+    if image.frame_offset < 0:
+        raise SlideGeometryInvalid(
+            f"Instance {sop_uid} has a ConcatenationFrameOffsetNumber below zero: correct the"
+            " attribute."
+        )
     columns, rows = image.grid
     if max(columns * rows, image.frames + image.frame_offset) > MAX_FRAMES:
         raise SlideTooLarge(
@@ -315,7 +322,12 @@ def _positive(item: Json, keyword: str, sop_uid: str) -> int:
 
 def _count(item: Json, keyword: str, sop_uid: str) -> int:
     """A number of planes or paths; one where it is not said."""
-    return 1 if value(item, keyword) is None else _positive(item, keyword, sop_uid)
+    count = 1 if value(item, keyword) is None else _positive(item, keyword, sop_uid)
+    if count > MAX_LAYERS:
+        raise SlideGeometryInvalid(
+            f"Instance {sop_uid} says a {keyword} above {MAX_LAYERS}: correct the attribute."
+        )
+    return count
 
 
 def _number(found: object, otherwise: float) -> float:

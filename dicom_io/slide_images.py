@@ -126,8 +126,8 @@ def _other_series(pacs: Pacs, study_uid: str, series_uid: str) -> list[str]:
     uids = {
         str(value(series, "SeriesInstanceUID"))
         for series in found
-        if value(series, "Modality") in {"SM", None}
-        and value(series, "StudyInstanceUID") in {study_uid, None}
+        if value(series, "Modality") in ("SM", None)
+        and value(series, "StudyInstanceUID") in (study_uid, None)
     }
     sound = (uid for uid in uids - {series_uid} if UID(uid, validation_mode=IGNORE).is_valid)
     return sorted(sound)[:MAX_OTHER_SERIES]
@@ -145,8 +145,9 @@ def _metadata(pacs: Pacs, study_uid: str, series_uid: str) -> list[InstanceMetad
         metadata = _read_metadata(pacs, study_uid, series_uid)
     except PacsNotFound as error:
         raise absent from error
-    # An archive that ignores the path answers with other series too.
-    metadata = [m for m in metadata if value(m.header, "SeriesInstanceUID") in {series_uid, None}]
+    # An archive that ignores the path answers with other series too. A tuple: what is no UID at all
+    # may not fit into a set.
+    metadata = [m for m in metadata if value(m.header, "SeriesInstanceUID") in (series_uid, None)]
     if not metadata:
         raise absent
     modalities = {str(found) for m in metadata if (found := value(m.header, "Modality"))}
@@ -161,9 +162,9 @@ def _metadata(pacs: Pacs, study_uid: str, series_uid: str) -> list[InstanceMetad
 def _read_metadata(pacs: Pacs, study_uid: str, series_uid: str) -> list[InstanceMetadata]:
     """Metadata of each instance once: some archives list one that was sent again twice."""
     raw = pacs.series_metadata_bytes(study_uid, series_uid)
-    once: dict[object, InstanceMetadata] = {}
+    once: dict[str, InstanceMetadata] = {}
     for instance in read_series_metadata(raw, pacs.name, series_uid):
-        sop_uid = value(instance.header, "SOPInstanceUID")
+        sop_uid = str(value(instance.header, "SOPInstanceUID"))
         if sop_uid in once:
             log.warning("%s lists instance %s of series %s twice", pacs.name, sop_uid, series_uid)
         once.setdefault(sop_uid, instance)

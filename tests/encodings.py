@@ -16,10 +16,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels.processing import convert_color_space
 
-from tests.slides import WrittenSlide, write_slide
+from tests.slides import Change, WrittenSlide, cut_tiles, write_slide
 
 UInt8 = NDArray[np.uint8]
 
@@ -299,8 +299,45 @@ NATIVE = {
 UNKNOWN, KNOWN = "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.4.57"
 
 
-def write_encoded(folder: Path, name: str, **layout: Any) -> WrittenSlide:
-    """One level, in the named encoding."""
+def _offsets(ds: Dataset, frames: list[bytes]) -> None:
+    ds.PixelData = encapsulate(frames)
+
+
+def _no_offsets(ds: Dataset, frames: list[bytes]) -> None:
+    ds.PixelData = encapsulate(frames, has_bot=False)
+
+
+def _extended_offsets(ds: Dataset, frames: list[bytes]) -> None:
+    ds.PixelData, ds.ExtendedOffsetTable, lengths = encapsulate_extended(frames)
+    ds.ExtendedOffsetTableLengths = lengths
+
+
+def _two_fragments(ds: Dataset, frames: list[bytes]) -> None:
+    ds.PixelData = encapsulate(frames, fragments_per_frame=2)
+
+
+# How a file says where its encapsulated frames lie (PS3.5 A.4).
+TABLES: dict[str, Callable[[Dataset, list[bytes]], None]] = {
+    "offsets": _offsets,
+    "no offsets": _no_offsets,
+    "extended offsets": _extended_offsets,
+    "two fragments a frame": _two_fragments,
+}
+
+
+def written_in(
+    name: str, write: Callable[[Change], WrittenSlide], table: str = "offsets"
+) -> WrittenSlide:
+    """A slide in the named encoding.
+
+    Parameters
+    ----------
+    name
+    write
+        Writes the slide uncompressed, and gives each dataset to the change that it is called with.
+    table
+        Of the encapsulated frames.
+    """
     how = STORED[name]
 
     def change(ds: Dataset, level: int) -> None:
@@ -308,12 +345,35 @@ def write_encoded(folder: Path, name: str, **layout: Any) -> WrittenSlide:
         encoded = [how.encode(frame) for frame in frames]
         ds.file_meta.TransferSyntaxUID = how.transfer_syntax_uid.replace(UNKNOWN, KNOWN)
         ds.PhotometricInterpretation, ds.PlanarConfiguration = how.photometric, how.planar
-        native = how.transfer_syntax_uid in NATIVE
-        ds.PixelData = b"".join(encoded) if native else encapsulate(encoded)
+        if how.transfer_syntax_uid in NATIVE:
+            ds.PixelData = b"".join(encoded)
+        else:
+            TABLES[table](ds, encoded)
         ds["PixelData"].VR = "OB"
 
-    written = write_slide(folder, levels=1, encoding="raw", change=change, **layout)
+    written = write(change)
     if how.transfer_syntax_uid == UNKNOWN:
-        whole = written.paths[0].read_bytes()
-        written.paths[0].write_bytes(whole.replace(KNOWN.encode(), UNKNOWN.encode() + b"\0", 1))
+        for path in written.paths:
+            whole = path.read_bytes()
+            path.write_bytes(whole.replace(KNOWN.encode(), UNKNOWN.encode() + b"\0", 1))
     return written
+
+
+def write_encoded(folder: Path, name: str, **layout: Any) -> WrittenSlide:
+    """One level, in the named encoding."""
+    return written_in(
+        name,
+        lambda change: write_slide(folder, levels=1, encoding="raw", change=change, **layout),
+    )
+
+
+def seen(name: str, rgb: UInt8, tile_px: tuple[int, int]) -> UInt8:
+    """A level stored in the named encoding, tile by tile through the other decoder."""
+    height, width = rgb.shape[:2]
+    tiles, places = cut_tiles(rgb, tile_px)
+    columns, rows = (last + 1 for last in places[-1])
+    whole = np.empty((rows * tile_px[1], columns * tile_px[0], 3), np.uint8)
+    for tile, (column, row) in zip(tiles, places, strict=True):
+        x, y = column * tile_px[0], row * tile_px[1]
+        whole[y : y + tile_px[1], x : x + tile_px[0]] = STORED[name].expected(tile)
+    return whole[:height, :width]

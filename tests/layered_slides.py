@@ -10,7 +10,15 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from tests.slides import UInt8, WrittenSlide, cut_tiles, image_dataset, picture, place_frames
+from tests.slides import (
+    Change,
+    UInt8,
+    WrittenSlide,
+    cut_tiles,
+    image_dataset,
+    picture,
+    place_frames,
+)
 
 SIZE_PX = (300, 200)
 TILE_PX = (64, 48)
@@ -53,6 +61,7 @@ def write_layers(
     illumination: Sequence[tuple[str, str]] = (BRIGHTFIELD,),
     concatenated: int = 1,
     leave_out: Sequence[tuple[int, int, int]] = (),
+    change: Change | None = None,
 ) -> WrittenSlide:
     """Write one level.
 
@@ -68,6 +77,8 @@ def write_layers(
         Parts into which each instance is split.
     leave_out
         (layer, column, row) that TILED_SPARSE does not store.
+    change
+        Called with each dataset and its level, 0, before it is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame_of_reference = (generate_uid() for _ in range(3))
@@ -99,6 +110,8 @@ def write_layers(
                 ds.ConcatenationUID = concatenation
                 ds.InConcatenationNumber = part + 1
                 ds.ConcatenationFrameOffsetNumber = int(bounds[part])
+            if change is not None:
+                change(ds, 0)
             paths.append(folder / f"{len(paths)}.dcm")
             ds.save_as(paths[-1], enforce_file_format=True)
     return WrittenSlide(study, series, tuple(paths))

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
@@ -86,6 +86,31 @@ class Habits:
     needed: str = ""
     too_wide: int = 400
 
+
+HABITS: dict[str, Habits] = {
+    "plain": Habits(),
+    "one frame": Habits(most_frames=1),
+    "few frames, 400": Habits(most_frames=3, too_many=400),
+    "few frames, 414": Habits(most_frames=3, too_many=414),
+    "few frames, in silence": Habits(most_frames=3, too_many=200),
+    "no name of the syntax": Habits(refused="image/jpeg"),
+    "no wildcard either": Habits(refused=r"image/jpeg|syntax=\*"),
+    "no frames": Habits(no_frames=True),
+    "none of the media types": Habits(refused="."),
+    "chunked": Habits(framing="chunked"),
+    "ends with the connection": Habits(framing="close", part_lengths="none"),
+    "shuffled": Habits(content_location=True, shuffled=True),
+    "mixed": Habits(media=("image/jpeg", "application/octet-stream", "image/jpeg; q=1")),
+    "wrong lengths": Habits(part_lengths="wrong"),
+    "preamble": Habits(preamble=b"This is a message in several parts."),
+    "no last line break": Habits(last_line=b"\r\n--%s--"),
+    "nothing before the last line": Habits(last_line=b"--%s--"),
+    "no last line": Habits(last_line=b""),
+    "no multipart": Habits(most_frames=1, alone=True),
+    "all at once": Habits(
+        most_frames=4, framing="chunked", content_location=True, shuffled=True, part_lengths="none"
+    ),
+}
 
 Fault = Callable[["_Handler"], None]
 
@@ -232,7 +257,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, frames: list[Frame], fault: str | None) -> tuple[str, bytes]:
         """The frames as this archive writes them."""
         habits = self.proxy.habits
-        labelled = habits.content_location or fault == "reorder"
         if habits.alone and len(frames) == 1:
             return habits.media[0], frames[0][1]
         if fault == "duplicate":
@@ -241,19 +265,9 @@ class _Handler(BaseHTTPRequestHandler):
             frames = frames[:-1]
         if habits.shuffled or fault == "reorder":
             frames = random.Random(self.proxy.seed).sample(frames, len(frames))  # noqa: S311
-        boundary = habits.boundary.encode()
-        body = habits.preamble
-        for index, (number, content) in enumerate(frames):
-            head = [f"Content-Type: {habits.media[index % len(habits.media)]}"]
-            if labelled:
-                head.append(f"Content-Location: {self.path.split('/frames/')[0]}/frames/{number}")
-            if habits.part_lengths != "none":
-                wrong = 7 if habits.part_lengths == "wrong" else 0
-                head.append(f"Content-Length: {len(content) - wrong}")
-            line = b"\r\n" if body else b""
-            body += line + b"--" + boundary + b"\r\n" + "\r\n".join(head).encode() + b"\r\n\r\n"
-            body += content
-        body += habits.last_line.replace(b"%s", boundary)
+        if fault == "reorder":
+            habits = replace(habits, content_location=True)
+        body = multipart_body(frames, habits, self.path.split("/frames/")[0])
         return f'multipart/related; boundary="{habits.boundary}"; type="image/jpeg"', body
 
     def _answer(
@@ -291,11 +305,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "trickle":
             self._trickle(body)
             return
-        step = 1000 if framing == "chunked" else len(body) or 1
-        for start in range(0, len(body), step):
-            piece = body[start : start + step]
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if step == 1000 else piece)
-        if framing == "chunked" and not cut:
+        if framing != "chunked":
+            self.wfile.write(body)
+            return
+        for start in range(0, len(body), 1000):
+            piece = body[start : start + 1000]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if not cut:
             self.wfile.write(b"0\r\n\r\n")
 
     def _trickle(self, body: bytes) -> None:
@@ -306,6 +322,23 @@ class _Handler(BaseHTTPRequestHandler):
         for value in body[half:]:
             self.wfile.write(bytes([value]))
             time.sleep(0.05)
+
+
+def multipart_body(frames: Sequence[Frame], habits: Habits, instance_path: str) -> bytes:
+    """Frames in this order, as an archive of these habits puts them into parts."""
+    boundary = habits.boundary.encode()
+    body = habits.preamble
+    for index, (number, content) in enumerate(frames):
+        head = [f"Content-Type: {habits.media[index % len(habits.media)]}"]
+        if habits.content_location:
+            head.append(f"Content-Location: {instance_path}/frames/{number}")
+        if habits.part_lengths != "none":
+            wrong = 7 if habits.part_lengths == "wrong" else 0
+            head.append(f"Content-Length: {len(content) - wrong}")
+        line = b"\r\n" if body else b""
+        body += line + b"--" + boundary + b"\r\n" + "\r\n".join(head).encode() + b"\r\n\r\n"
+        body += content
+    return body + habits.last_line.replace(b"%s", boundary)
 
 
 def parts_of(answer: requests.Response) -> list[bytes]:

@@ -125,7 +125,7 @@ def write_slide(
     base = picture(*size_px) if rgb is None else rgb
     paths: list[Path] = []
     for level, scale in enumerate(scales or [2**level for level in range(levels)]):
-        pixels = _coarser(base, scale)
+        pixels = coarser(base, scale)
         frames, places = cut_tiles(pixels, tile_px)
         if organization == "TILED_SPARSE" and level == 0:
             keep = [i for i, place in enumerate(places) if not leave_out(*place)]
@@ -151,7 +151,8 @@ def write_slide(
     return WrittenSlide(study, series, tuple(paths))
 
 
-def _coarser(rgb: UInt8, scale: float) -> UInt8:
+def coarser(rgb: UInt8, scale: float) -> UInt8:
+    """The level that is so many times coarser."""
     height, width = (int(side // scale) for side in rgb.shape[:2])
     return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
 

@@ -17,7 +17,7 @@ from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
-from tests.encodings import STORED, write_encoded
+from tests.encodings import STORED, seen, write_encoded
 from tests.slides import WrittenSlide, picture, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -34,19 +34,6 @@ def read_whole(pacs: Pacs, study_uid: str, series_uid: str) -> np.ndarray:
     return tiles.rgb[0, :height, :width]
 
 
-def expected_whole(name: str) -> np.ndarray:
-    """The picture, tile by tile through the other decoder."""
-    width, height = SIZE_PX
-    across, down = TILE_PX
-    padded = np.full((-(-height // down) * down, -(-width // across) * across, 3), 255, np.uint8)
-    padded[:height, :width] = picture(width, height)
-    for y in range(0, height, down):
-        for x in range(0, width, across):
-            tile = np.ascontiguousarray(padded[y : y + down, x : x + across])
-            padded[y : y + down, x : x + across] = STORED[name].expected(tile)
-    return padded[:height, :width]
-
-
 def furthest(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other).max())
 
@@ -59,7 +46,7 @@ def test_written_by_hand(
         pytest.skip(f"Orthanc 1.10 neither keeps nor serves {STORED[name].transfer_syntax_uid}")
     written = write_encoded(tmp_path, name, size_px=SIZE_PX, tile_px=TILE_PX)
     found = read_whole(archive(written), written.study_uid, written.series_uid)
-    assert furthest(found, expected_whole(name)) <= STORED[name].off
+    assert furthest(found, seen(name, picture(*SIZE_PX), TILE_PX)) <= STORED[name].off
 
 
 WSIDICOM = {
@@ -78,7 +65,7 @@ WSIDICOM = {
 }
 
 
-def _with_volume(ds: Dataset, level: int) -> None:
+def with_volume(ds: Dataset, level: int) -> None:
     """What wsidicom asks for beyond what others do."""
     ds.ImagedVolumeWidth, ds.ImagedVolumeHeight, ds.ImagedVolumeDepth = 0.05, 0.0375, 0.001
 
@@ -93,7 +80,7 @@ def test_written_by_wsidicom(tmp_path: Path, name: str, table: str) -> None:
         tile_px=TILE_PX,
         levels=1,
         encoding="raw",
-        change=_with_volume,
+        change=with_volume,
     )
     out = tmp_path / "out"
     out.mkdir()

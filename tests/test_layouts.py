@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,18 +239,20 @@ def demonstration(tmp_path_factory: pytest.TempPathFactory) -> DemonstrationSlid
     return compose_demonstration_slide(folder, seed=3, size_px=(1200, 900), cells=6)
 
 
-@pytest.mark.parametrize("layout", ["full", "concatenated", "base alone", "levels missing"])
+WSIDICOM_LAYOUTS: dict[str, dict[str, Any]] = {
+    "full": {"add_missing_levels": True},
+    "concatenated": {"concatenation": ConcatenationByFrames(5)},
+    "base alone": {"include_levels": [0]},
+    "levels missing": {"include_levels": [0, -1]},
+}
+
+
+@pytest.mark.parametrize("layout", WSIDICOM_LAYOUTS)
 def test_written_by_wsidicom(
     archive: Archive, demonstration: DemonstrationSlide, tmp_path: Path, layout: str
 ) -> None:
-    options = {
-        "full": {"add_missing_levels": True},
-        "concatenated": {"concatenation": ConcatenationByFrames(5)},
-        "base alone": {"include_levels": [0]},
-        "levels missing": {"include_levels": [0, -1]},
-    }
     with WsiDicom.open(demonstration.paths[0].parent) as original:
-        original.save(tmp_path, **options[layout])
+        original.save(tmp_path, **WSIDICOM_LAYOUTS[layout])
     paths = tuple(sorted(tmp_path.glob("*.dcm")))
     ds = dcmread(paths[0], stop_before_pixels=True)
     pacs = archive(WrittenSlide(ds.StudyInstanceUID, ds.SeriesInstanceUID, paths))
@@ -267,15 +270,17 @@ needs_orthanc_wsi = pytest.mark.skipif(
 )
 
 
-def dicomized(folder: Path, compression: str) -> WrittenSlide:
-    """Sparse parts, no ImageType, no frame of reference."""
-    rgb = np.tile(picture(500, 380), (3, 3, 1))[:1100]
+def dicomized(
+    folder: Path, compression: str, size_px: tuple[int, int] = (1500, 1100)
+) -> WrittenSlide:
+    """Sparse parts, no ImageType, no frame of reference; at most 1500 × 1140 px."""
+    rgb = np.tile(picture(500, 380), (3, 3, 1))[: size_px[1], : size_px[0]]
     Image.fromarray(rgb).save(folder / "slide.png")
     (folder / "dicom").mkdir()
     subprocess.run(
         f"{ORTHANC_WSI} {folder}/slide.png --folder {folder}/dicom --tile-width 256"
         f" --tile-height 128 --pyramid 1 --levels 4 --compression {compression} --max-size 1"
-        " --imaged-width 0.275 --imaged-height 0.375".split(),
+        f" --imaged-width {size_px[1] / 4000} --imaged-height {size_px[0] / 4000}".split(),
         check=True,
         capture_output=True,
     )

@@ -11,16 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
 
 from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
 from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
 from dicom_io.search import Search
 from dicom_io.slide import open_slide
+from tests.filed_archive import stored_frames
 from tests.loopback_host import Answer, Host
-from tests.quirky_proxy import FRAME_FAULTS, Habits, QuirkyProxy, quirky_proxy
+from tests.quirky_proxy import FRAME_FAULTS, HABITS, Habits, QuirkyProxy, quirky_proxy
 from tests.servers import Orthanc
 from tests.slides import WrittenSlide, write_slide
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
@@ -31,47 +30,9 @@ SETTINGS = PacsSettings(
 )
 
 
-def stored_frames(path: Path) -> tuple[InstanceReference, str, list[bytes]]:
-    ds = dcmread(path)
-    count = int(ds.NumberOfFrames)
-    if ds.file_meta.TransferSyntaxUID.is_compressed:
-        frames = list(generate_frames(ds.PixelData, number_of_frames=count))
-    else:
-        size = len(ds.PixelData) // count
-        frames = [ds.PixelData[i * size : (i + 1) * size] for i in range(count)]
-    uids = (str(ds.StudyInstanceUID), str(ds.SeriesInstanceUID), str(ds.SOPInstanceUID))
-    return InstanceReference(*uids), str(ds.file_meta.TransferSyntaxUID), frames
-
-
 def same(received: list[bytes], stored: list[bytes]) -> bool:
     """Equal but for the byte that pads a fragment to an even length."""
     return [frame.rstrip(b"\0") for frame in received] == [f.rstrip(b"\0") for f in stored]
-
-
-HABITS: dict[str, Habits] = {
-    "plain": Habits(),
-    "one frame": Habits(most_frames=1),
-    "few frames, 400": Habits(most_frames=3, too_many=400),
-    "few frames, 414": Habits(most_frames=3, too_many=414),
-    "few frames, in silence": Habits(most_frames=3, too_many=200),
-    "no name of the syntax": Habits(refused="image/jpeg"),
-    "no wildcard either": Habits(refused=r"image/jpeg|syntax=\*"),
-    "no frames": Habits(no_frames=True),
-    "none of the media types": Habits(refused="."),
-    "chunked": Habits(framing="chunked"),
-    "ends with the connection": Habits(framing="close", part_lengths="none"),
-    "shuffled": Habits(content_location=True, shuffled=True),
-    "mixed": Habits(media=("image/jpeg", "application/octet-stream", "image/jpeg; q=1")),
-    "wrong lengths": Habits(part_lengths="wrong"),
-    "preamble": Habits(preamble=b"This is a message in several parts."),
-    "no last line break": Habits(last_line=b"\r\n--%s--"),
-    "nothing before the last line": Habits(last_line=b"--%s--"),
-    "no last line": Habits(last_line=b""),
-    "no multipart": Habits(most_frames=1, alone=True),
-    "all at once": Habits(
-        most_frames=4, framing="chunked", content_location=True, shuffled=True, part_lengths="none"
-    ),
-}
 
 
 @pytest.fixture(scope="module")

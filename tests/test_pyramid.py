@@ -12,11 +12,16 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
+from dicom_io.dicom_json import attributes
 from dicom_io.errors import PixelsUnsupported, SlideGeometryInvalid, SlideTooLarge
 from dicom_io.frames import read_tiles
-from dicom_io.pacs import Pacs
+from dicom_io.level_image import level_image
+from dicom_io.pacs import Pacs, open_pacs
+from dicom_io.series_metadata import InstanceMetadata
 from dicom_io.slide import open_slide
 from dicom_io.slide_settings import SlideSettings
+from tests.conftest import QUICK
+from tests.filed_archive import filed
 from tests.layered_slides import layers, write_layers
 from tests.slides import Change, WrittenSlide, stored_pixels, write_slide
 
@@ -168,6 +173,18 @@ def test_low_level_in_another_series(
         assert np.array_equal(tiles.rgb[0], stored_pixels(written.paths[2])[0])
 
 
+def test_series_found_whose_attributes_are_no_text_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_io.slide_images.LOW_LEVEL_PX", 200)
+    written = write_slide(tmp_path, levels=1)
+    found = {"00080060": {"vr": "PN", "Value": [{}]}, "0020000E": {"vr": "UI", "Value": ["1.2.3"]}}
+    with open_pacs(tmp_path.as_uri(), QUICK) as pacs:
+        monkeypatch.setattr(pacs, "search_series", lambda study_uid: [found])
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert len(slide.levels) == 1
+
+
 def test_low_level_is_not_searched_where_there_is_one(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +231,14 @@ def test_cell_lands_right_where_spacing_and_matrix_of_a_low_level_differ(
     dark = np.argwhere(tiles.rgb[0, ..., 1] < 140)[:, ::-1] + 0.5
     found_px = tiles.origin_px[0] + dark.mean(axis=0) * tiles.px_per_tile_px
     assert np.abs(found_px - centre_px).max() < 4
+
+
+def test_part_that_begins_before_the_first_frame_is_refused(tmp_path: Path) -> None:
+    """Its frames lay outside the matrix, and were left out in silence."""
+    written = write_slide(tmp_path, levels=1, parts=3)
+    header = filed(written.paths[0]).metadata | attributes(ConcatenationFrameOffsetNumber=-16)
+    with pytest.raises(SlideGeometryInvalid, match="ConcatenationFrameOffsetNumber below zero"):
+        level_image(InstanceMetadata(header, None))
 
 
 def test_numbers_beyond_any_slide(archive: Archive, tmp_path: Path) -> None:

@@ -182,6 +182,16 @@ BAD_SLIDES: dict[str, tuple[Change, type[MarrowNodeError], str]] = {
         SlideGeometryInvalid,
         "48 frames where its matrix, focal planes and optical paths make 144",
     ),
+    "optical paths without end": (
+        _attribute("NumberOfOpticalPaths", 2**31),
+        SlideGeometryInvalid,
+        "NumberOfOpticalPaths above 1000",
+    ),
+    "focal planes without end": (
+        _attribute("TotalPixelMatrixFocalPlanes", 2**31),
+        SlideGeometryInvalid,
+        "TotalPixelMatrixFocalPlanes above 1000",
+    ),
     "transfer syntax": (_lossless_jpeg, PixelsUnsupported, "transcode"),
     "matrix is larger than the frames": (
         _attribute("TotalPixelMatrixRows", 5000),

@@ -6,30 +6,31 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
-from requests.adapters import BaseAdapter
-from urllib3 import HTTPResponse
+from pydicom.dataset import Dataset
 
-from dicom_io.decoding import PixelFormat, decode_frame, transfer_syntax_of
-from dicom_io.dicom_json import attributes, value
+from dicom_io.decoding import EXPLICIT_LE, PixelFormat, decode_frame, transfer_syntax_of
+from dicom_io.dicom_json import Json, attributes, value
 from dicom_io.folder import FolderClient
 from dicom_io.native_model import NativeModelInvalid, from_xml, to_xml
 from dicom_io.pacs import InstanceReference, PacsSettings, open_pacs
 from dicom_io.slide import open_slide
 from models.errors import MarrowNodeError
-from tests.encodings import STORED
-from tests.slides import picture, write_slide
+from tests.encodings import STORED, TABLES, written_in
+from tests.filed_archive import TOLD
+from tests.in_process import InProcess
+from tests.layouts import LAYOUTS
+from tests.quirky_proxy import HABITS, Habits, multipart_body
+from tests.slides import Change, WrittenSlide, picture
 
 SIZE_PX = (32, 24)
 STUDY, SERIES, INSTANCE = "1.2.3", "1.2.3.4", "1.2.3.4.5"
 ARCHIVE = "http://archive.invalid/dicom-web"
-BOUNDARY = b"frontier"
+BOUNDARY = "frontier"
 UNCLEAR_BYTES = 2000
 NAMES = list(STORED)
 
@@ -58,13 +59,13 @@ def frame(data: bytes) -> None:
 
 def metadata(data: bytes) -> None:
     """DICOM JSON of a series, as an archive answers with it."""
-    with _clear(), _archive(data, b"application/dicom+json") as pacs:
+    with _clear(), _archive(data, "application/dicom+json") as pacs:
         open_slide(pacs, STUDY, SERIES)
 
 
 def multipart(data: bytes) -> None:
     """Body of an answer with three frames."""
-    kind = b'multipart/related; type="application/octet-stream"; boundary=' + BOUNDARY
+    kind = f'multipart/related; type="application/octet-stream"; boundary={BOUNDARY}'
     with _clear(), _archive(data, kind) as pacs:
         parts = list(pacs.frames(InstanceReference(STUDY, SERIES, INSTANCE), [0, 1, 2]))
         if len(parts) != 3 or not all(parts):
@@ -106,30 +107,12 @@ class _clear(suppress):  # noqa: N801 - reads like suppress
         return bool(super().__exit__(kind, error, trace))
 
 
-@dataclass
-class _Answer(BaseAdapter):
-    """A server that has one answer."""
-
-    body: bytes
-    kind: bytes
-
-    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code, response.request, response.url = 200, request, str(request.url)
-        response.headers["Content-Type"] = self.kind.decode()
-        response.raw = HTTPResponse(BytesIO(self.body), preload_content=False)
-        return response
-
-    def close(self) -> None:
-        pass
-
-
-def _archive(body: bytes, kind: bytes) -> Any:
+def _archive(body: bytes, kind: str) -> Any:
     """An archive behind the real client, its network replaced at the lowest place."""
     # A host is not left alone here, or the inputs after some bad ones would test nothing.
     settings = PacsSettings(retries=0, connections=1, breaker_failures=10**9)
     pacs = open_pacs(ARCHIVE, settings)
-    pacs._retrieve._session.mount(ARCHIVE, _Answer(body, kind))
+    pacs._retrieve._session.mount(ARCHIVE, InProcess(lambda path: (200, kind, body)))
     return pacs
 
 
@@ -139,50 +122,71 @@ def frame_seeds() -> Iterator[bytes]:
 
 
 def metadata_seeds() -> Iterator[bytes]:
-    for organization in ("TILED_FULL", "TILED_SPARSE"):
-        yield json.dumps([_described(_written(organization))]).encode()
+    """Every layout, and every way to tell of one instance and of several."""
+    for layout in LAYOUTS:
+        yield json.dumps(_described(layout)).encode()
+    for told in TOLD.values():
+        for layout in ("no low level", "split over instances"):
+            yield json.dumps(told(_described(layout), EXPLICIT_LE)).encode()
 
 
 def multipart_seeds() -> Iterator[bytes]:
-    head = b"\r\n--" + BOUNDARY + b"\r\nContent-Type: application/octet-stream\r\n"
-    end = b"\r\n--" + BOUNDARY + b"--"
-    bodies = (b"\xff\xd8first\xff\xd9", b"second", bytes(range(256)))
-    yield b"".join(head + b"\r\n" + body for body in bodies) + end
-    yield b"".join(head + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in bodies) + end
+    """Every way to write parts, frames in another order, and one that comes twice."""
+    frames = list(enumerate((b"\xff\xd8first\xff\xd9", b"second", bytes(range(256))), start=1))
+    instance = f"/studies/{STUDY}/series/{SERIES}/instances/{INSTANCE}"
+    written = (replace(habits, boundary=BOUNDARY) for habits in HABITS.values())
+    yield from dict.fromkeys(multipart_body(frames, habits, instance) for habits in written)
+    labelled = Habits(boundary=BOUNDARY, content_location=True)
+    yield multipart_body(frames[::-1], labelled, instance)
+    yield multipart_body([*frames, frames[0]], labelled, instance)
 
 
 def file_seeds() -> Iterator[bytes]:
-    for encoding in ("jpeg", "raw"):
-        yield _written("TILED_FULL", encoding).read_bytes()
+    """Every way to find frames in a file."""
+    for table in TABLES:
+        yield _file("JPEG 4:2:2", table)
+    for name in ("Encapsulated uncompressed", "Implicit", "Explicit", "Big Endian", "Deflated"):
+        yield _file(name)
 
 
 def native_model_seeds() -> Iterator[bytes]:
-    yield to_xml(_described(_written("TILED_FULL")))
+    yield to_xml(_described("no low level")[0])
     yield to_xml(attributes(PatientName=[{"Alphabetic": "A^B^C"}], ImageType=["A", None, "C"]))
 
 
-def _written(organization: str, encoding: str = "jpeg") -> Path:
-    def name(ds: Any, level: int) -> None:
-        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = STUDY, SERIES, INSTANCE
-        ds.FrameOfReferenceUID = "1.2.3.5"
-
-    folder = Path(tempfile.mkdtemp())
-    return write_slide(
-        folder,
-        size_px=(64, 48),
-        tile_px=SIZE_PX,
-        levels=1,
-        organization=organization,
-        encoding=encoding,
-        change=name,
-    ).paths[0]
+def _file(encoding: str, table: str = "offsets") -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return _written(folder, "no low level", encoding, table).paths[0].read_bytes()
 
 
-def _described(path: Path) -> dict[str, Any]:
-    client = FolderClient(f"file://{path.parent}")
-    (described,) = client.retrieve_series_metadata(STUDY, SERIES)
+def _described(layout: str) -> list[Json]:
+    with tempfile.TemporaryDirectory() as folder:
+        _written(folder, layout)
+        described = FolderClient(f"file://{folder}").retrieve_series_metadata(STUDY, SERIES)
     # Told, so that no frame has to be asked for.
-    return described | {"00083002": {"vr": "UI", "Value": ["1.2.840.10008.1.2.4.50"]}}
+    return [each | attributes(AvailableTransferSyntaxUID=EXPLICIT_LE) for each in described]
+
+
+def _written(
+    folder: str, layout: str, encoding: str = "Explicit", table: str = "offsets"
+) -> WrittenSlide:
+    """A slide with the same bytes every time."""
+
+    def write(change: Change) -> WrittenSlide:
+        def both(ds: Dataset, level: int) -> None:
+            change(ds, level)
+            _name(ds)
+
+        return LAYOUTS[layout].write(Path(folder), both)
+
+    return written_in(encoding, write, table)
+
+
+def _name(ds: Dataset) -> None:
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = STUDY, SERIES, "1.2.3.5"
+    ds.SOPInstanceUID = f"{INSTANCE}.{ds.get('InstanceNumber', 1)}"
+    if "ConcatenationUID" in ds:
+        ds.ConcatenationUID = "1.2.3.6"
 
 
 @dataclass(frozen=True)
