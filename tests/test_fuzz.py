@@ -23,6 +23,12 @@ def test_mutations_repeat() -> None:
     assert mutated(seeds, 7) == mutated(seeds, 7) != mutated(seeds, 8)
 
 
+def test_mutations_do_not_depend_on_those_before() -> None:
+    seeds = [b'[{"00080018": {"vr": "UI", "Value": ["1.2.3"]}}]']
+    alone = [mutated(seeds, number) for number in range(500)]
+    assert [mutated(seeds, number) for number in range(500)] == alone
+
+
 def _crash(data: bytes) -> None:
     import ctypes
     import faulthandler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000000]
@@ -52,7 +53,7 @@ def _structure(data: bytes, chance: random.Random) -> bytes:
         if chance.random() < 0.15:
             del holder[key]
         else:
-            holder[key] = chance.choice(ODD_VALUES)
+            holder[key] = deepcopy(chance.choice(ODD_VALUES))  # the next place may lie in it
         if not tree:
             break
     return json.dumps(tree).encode()
