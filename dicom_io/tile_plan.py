@@ -127,13 +127,6 @@ class Plans:
         around = self.around_px / np.tile(self.scale, 2)
         return np.maximum(around[:, :2], corner - reach), np.minimum(around[:, 2:], end + reach)
 
-    def _places(self, box: Box) -> tuple[Place, ...]:
-        width, height = self.level.size_px
-        # The last frames are padded: a box that begins there sees nothing of the slide.
-        if box[0] >= width or box[1] >= height:
-            return ()
-        return tuple(self.level.frames.places(box, self.wanted))
-
 
 def plan_tiles(slide: Slide, box_px: Float64, um_per_px: float, within: Regions | None) -> Plans:
     """Choose the level for a scale, and lay boxes of the slide on it.
