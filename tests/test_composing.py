@@ -246,6 +246,7 @@ def test_the_ring_does_not_tell_the_type() -> None:
     assert accuracy <= high
 
 
+@pytest.mark.slow
 def test_the_same_classifier_sees_a_ring_that_leaks() -> None:
     """Without this, the two tests above would also pass with a classifier that sees nothing."""
     accuracy, _, high = pasted_or_not(leak=True)

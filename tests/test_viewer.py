@@ -127,7 +127,7 @@ def test_outlines_lie_on_the_cells(
     ("size_px", "cells"),
     [
         ((2400, 1800), (40, 25)),
-        ((3600, 2700), (125, 80)),
+        pytest.param((3600, 2700), (125, 80), marks=pytest.mark.slow),
         pytest.param((12_000, 9000), (400, 250), marks=pytest.mark.slow),
     ],
     ids=["1 000", "10 000", "100 000"],
