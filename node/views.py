@@ -36,7 +36,7 @@ class Overview:
 
 
 def read_whole(pacs: Pacs, slide: Slide, settings: ReadSettings, most_frames: int) -> Overview:
-    """Read the whole slide, small, with an archive of its own: all that it reads is counted.
+    """Read the whole slide, small. Nobody else may read with `pacs` meanwhile: bytes are counted.
 
     Parameters
     ----------
@@ -44,8 +44,9 @@ def read_whole(pacs: Pacs, slide: Slide, settings: ReadSettings, most_frames: in
     most_frames
         That it may take (:func:`dicom_io.overview.read_overview`).
     """
+    before = pacs.bytes_read
     rgb = read_overview(pacs, slide, OVERVIEW_PX, most_frames, settings)
-    return Overview(rgb, pacs.bytes_read)
+    return Overview(rgb, pacs.bytes_read - before)
 
 
 def read_field(pacs: Pacs, analysis: Analysis, settings: ReadSettings) -> Field | None:
