@@ -44,8 +44,9 @@ from models.ahead import mapped_ahead
 from models.records import Float64, Int64, Regions, Tiles
 
 TYPICAL_COMPRESSION = 8
-# The first window is small, so that the first cells are found soon.
-FIRST_WINDOW_FRAMES = 128
+# The first window is small, so that the first cells are found soon; but there is work for while the
+# second comes, also where an archive reads the whole file for each.
+FIRST_WINDOW_FRAMES = 512
 
 
 def read_tiles(

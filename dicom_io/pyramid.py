@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -118,9 +118,16 @@ def read_levels(
     SlideGeometryInvalid, PixelsUnsupported, dicom_io.errors.PacsError
     """
     of_path = [images for group in groups if (images := _of_path(group, path))]
+    for images in of_path:
+        for image in images:
+            check_pixels(image)
+            _check_same(images[0], image)
     with ThreadPoolExecutor(threads) as asking:
+        # Of all levels at a time: an archive that reads whole files does so on all its cores.
+        asked = [asking.map(transfer_syntax, images) for images in of_path]
         return [
-            _level(images, path, lambda i: asking.map(transfer_syntax, i)) for images in of_path
+            _level(images, path, tuple(syntaxes))
+            for images, syntaxes in zip(of_path, asked, strict=True)
         ]
 
 
@@ -141,18 +148,15 @@ def _of_path(images: Sequence[LevelImage], path: OpticalPath) -> list[LevelImage
 def _level(
     images: Sequence[LevelImage],
     path: OpticalPath,
-    transfer_syntaxes: Callable[[Sequence[LevelImage]], Iterator[str]],
+    transfer_syntax_uids: tuple[str, ...],
 ) -> Level:
     """Join the instances of one resolution: parts of a concatenation, or sparse parts."""
     first = images[0]
-    for image in images:
-        check_pixels(image)
-        _check_same(first, image)
     planes = focal_planes(images, path.identifier if path.paths > 1 else None)
     return Level(
         instance_uids=tuple(image.sop_uid for image in images),
         series_uids=tuple(image.series_uid for image in images),
-        transfer_syntax_uids=tuple(transfer_syntaxes(images)),
+        transfer_syntax_uids=transfer_syntax_uids,
         photometric_interpretation=first.photometric_interpretation,
         size_px=first.size_px,
         tile_size_px=first.tile_size_px,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 FIXED_SHARE = 0.1
 """Part of a request's time that may go into what it costs without any frame."""
 
-FIRST_FRAMES = 128
+FIRST_FRAMES = 512
 GROWTH = 16
 LONGEST_S = 10.0
 """A request should not take longer, so that little is lost when it is cut."""

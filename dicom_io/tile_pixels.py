@@ -99,10 +99,10 @@ class _Frames:
     def fill(self, key: Key, canvas: UInt8) -> None:
         self.decoder.fill(key, self.stored[key], canvas)
 
-    def piece(self, place: Place, box: Box) -> UInt8:
-        """The part of a frame that a box of the level shows."""
+    def piece(self, place: Place, part: Box) -> UInt8:
+        """Some of a frame: the level pixels of a box that lies in it."""
         key, left, top = place
-        x0, y0, x1, y1 = _shared(self.level, box, left, top)
+        x0, y0, x1, y1 = part
         pixels = self.decoder.shown(key, self.stored[key])
         return pixels[y0 - top : y1 - top, x0 - left : x1 - left]
 
@@ -126,17 +126,16 @@ class _HeldPieces:
         self._held = {key: self._held[key] for key, _, _ in places if key in self._held}
         return places
 
-    def piece(self, place: Place, box: Box) -> UInt8:
-        """The part of a frame that a band shows, which is as wide as the tile."""
+    def piece(self, place: Place, part: Box) -> UInt8:
+        """Some rows of a frame, as wide as the tile shows it."""
         key, left, top = place
+        shown = _shared(self._frames.level, self._box, left, top)
         if key not in self._held:
-            piece = self._frames.piece(place, self._box)
+            piece = self._frames.piece(place, shown)
             width, height = self._frames.level.tile_size_px
             # A view would keep all of a large frame for the corner that is seen of it.
             self._held[key] = piece.copy() if 2 * piece.size < 3 * width * height else piece
-        held_from = _shared(self._frames.level, self._box, left, top)[1]
-        _, y0, _, y1 = _shared(self._frames.level, box, left, top)
-        return self._held[key][y0 - held_from : y1 - held_from]
+        return self._held[key][part[1] - shown[1] : part[3] - shown[1]]
 
 
 def _tile(plans: Plans, plan: Plan, rgb: UInt8, frames: _Frames) -> Bool | None:
@@ -197,22 +196,22 @@ def _join(
     White where there is none; returns where there is (h, w), None for everywhere.
     """
     known = None
-    if not _covered(level, box, places):
+    parts = [_shared(level, box, left, top) for _, left, top in places]
+    if not _cover(level, box, parts):
         known = np.zeros(canvas.shape[:2], np.bool_)
         canvas[:] = 255
-    for place in places:
-        x0, y0, x1, y1 = _shared(level, box, *place[1:])
+    for place, part in zip(places, parts, strict=True):
+        x0, y0, x1, y1 = part
         target = np.s_[y0 - box[1] : y1 - box[1], x0 - box[0] : x1 - box[0]]
-        canvas[target] = piece(place, box)
+        canvas[target] = piece(place, part)
         if known is not None:
             known[target] = True
     return known
 
 
-def _covered(level: Level, box: Box, places: Sequence[Place]) -> bool:
-    """Whether frames show all of a box; False also where they may overlap."""
-    shared = (_shared(level, box, left, top) for _, left, top in places)
-    seen_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in shared)
+def _cover(level: Level, box: Box, parts: Sequence[Box]) -> bool:
+    """Whether what frames show of a box is all of it; False also where they may overlap."""
+    seen_px = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in parts)
     return level.frames.layout.disjoint and seen_px == (box[2] - box[0]) * (box[3] - box[1])
 
 

@@ -27,13 +27,13 @@ from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
 from models.records import Bool, Int64, UInt8
 
 _DPI: Final = 100
-_OVERVIEW_PX: Final = 1600
 _LEGEND_PX: Final = 410
 _WARNING: Final = "Demonstration model, not for clinical use"
 _WARNING_COLOUR: Final = "#b3261e"
 _BAND_COLOUR: Final = "#d5dbe1"
 _INK: Final = "#22272e"
 
+OVERVIEW_PX = 1600
 EHR_BYTES = 700_000
 _SIDES_PX = (1600, 1200, 900, 600, 300)
 
@@ -84,21 +84,21 @@ def draw_overview(rgb: UInt8, analysis: Analysis, field: Field | None = None) ->
     (H, W, 3) uint8
     """
     slide_size = analysis.slide.base.size_px
-    slide_px = round(_OVERVIEW_PX * slide_size[1] / slide_size[0])
+    slide_px = round(OVERVIEW_PX * slide_size[1] / slide_size[0])
     field_px = 0
     if field is not None:
-        field_px = round(_OVERVIEW_PX * field.rgb.shape[0] / field.rgb.shape[1])
+        field_px = round(OVERVIEW_PX * field.rgb.shape[0] / field.rgb.shape[1])
     head, gap = 64, 56 if field is not None else 0
-    width, height = _OVERVIEW_PX + _LEGEND_PX, head + slide_px + gap + field_px + 16
+    width, height = OVERVIEW_PX + _LEGEND_PX, head + slide_px + gap + field_px + 16
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="none")
     place = _Placement(width, height)
-    slide_box = (16, head, _OVERVIEW_PX - 32, slide_px)
+    slide_box = (16, head, OVERVIEW_PX - 32, slide_px)
     below = [(rgb, slide_box)]
     _draw_slide(figure.add_axes(place.box(*slide_box), facecolor="none"), analysis, field)
     figure.text(16 / width, 1 - 34 / height, _overview_title(analysis), fontsize=19, color=_INK)
-    _add_legend(figure, analysis, ((_OVERVIEW_PX + 4) / width, 1 - head / height))
+    _add_legend(figure, analysis, ((OVERVIEW_PX + 4) / width, 1 - head / height))
     if field is not None:
-        field_box = (16, head + slide_px + gap, _OVERVIEW_PX - 32, field_px)
+        field_box = (16, head + slide_px + gap, OVERVIEW_PX - 32, field_px)
         below.append((field.rgb, field_box))
         _draw_field(figure.add_axes(place.box(*field_box), facecolor="none"), field, analysis)
         figure.text(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -27,7 +27,9 @@ from models.detect import detection_grid, reading_order
 from models.differential import count_differential
 from models.localise import localise as localise_tiles
 from models.localise import localiser_grid
+from models.package import Stage
 from models.records import Detections, Float64, Regions, Tiles
+from models.session import Session
 from models.stitchers import STITCHERS
 from models.stitching import TileGeometry
 from node import delivery
@@ -132,10 +134,13 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
     """Read the regions' frames, find and classify cells tile by tile, and stitch them."""
     regions: Regions = place.work.get_record(localised["regions"])
     manifest = place.package.manifest
-    sessions = open_sessions(place.settings, place.package)
-    pixels = hashlib.sha256()
-    found: list[tuple[Detections, TileGeometry]] = []
-    with opened_slide(place, opened) as (pacs, unfocused):
+    with (
+        opened_slide(place, opened) as (pacs, unfocused),
+        ThreadPoolExecutor(1) as aside,
+    ):
+        # Documents and pictures would wait for them; the network leaves the archive time.
+        beside = [aside.submit(read, place, opened) for read in (_overview, _profile)]
+        sessions = open_sessions(place.settings, place.package)
         slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
         box_px, core_px = detection_grid(
             regions,
@@ -159,26 +164,10 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             batch_size=place.settings.model.batch_tiles,
             settings=place.settings.read,
         )
+        pixels = hashlib.sha256()
+        found: list[tuple[Detections, TileGeometry]] = []
         done = cells = 0
-        with (
-            ThreadPoolExecutor(1) as aside,
-            closing(tiles),
-            ThreadPoolExecutor(sessions["detector"].parallel) as workers,
-            closing(
-                mapped_ahead(
-                    workers,
-                    lambda batch: (
-                        batch,
-                        hashlib.sha256(batch.rgb.data).digest(),
-                        detect_and_classify(batch, sessions, place.package),
-                    ),
-                    tiles if len(box_px) else (),
-                    sessions["detector"].parallel + 1,
-                )
-            ) as answers,
-        ):
-            # For the pictures, which would wait for it; the network leaves the archive time.
-            overview = aside.submit(_overview, place, opened)
+        with closing(_answers(place, sessions, tiles)) as answers:
             for batch, digest, detections in answers:
                 pixels.update(digest)
                 numbers = order[done : done + len(batch.rgb)]
@@ -188,9 +177,10 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
                 place.progress("detect", done / len(box_px), cells)
                 if _is_enough(place, found, core_px[:done], regions, cells):
                     break
-            overview.result()
         stitch = STITCHERS[manifest.detector.stitching]
         stitched = stitch(found, core_px[:done], regions, manifest.classes, place.package.digest)
+        for read in beside:
+            read.result()
         return {
             "cells": place.work.put_record(stitched),
             "counted": place.work.put_record(_as_regions(core_px[:done])),
@@ -204,6 +194,20 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             "focal_plane": slide.focal_plane,
             "pixels_sha256": pixels.hexdigest(),
         }
+
+
+def _answers(
+    place: Workplace, sessions: Mapping[Stage, Session], tiles: Generator[Tiles, None, None]
+) -> Generator[tuple[Tiles, bytes, Detections], None, None]:
+    """Each batch, the digest of its pixels, and what was found in it; closes `tiles`."""
+
+    def answer(batch: Tiles) -> tuple[Tiles, bytes, Detections]:
+        digest = hashlib.sha256(batch.rgb.data).digest()
+        return batch, digest, detect_and_classify(batch, sessions, place.package)
+
+    at_work = sessions["detector"].parallel
+    with closing(tiles), ThreadPoolExecutor(at_work) as workers:
+        yield from mapped_ahead(workers, answer, tiles, at_work + 1)
 
 
 def _as_regions(core_px: Float64) -> Regions:
@@ -248,22 +252,19 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     Where those files are gone they are made again, as they were: see :mod:`node.first_run`.
     """
     place.progress("write", 0.0)
-    with opened_slide(place, opened) as (pacs, slide):
-        analysis = with_first_times(
-            place.settings,
-            replace(
-                _analysis(place, slide, opened, localised, detected, counted),
-                icc_profile=carried_profile(slide, pacs.bulk_data),
-            ),
+    with opened_slide(place, opened) as (pacs, slide), ThreadPoolExecutor() as pool:
+        # What needs no pixels is made while they come.
+        whole = pool.submit(_overview, place, opened)
+        found = replace(
+            _analysis(place, slide, opened, localised, detected, counted),
+            icc_profile=_profile(place, opened),
         )
-        with ThreadPoolExecutor() as pool:
-            # What needs no pixels is made while they come.
-            whole = pool.submit(_overview, place, opened)
-            field = pool.submit(read_field, pacs, analysis, place.settings.read)
-            made = encode_documents(analysis, place.settings.output)
-            place.progress("write", 0.4)
-            overview = whole.result()
-            drawn = drawn_in_turn(analysis, overview.rgb, field.result())
+        field = pool.submit(read_field, pacs, found, place.settings.read)
+        analysis = with_first_times(place.settings, found)
+        made = encode_documents(analysis, place.settings.output)
+        place.progress("write", 0.4)
+        overview = whole.result()
+        drawn = drawn_in_turn(analysis, overview.rgb, field.result())
         read_for_pictures = overview.bytes_read + pacs.bytes_read
     written: Json = {
         "artifacts": write_documents(place.work, analysis, place.settings.output, drawn, made=made),
@@ -298,6 +299,15 @@ def _overview(place: Workplace, opened: Json) -> Overview:
                 pacs, slide, settings.read, settings.slide.localise_frames
             )
     return place.overviews[uids]
+
+
+def _profile(place: Workplace, opened: Json) -> bytes:
+    """The ICC profile that documents carry: read once in a job, and again only after a restart."""
+    uids = (opened["study_uid"], opened["series_uid"])
+    if uids not in place.profiles:
+        with opened_slide(place, opened) as (pacs, slide):
+            place.profiles[uids] = carried_profile(slide, pacs.bulk_data)
+    return place.profiles[uids]
 
 
 def _kept_for_review(

@@ -13,9 +13,8 @@ from dicom_io.pacs import Pacs
 from dicom_io.slide import Slide
 from dicom_io.slide_settings import ReadSettings
 from models.records import Float64, UInt8
-from node.pictures import Field
+from node.pictures import OVERVIEW_PX, Field
 
-OVERVIEW_PX = 1600
 FIELD_PX = (1100, 420)
 
 
@@ -26,7 +25,7 @@ class Overview:
     Attributes
     ----------
     rgb : (H, W, 3) uint8
-        At most 1600 px long.
+        At most `OVERVIEW_PX` long.
     bytes_read
         What it took.
     """

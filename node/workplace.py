@@ -109,6 +109,8 @@ class Workplace:
         only after a restart.
     overviews
         The same → the whole slide in one small picture, once read.
+    profiles
+        The same → its ICC profile, once read; empty where it carries none.
     budget
         What the job may still read.
     apart
@@ -122,6 +124,7 @@ class Workplace:
     report: Callable[[Progress], None]
     slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
     overviews: dict[tuple[str, str], Overview] = field(default_factory=dict, repr=False)
+    profiles: dict[tuple[str, str], bytes] = field(default_factory=dict, repr=False)
     budget: ReadBudget = field(default_factory=ReadBudget, repr=False)
     apart: Apart = field(default_factory=Here, repr=False)
 

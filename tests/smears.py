@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,20 @@ class Smear:
         """Run ``marrow-node analyse`` in a process of its own: exit code, JSON, standard error."""
         ended = marrow_node(*self.arguments(*more, **addresses))
         return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
+
+    def killed_at(self, stage: str, command: Sequence[str]) -> bool:
+        """Start a command and SIGKILL it in a stage of its job; whether it died there."""
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            for path in (self.work / "progress").glob("*.json"):
+                try:
+                    if json.loads(path.read_bytes())["stage"] == stage:
+                        process.kill()
+                except FileNotFoundError:  # replaced between listing and reading
+                    continue
+            time.sleep(0.001)
+        return process.wait() == -signal.SIGKILL
 
 
 def small_smear(folder: Path) -> Smear:

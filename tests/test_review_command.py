@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +37,7 @@ def test_killed_three_times_one_revision(analysed: tuple[Smear, str]) -> None:
     decision = ("--revision", "1", "--corrections", str(smear.folder / "cells.json"))
     command = review_command(smear, job, *decision)
     for stage in ("correct", "write review", "deliver to EHR"):
-        assert killed_at(smear, command, stage)
+        assert smear.killed_at(stage, command)
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout)
@@ -50,21 +48,6 @@ def test_killed_three_times_one_revision(analysed: tuple[Smear, str]) -> None:
     (report,) = (smear.folder / "ehr" / "DiagnosticReport").glob("*.json")
     assert json.loads(report.read_bytes())["status"] == "final"
     assert len(list((smear.work / "results").glob("*.json"))) == 2
-
-
-def killed_at(smear: Smear, command: list[str], stage: str) -> bool:
-    """Start a review and SIGKILL it in `stage`; whether it died there."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        for path in (smear.work / "progress").glob("*.json"):
-            try:
-                if json.loads(path.read_bytes())["stage"] == stage:
-                    process.send_signal(signal.SIGKILL)
-            except FileNotFoundError:  # replaced between listing and reading
-                continue
-        time.sleep(0.001)
-    return process.wait() == -signal.SIGKILL
 
 
 def test_the_command_confirms_and_refuses(analysed: tuple[Smear, str]) -> None:

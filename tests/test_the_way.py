@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +146,7 @@ def test_over_http_killed_three_times_one_set_of_results(
     killed = [
         stage
         for stage in ("detect", "write", "deliver to EHR")
-        if kill_at(smear, stage, **addresses)
+        if smear.killed_at(stage, smear.command(**addresses))
     ]
     assert killed == ["detect", "write", "deliver to EHR"]
     code, result, said = smear.analyse(**addresses)
@@ -174,23 +171,6 @@ def test_over_http_killed_three_times_one_set_of_results(
     assert report["status"] == "partial"
     counts = fhir_counts(fhir_server, report)
     assert counts == {key: row["count"] for key, row in result["differential"].items()}
-
-
-def kill_at(smear: Smear, stage: str, **addresses: str) -> bool:
-    """Start an analysis and SIGKILL it in `stage`; whether it died there."""
-    process = subprocess.Popen(
-        smear.command(**addresses), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        for path in (smear.work / "progress").glob("*.json"):
-            try:
-                if json.loads(path.read_bytes())["stage"] == stage:
-                    process.send_signal(signal.SIGKILL)
-            except FileNotFoundError:  # replaced between listing and reading
-                continue
-        time.sleep(0.001)
-    return process.wait() == -signal.SIGKILL
 
 
 def fhir_counts(server: FhirServer, report: dict[str, Any]) -> dict[str, int]:
