@@ -44,9 +44,8 @@ def region_table(
         95 % of as many slides drawn with replacement. ``confusion`` counts places: rows true
         (outside, inside), columns found.
     """
-    names = sorted(set(slides))
-    parts = [[row for row, slide in enumerate(slides) if slide == name] for name in names]
-    places = np.array([_places(found, truth, rows) for rows in parts]).reshape(-1, 2, 2)
+    parts = _by_slide(slides)
+    places = _places_of(found, truth, parts)
     true_ious, found_ious = (
         [np.concatenate([object_ious(one[row], two[row]) for row in rows]) for rows in parts]
         for one, two in ((found, truth), (truth, found))
@@ -56,11 +55,11 @@ def region_table(
     hit, vain = np.concatenate(true_ious) > FOUND_IOU, np.concatenate(found_ious) <= FOUND_IOU
     rng = np.random.default_rng(seed)
     return {
-        "slides": len(names),
+        "slides": len(parts),
         "regions": sum(len(each) for each in true_ious),
         "roi_iou_slide": _mean(whole),
         "roi_iou_slide_interval": bootstrap_interval(
-            lambda chosen: _mean(_slide_ious(places[chosen])), len(names), rng
+            lambda chosen: _mean(_slide_ious(places[chosen])), len(parts), rng
         ),
         "roi_recall_slide": _mean(whole[shown] > FOUND_IOU),
         "roi_precision_slide": _mean(whole[said] > FOUND_IOU),
@@ -68,7 +67,7 @@ def region_table(
         "roi_iou_object": _mean(np.concatenate(true_ious)),
         "roi_iou_object_interval": bootstrap_interval(
             lambda chosen: _mean(np.concatenate([true_ious[row] for row in chosen])),
-            len(names),
+            len(parts),
             rng,
         ),
         "roi_recall_object": _mean(hit),
@@ -76,6 +75,11 @@ def region_table(
         "roi_accuracy_object": _mean(np.concatenate((hit, np.zeros(int(vain.sum()), np.bool_)))),
         "confusion": places.sum(0).tolist(),
     }
+
+
+def mean_slide_iou(found: Sequence[Bool], truth: Sequence[Bool], slides: Sequence[str]) -> float:
+    """``roi_iou_slide`` of :func:`region_table`, 0 where no slide has a region."""
+    return _mean(_slide_ious(_places_of(found, truth, _by_slide(slides)))) or 0.0
 
 
 def boxes_as_places(
@@ -86,6 +90,19 @@ def boxes_as_places(
     down = (y > box_px[:, 1, None]) & (y < box_px[:, 3, None])  # (M, rows)
     across = (x > box_px[:, 0, None]) & (x < box_px[:, 2, None])  # (M, columns)
     return np.asarray((down[:, :, None] & across[:, None]).any(0), dtype=np.bool_)
+
+
+def _by_slide(slides: Sequence[str]) -> list[list[int]]:
+    """Rows of each slide's images."""
+    names = sorted(set(slides))
+    return [[row for row, slide in enumerate(slides) if slide == name] for name in names]
+
+
+def _places_of(
+    found: Sequence[Bool], truth: Sequence[Bool], parts: Sequence[Sequence[int]]
+) -> Int64:
+    """Confusion of the places of each slide, (S, 2, 2)."""
+    return np.array([_places(found, truth, rows) for rows in parts]).reshape(-1, 2, 2)
 
 
 def _places(found: Sequence[Bool], truth: Sequence[Bool], rows: Sequence[int]) -> Int64:

@@ -84,6 +84,8 @@ _MAKING = ("localise", "detect", "count", "write")
 ARRIVALS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
+# Nothing here waits for what DBOS notifies of, for which it would wake a hundred times a second.
+NOTIFY_S = 1.0
 WATCH_S = 0.1
 DBOS_KEEPS = 2
 # The database has the moment when a try is due by the clock of whoever queued it: turned back by an
@@ -173,6 +175,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                 "log_level": "CRITICAL",
                 "db_engine_kwargs": pool(settings, DBOS_KEEPS),
                 "notification_listener_polling_interval_sec": poll_s(settings),
+                "notification_coalesce_sec": NOTIFY_S,
             }
         )
         at_work = AtWork()
@@ -200,7 +203,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.register_queue(
                 ARRIVALS,
                 worker_concurrency=ARRIVALS_AT_A_TIME,
-                polling_interval_sec=ARRIVALS_POLL_S,
+                polling_interval_sec=max(ARRIVALS_POLL_S, poll_s(settings)),
             )
             DBOS.register_queue(
                 REVIEWS, worker_concurrency=1, polling_interval_sec=poll_s(settings)

@@ -104,8 +104,8 @@ class PatchMaker:
         while True:
             yield makers[int(self._rng.choice(len(makers), p=shares))]()
 
-    def composed(self) -> Example:
-        """One composed image of 192 × 192 px."""
+    def composed(self, bare: float = 0.0) -> Example:
+        """One composed image of 192 × 192 px; a share of them, `bare`, shows no nucleated cell."""
         rng = self._rng
         glass = tuple(int(v) for v in rng.integers(205, 252, 3))
         canvas = red_cell_field(rng, (PATCH_PX, PATCH_PX), rng.uniform(0, 1.5), glass)
@@ -116,7 +116,8 @@ class PatchMaker:
             place(canvas, *_platelet(rng))
         boxes: list[tuple[int, int, int, int]] = []
         kinds: list[int] = []
-        for _ in range(int(rng.integers(3, 10))):
+        cells = 0 if bare and rng.random() < bare else int(rng.integers(3, 10))
+        for _ in range(cells):
             index = int(rng.choice(len(self._cells), p=self._weight))
             cut_out = self._cut_out(index)
             spot = _free_spot(rng, cut_out, boxes)

@@ -25,7 +25,8 @@ from models.training.data import TYPES, PatchMaker
 
 HELD_OUT_FOLD = 4
 TILE_PX = 512
-_FIELD_PX = 192
+# Fields without a nucleated cell: most of a slide is red cells alone, dark ones and overlaps too.
+_BARE = 0.35
 OVERVIEW_UM_PER_PX = 4.0
 _OVERVIEW_PX = 256
 _CANVAS_UM_PER_PX = 2.0
@@ -98,7 +99,7 @@ def _composed(compose: Callable[[int], AnnotatedImage], count: int) -> list[Anno
 
 def _field(types: tuple[str, ...], seed: int, held_out: bool, number: int) -> AnnotatedImage:
     cells = [cell for cell in _cells(held_out) if cell.type in types]
-    example = PatchMaker(cells, (), (seed, number)).composed()
+    example = PatchMaker(cells, (), (seed, number)).composed(_BARE)
     order = np.array([types.index(key) if key in types else -1 for key in TYPES])
     return _image("smear", number, example.rgb, example.box_px, order[example.kind])
 
