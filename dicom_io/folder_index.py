@@ -98,9 +98,12 @@ class FolderIndex:
                 file.seek(MAGIC_AT)
                 if file.read(len(MAGIC)) != MAGIC:
                     return None
-            return IndexedFile(path, identity, header_of(path, SEARCHED).to_json_dict())
+            attributes = header_of(path, SEARCHED).to_json_dict()
         except FILE_ERRORS as error:
             raise damaged(path) from error
+        if not value(attributes, "SOPInstanceUID"):
+            raise damaged(path)
+        return IndexedFile(path, identity, attributes)
 
 
 def damaged(path: Path) -> PacsAnswerInvalid:

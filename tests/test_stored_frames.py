@@ -154,6 +154,15 @@ def test_damaged_file_is_refused_or_read(
             client.retrieve_series_metadata(*_UIDS)
 
 
+def test_file_whose_uid_is_another_attribute_by_now_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    whole, folder = _whole_file(tmp_path_factory), tmp_path_factory.mktemp("without")
+    (folder / "slide.dcm").write_bytes(whole.replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x19\x00UI"))
+    with pytest.raises(PacsAnswerInvalid, match="damaged"):
+        FolderClient(f"file://{folder}").search_for_instances(*_UIDS)
+
+
 _UIDS = ["", ""]
 _WHOLE: list[bytes] = []
 
