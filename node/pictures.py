@@ -8,7 +8,7 @@ a third of the time and without holding other threads up.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from PIL import Image
 
 from dicom_io.analysis import Analysis
 from models.cell_types import CELL_TYPES, ME_REFERENCE, REFERENCE_SOURCE
-from models.records import Bool, Int64, UInt8
+from models.records import Bool, Float64, Int64, UInt8
 
 _DPI: Final = 100
 _LEGEND_PX: Final = 410
@@ -44,20 +44,21 @@ class Field:
 
     Attributes
     ----------
-    rgb : (H, W, 3) uint8
-    box_px : (x0, y0, x1, y1)
-        What it shows, in base-level pixels.
+    rgb
+        Gives (H, W, 3) uint8; asked when all else is drawn, so that they may still be on their way.
+    box_px : (4,) float64
+        What it shows: x0, y0, x1, y1 in base-level pixels.
     """
 
-    rgb: UInt8
-    box_px: tuple[float, float, float, float]
+    rgb: Callable[[], UInt8]
+    box_px: Float64
 
 
 def load_plotting() -> None:
     """Load fonts and formats, which the first picture would wait for."""
     figure = Figure(figsize=(1, 1), dpi=_DPI)
     figure.add_axes((0.2, 0.2, 0.6, 0.6)).legend(handles=[Patch(label="1")])
-    smaller(_drawn(figure), [EHR_BYTES])
+    smaller(_on_white(_drawn(figure)), [EHR_BYTES])
 
 
 def drawn_in_turn(
@@ -87,19 +88,18 @@ def draw_overview(rgb: UInt8, analysis: Analysis, field: Field | None = None) ->
     slide_px = round(OVERVIEW_PX * slide_size[1] / slide_size[0])
     field_px = 0
     if field is not None:
-        field_px = round(OVERVIEW_PX * field.rgb.shape[0] / field.rgb.shape[1])
+        field_width, field_height = field.box_px[2:] - field.box_px[:2]
+        field_px = round(OVERVIEW_PX * field_height / field_width)
     head, gap = 64, 56 if field is not None else 0
     width, height = OVERVIEW_PX + _LEGEND_PX, head + slide_px + gap + field_px + 16
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="none")
     place = _Placement(width, height)
     slide_box = (16, head, OVERVIEW_PX - 32, slide_px)
-    below = [(rgb, slide_box)]
     _draw_slide(figure.add_axes(place.box(*slide_box), facecolor="none"), analysis, field)
     figure.text(16 / width, 1 - 34 / height, _overview_title(analysis), fontsize=19, color=_INK)
     _add_legend(figure, analysis, ((OVERVIEW_PX + 4) / width, 1 - head / height))
     if field is not None:
         field_box = (16, head + slide_px + gap, OVERVIEW_PX - 32, field_px)
-        below.append((field.rgb, field_box))
         _draw_field(figure.add_axes(place.box(*field_box), facecolor="none"), field, analysis)
         figure.text(
             16 / width,
@@ -108,7 +108,11 @@ def draw_overview(rgb: UInt8, analysis: Analysis, field: Field | None = None) ->
             fontsize=16,
             color=_INK,
         )
-    return _drawn(figure, below)
+    ink = _drawn(figure)
+    below = [(rgb, slide_box)]
+    if field is not None:
+        below.append((field.rgb(), field_box))
+    return _on_white(ink, below)
 
 
 def draw_differential(analysis: Analysis) -> UInt8:
@@ -145,7 +149,7 @@ def draw_differential(analysis: Analysis) -> UInt8:
         handles=handles, loc="lower left", bbox_to_anchor=(0.02, 0.0), ncols=2, frameon=False,
         fontsize=11,
     )  # fmt: skip
-    return _drawn(figure)
+    return _on_white(_drawn(figure))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,7 @@ def _draw_slide(axes: Axes, analysis: Analysis, field: Field | None) -> None:
         x0, y0, x1, y1 = field.box_px
         frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=_WARNING_COLOUR, lw=2.5)
         axes.add_patch(frame)
-    _bare(axes, (0.0, 0.0, float(width), float(height)))
+    _bare(axes, np.array((0.0, 0.0, width, height)))
 
 
 def _outline(analysis: Analysis) -> list[list[tuple[float, float]]]:
@@ -227,7 +231,7 @@ def _inside(analysis: Analysis, field: Field) -> Bool:
     return np.asarray(((centre > (x0, y0)) & (centre < (x1, y1))).all(axis=1), np.bool_)
 
 
-def _bare(axes: Axes, box_px: tuple[float, float, float, float]) -> None:
+def _bare(axes: Axes, box_px: Float64) -> None:
     """No ticks; y downwards."""
     axes.set_xlim(box_px[0], box_px[2])
     axes.set_ylim(box_px[3], box_px[1])
@@ -304,16 +308,21 @@ def _head_differential(figure: Figure, analysis: Analysis) -> None:
         figure.text(0.025, 1 - down / height, text, fontsize=size, color=colour)
 
 
-def _drawn(figure: Figure, below: Sequence[tuple[UInt8, tuple[int, int, int, int]]] = ()) -> UInt8:
-    """RGB of a figure on white; `below` it images, each in its (left, top, width, height) box."""
+def _drawn(figure: Figure) -> Image.Image:
+    """RGBA of a figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
-    page = Image.new("RGB", canvas.get_width_height(), "white")
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
+
+
+def _on_white(
+    ink: Image.Image, below: Sequence[tuple[UInt8, tuple[int, int, int, int]]] = ()
+) -> UInt8:
+    """RGB of a drawing; `below` it images, each in its (left, top, width, height) box."""
+    page = Image.new("RGB", ink.size, "white")
     for rgb, (left, top, width, height) in below:
         fitted = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
         page.paste(fitted, (left, top))
-    drawn = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
-    ink = Image.fromarray(np.asarray(drawn))
     page.paste(ink, mask=ink)
     return np.asarray(page, np.uint8)
 

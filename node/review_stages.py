@@ -14,6 +14,7 @@ from typing import Any
 from dicom_io.analysis import Analysis, ModelIdentity, Signature
 from dicom_io.colour import carried_profile
 from dicom_io.edited_annotation import read_edited_annotation
+from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs
 from dicom_io.slide import Slide
 from models.correction import Correction, corrected, difference
@@ -25,12 +26,12 @@ from node import delivery
 from node.config import OutputSettings
 from node.documents import Before, write_documents
 from node.outputs import KEPT, Artifact, from_bytes
-from node.pictures import drawn_in_turn, pixels
+from node.pictures import OVERVIEW_PX, Field, drawn_in_turn, pixels
 from node.review import Review, resolve
 from node.revisions import find_seen, keep_next, revisions
 from node.stages import opened_slide
 from node.summary import summary_of
-from node.views import read_field, read_whole
+from node.views import busiest_field_px, read_field
 from node.workplace import ReviewPlace
 
 Json = dict[str, Any]
@@ -181,9 +182,14 @@ def _pictures(
     if analysis.standing == "withdrawn":
         return ()
     if analysis.by_hand:
-        read, most_frames = place.settings.read, place.settings.slide.localise_frames
-        whole = read_whole(pacs, analysis.slide, read, most_frames)
-        return drawn_in_turn(analysis, whole.rgb, read_field(pacs, analysis, read))
+        slide, read = analysis.slide, place.settings.read
+        most_frames = place.settings.slide.localise_frames
+        whole = read_overview(pacs, slide, OVERVIEW_PX, most_frames, read)
+        field = None
+        if (field_px := busiest_field_px(analysis)) is not None:
+            rgb = read_field(pacs, slide, field_px, read)
+            field = Field(lambda: rgb, field_px)
+        return drawn_in_turn(analysis, whole, field)
     files = (seen["artifacts"][name]["sha256"] for name in PICTURES)
     return zip(PICTURES, map(pixels, map(place.work.get, files)), strict=True)
 

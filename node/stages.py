@@ -19,6 +19,7 @@ from dicom_io.colour import carried_profile
 from dicom_io.focus import in_focus
 from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
+from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.ahead import mapped_ahead
@@ -42,10 +43,10 @@ from node.fhir import report_identifier
 from node.first_run import is_what_the_archive_has, with_first_times
 from node.networks import open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes
-from node.pictures import drawn_in_turn
+from node.pictures import OVERVIEW_PX, Field, drawn_in_turn
 from node.revisions import keep_first, revisions
 from node.summary import summary_of
-from node.views import Overview, read_field, read_whole
+from node.views import Appearance, busiest_field_px, read_field
 from node.work_files import open_work_files, write_atomically
 from node.workplace import Desk, Workplace
 
@@ -138,8 +139,8 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
         opened_slide(place, opened) as (pacs, unfocused),
         ThreadPoolExecutor(1) as aside,
     ):
-        # Documents and pictures would wait for them; the network leaves the archive time.
-        beside = [aside.submit(read, place, opened) for read in (_overview, _profile)]
+        # Documents and pictures would wait for it; the network leaves the archive time.
+        appearance = aside.submit(_appearance, place, opened)
         sessions = open_sessions(place.settings, place.package)
         slide = in_focus(pacs, unfocused, regions, place.settings.slide, place.settings.read)
         box_px, core_px = detection_grid(
@@ -179,8 +180,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
                     break
         stitch = STITCHERS[manifest.detector.stitching]
         stitched = stitch(found, core_px[:done], regions, manifest.classes, place.package.digest)
-        for read in beside:
-            read.result()
+        appearance.result()
         return {
             "cells": place.work.put_record(stitched),
             "counted": place.work.put_record(_as_regions(core_px[:done])),
@@ -252,22 +252,25 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     Where those files are gone they are made again, as they were: see :mod:`node.first_run`.
     """
     place.progress("write", 0.0)
-    with opened_slide(place, opened) as (pacs, slide), ThreadPoolExecutor() as pool:
-        # What needs no pixels is made while they come.
-        whole = pool.submit(_overview, place, opened)
+    appearance = _appearance(place, opened)
+    with opened_slide(place, opened) as (pacs, slide), ThreadPoolExecutor(1) as pool:
         found = replace(
             _analysis(place, slide, opened, localised, detected, counted),
-            icc_profile=_profile(place, opened),
+            icc_profile=appearance.icc_profile,
         )
-        field = pool.submit(read_field, pacs, found, place.settings.read)
+        field = None
+        if (field_px := busiest_field_px(found)) is not None:
+            # What needs no pixels is made, and drawn, while they come.
+            pixels = pool.submit(read_field, pacs, slide, field_px, place.settings.read)
+            field = Field(pixels.result, field_px)
         analysis = with_first_times(place.settings, found)
         made = encode_documents(analysis, place.settings.output)
         place.progress("write", 0.4)
-        overview = whole.result()
-        drawn = drawn_in_turn(analysis, overview.rgb, field.result())
-        read_for_pictures = overview.bytes_read + pacs.bytes_read
+        drawn = drawn_in_turn(analysis, appearance.rgb, field)
+        artifacts = write_documents(place.work, analysis, place.settings.output, drawn, made=made)
+        read_for_pictures = appearance.bytes_read + pacs.bytes_read
     written: Json = {
-        "artifacts": write_documents(place.work, analysis, place.settings.output, drawn, made=made),
+        "artifacts": artifacts,
         "report": report_identifier(analysis),
         "identity": opened["identity"],
         "revision": analysis.revision,
@@ -289,25 +292,17 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
     return written
 
 
-def _overview(place: Workplace, opened: Json) -> Overview:
-    """The whole slide, small: read once in a job, and again only after a restart."""
+def _appearance(place: Workplace, opened: Json) -> Appearance:
+    """Read once in a job, and again only after a restart."""
     uids = (opened["study_uid"], opened["series_uid"])
-    if uids not in place.overviews:
+    if uids not in place.appearances:
         with opened_slide(place, opened) as (pacs, slide):
             settings = place.settings
-            place.overviews[uids] = read_whole(
-                pacs, slide, settings.read, settings.slide.localise_frames
-            )
-    return place.overviews[uids]
-
-
-def _profile(place: Workplace, opened: Json) -> bytes:
-    """The ICC profile that documents carry: read once in a job, and again only after a restart."""
-    uids = (opened["study_uid"], opened["series_uid"])
-    if uids not in place.profiles:
-        with opened_slide(place, opened) as (pacs, slide):
-            place.profiles[uids] = carried_profile(slide, pacs.bulk_data)
-    return place.profiles[uids]
+            most_frames = settings.slide.localise_frames
+            rgb = read_overview(pacs, slide, OVERVIEW_PX, most_frames, settings.read)
+            profile = carried_profile(slide, pacs.bulk_data)
+            place.appearances[uids] = Appearance(rgb, profile, pacs.bytes_read)
+    return place.appearances[uids]
 
 
 def _kept_for_review(

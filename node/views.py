@@ -8,57 +8,50 @@ import numpy as np
 
 from dicom_io.analysis import Analysis
 from dicom_io.frames import read_tiles
-from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs
 from dicom_io.slide import Slide
 from dicom_io.slide_settings import ReadSettings
 from models.records import Float64, UInt8
-from node.pictures import OVERVIEW_PX, Field
 
 FIELD_PX = (1100, 420)
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """The whole slide, small.
+class Appearance:
+    """What documents and pictures show of a slide whatever is found on it.
 
     Attributes
     ----------
     rgb : (H, W, 3) uint8
-        At most `OVERVIEW_PX` long.
+        All of it, at most `node.pictures.OVERVIEW_PX` long.
+    icc_profile
+        Empty where it carries none.
     bytes_read
-        What it took.
+        Of the frames that the picture took.
     """
 
     rgb: UInt8
+    icc_profile: bytes
     bytes_read: int
 
 
-def read_whole(pacs: Pacs, slide: Slide, settings: ReadSettings, most_frames: int) -> Overview:
-    """Read the whole slide, small. Nobody else may read with `pacs` meanwhile: bytes are counted.
+def read_field(pacs: Pacs, slide: Slide, field_px: Float64, settings: ReadSettings) -> UInt8:
+    """RGB (H, W, 3) of a box of :func:`busiest_field_px`, at full resolution."""
+    (tiles,) = read_tiles(pacs, slide, field_px[None], slide.base.um_per_px, settings=settings)
+    rgb: UInt8 = tiles.rgb[0]
+    return rgb
 
-    Parameters
-    ----------
-    pacs, slide, settings
-    most_frames
-        That it may take (:func:`dicom_io.overview.read_overview`).
+
+def busiest_field_px(analysis: Analysis) -> Float64 | None:
+    """The box of `FIELD_PX` around a sampled cell that holds most cells, inside the slide.
+
+    Returns
+    -------
+    (4,) float64
+        x0, y0, x1, y1 in base-level pixels; None where no cell was found.
     """
-    before = pacs.bytes_read
-    rgb = read_overview(pacs, slide, OVERVIEW_PX, most_frames, settings)
-    return Overview(rgb, pacs.bytes_read - before)
-
-
-def read_field(pacs: Pacs, analysis: Analysis, settings: ReadSettings) -> Field | None:
-    """Read the field that holds most cells, at full resolution; None where no cell was found."""
     if not len(analysis.cells):
         return None
-    slide, box_px = analysis.slide, _busiest_field(analysis)
-    (tiles,) = read_tiles(pacs, slide, box_px[None], slide.base.um_per_px, settings=settings)
-    return Field(tiles.rgb[0], (box_px[0], box_px[1], box_px[2], box_px[3]))
-
-
-def _busiest_field(analysis: Analysis) -> Float64:
-    """The box of FIELD_PX around a sampled cell that holds most cells, inside the slide."""
     size = np.minimum(np.array(FIELD_PX), np.array(analysis.slide.base.size_px)).astype(np.float64)
     centres = (analysis.cells.box_px[:, :2] + analysis.cells.box_px[:, 2:]) / 2
     sample = centres[:: max(1, len(centres) // 400)]

@@ -20,7 +20,7 @@ from node.summary import peak_rss_mb
 from node.work_files import WorkFiles, open_work_files
 
 if TYPE_CHECKING:  # draws, which most commands do not
-    from node.views import Overview
+    from node.views import Appearance
 
 # Share of the whole job, in percent, that each stage takes: what the progress bar shows.
 _STAGE_PERCENT = {
@@ -107,10 +107,8 @@ class Workplace:
     slides
         (study UID, series UID) → slide, once opened: metadata is asked for once in a job, and again
         only after a restart.
-    overviews
-        The same → the whole slide in one small picture, once read.
-    profiles
-        The same → its ICC profile, once read; empty where it carries none.
+    appearances
+        The same → what documents and pictures show of it whatever is found, once read.
     budget
         What the job may still read.
     apart
@@ -123,8 +121,7 @@ class Workplace:
     work: WorkFiles
     report: Callable[[Progress], None]
     slides: dict[tuple[str, str], Slide] = field(default_factory=dict, repr=False)
-    overviews: dict[tuple[str, str], Overview] = field(default_factory=dict, repr=False)
-    profiles: dict[tuple[str, str], bytes] = field(default_factory=dict, repr=False)
+    appearances: dict[tuple[str, str], Appearance] = field(default_factory=dict, repr=False)
     budget: ReadBudget = field(default_factory=ReadBudget, repr=False)
     apart: Apart = field(default_factory=Here, repr=False)
 

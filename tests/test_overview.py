@@ -16,7 +16,8 @@ from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.slide import Slide, open_slide
 from dicom_io.slide_settings import ReadSettings
 from models.records import UInt8
-from node.views import read_field, read_whole
+from node.pictures import OVERVIEW_PX
+from node.views import busiest_field_px, read_field
 from tests.analyses import some_analysis
 from tests.conftest import QUICK
 from tests.large_slides import SERIES, STUDY, TILE_PX, large_slide
@@ -116,13 +117,14 @@ def test_views_of_a_slide_without_low_level_read_a_sample() -> None:
         before = pacs.frames_read
         tracemalloc.start()
         try:
-            overview = read_whole(pacs, slide, ReadSettings(), most).rgb
-            field = read_field(pacs, analysis, ReadSettings())
+            overview = read_overview(pacs, slide, OVERVIEW_PX, most, ReadSettings())
+            field_px = busiest_field_px(analysis)
+            assert field_px is not None
+            field = read_field(pacs, slide, field_px, ReadSettings())
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert field is not None
-        of_field = np.prod([side // TILE_PX + 2 for side in field.rgb.shape[:2]])
+        of_field = np.prod([side // TILE_PX + 2 for side in field.shape[:2]])
         assert most / 4 <= pacs.frames_read - before <= most + of_field
     assert peak_bytes < 60 * 2**20
     shown = overview.min(axis=2) < 250

@@ -44,7 +44,7 @@ def test_overview_shows_every_type_that_was_found(analysis: Analysis) -> None:
 
 def test_overview_with_a_field_is_taller(analysis: Analysis) -> None:
     plain = draw_overview(white(512, 384), analysis)
-    field = Field(white(800, 500), (100.0, 100.0, 900.0, 600.0))
+    field = Field(lambda: white(800, 500), np.array((100.0, 100.0, 900.0, 600.0)))
     with_field = draw_overview(white(512, 384), analysis, field)
     assert with_field.shape[0] > plain.shape[0] + 900
     frame_colour = "#b3261e"
@@ -65,7 +65,7 @@ def no_cells(analysis: Analysis) -> Cells:
 
 
 def test_overview_of_no_cells(analysis: Analysis) -> None:
-    field = Field(white(80, 50), (0.0, 0.0, 80.0, 50.0))
+    field = Field(lambda: white(80, 50), np.array((0.0, 0.0, 80.0, 50.0)))
     image = draw_overview(white(512, 384), replace(analysis, cells=no_cells(analysis)), field)
     assert image.shape[1] == 2010
 
