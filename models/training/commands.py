@@ -12,20 +12,15 @@ import numpy as np
 from models.classify import Sessions, classify
 from models.detection_evaluation import evaluation_table
 from models.detection_report import write_report
-from models.detection_table import (
-    LEAST_SCORE,
-    Detect,
-    curve_figures,
-    look_at,
-    type_curve_figures,
-)
+from models.detection_table import curve_figures, look_at, type_curve_figures
 from models.errors import TrainingInvalid
 from models.evaluation import classification_table
-from models.fields import accepted_places, find_in_field
+from models.fields import accepted_places
 from models.package import ModelPackage
-from models.records import Detections, Float32, Tiles, UInt8
+from models.records import Detections, Tiles
 from models.region_table import boxes_as_places, region_table
 from models.training.annotated import AnnotatedImage
+from models.training.as_the_node import finder, reporting_all
 from models.training.learning_curve import learning_curve
 from models.training.recipe import Recipe, load_recipe
 from models.training.run import run
@@ -85,9 +80,9 @@ def evaluate_package(
         table = {**identity, **_named(recipe, images, package, sessions)}
         return table, write_report(folder, title, table, types, None)
     threshold = package.manifest.detector.score_threshold
-    reported = look_at(images, _finder(recipe, package, sessions))
+    reported = look_at(images, finder(recipe.um_per_px, package, sessions))
     # A curve needs what the node would not report, too.
-    everything = look_at(images, _finder(recipe, _reporting_all(package), sessions))
+    everything = look_at(images, finder(recipe.um_per_px, reporting_all(package), sessions))
     table = {
         **identity,
         **evaluation_table(reported, types, threshold, recipe.seed, manual),
@@ -96,26 +91,6 @@ def evaluate_package(
     for name in table["types"]:
         table["types"][name] |= type_curve_figures(everything, types.index(name))
     return table, write_report(folder, title, table, types, everything)
-
-
-def _finder(recipe: Recipe, package: ModelPackage, sessions: Sessions) -> Detect:
-    """The cells of an image as the node finds them, but for those that it does not name."""
-    types = len(package.manifest.types)
-
-    def detect(rgb: UInt8) -> tuple[Float32, Float32, Float32]:
-        cells = find_in_field(rgb[0], recipe.um_per_px, package, sessions)
-        named = cells.label < types
-        box = cells.box_px[named].astype(np.float32)
-        return box[None], cells.score[named][None], cells.probability[named, :types][None]
-
-    return detect
-
-
-def _reporting_all(package: ModelPackage) -> ModelPackage:
-    """The package, had it no threshold to speak of."""
-    manifest = package.manifest
-    detector = replace(manifest.detector, score_threshold=LEAST_SCORE)
-    return replace(package, manifest=replace(manifest, detector=detector))
 
 
 def _named(

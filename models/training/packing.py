@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,22 @@ _DIFFERENTIAL = {
     "minimum_cells": 500,
     "unclassified_share_max": 0.10,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """A stage of another package or training.
+
+    Attributes
+    ----------
+    folder
+        Where its files lie.
+    fields
+        Its entry of a manifest.
+    """
+
+    folder: Path
+    fields: dict[str, Any]
 
 
 def stage_of(recipe: Recipe) -> str:
@@ -95,8 +113,23 @@ def export_stage(
         "metrics": {**metrics, "parity_pytorch_onnx": parity, "parity_fp32_fp16": parity_fp16},
         "training": training_of(recipe),
     }
-    (recipe.out / f"{stage}.json").write_text(json.dumps(described, indent=2) + "\n")
+    _describe(recipe, described)
     return path
+
+
+def lent_stages(recipe: Recipe) -> dict[str, Lent]:
+    """What the package of a recipe takes from what ``together_with`` names; nothing is copied yet.
+
+    Raises
+    ------
+    TrainingInvalid
+        It has no such stage.
+    """
+    stage = stage_of(recipe)
+    if not _makes_a_package(recipe):
+        return {}
+    others = ("localiser",) if stage == "detector" else ("localiser", "detector")
+    return {other: _lent(recipe, other) for other in others}
 
 
 def pack(recipe: Recipe) -> Path | None:
@@ -113,19 +146,26 @@ def pack(recipe: Recipe) -> Path | None:
     TrainingInvalid
         What the recipe's ``together_with`` names has no such stage.
     """
-    stage = stage_of(recipe)
-    if stage == "localiser" or not set(recipe.types) <= set(CELL_TYPES):
+    if not _makes_a_package(recipe):
         return None
+    stage = stage_of(recipe)
     folder = recipe.out / "package" / recipe.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    own = json.loads((recipe.out / f"{stage}.json").read_text())
+    own = _described(recipe)
     for file in _files(own["fields"]):
         shutil.copy(recipe.out / file, folder)
     stages: dict[str, Any] = {"localiser": None, "detector": None, "classifier": None}
     stages[stage] = own["fields"]
-    for other in ("localiser",) if stage == "detector" else ("localiser", "detector"):
-        stages[other] = _borrowed(recipe, other, folder)
+    for other, lent in lent_stages(recipe).items():
+        stages[other] = lent.fields
+        for file in _files(lent.fields):
+            if other == "detector":  # its own types are not asked for: only what finds is taken
+                onnx.utils.extract_model(
+                    lent.folder / file, folder / file, ["image"], ["box_px", "score"]
+                )
+            else:
+                shutil.copy(lent.folder / file, folder)
     write_manifest(
         folder,
         {
@@ -146,6 +186,27 @@ def pack(recipe: Recipe) -> Path | None:
         },
     )
     return folder
+
+
+def set_threshold(recipe: Recipe, score_threshold: float) -> None:
+    """Let the exported detector report from another score on, in packages made from now on."""
+    own = _described(recipe)
+    own["fields"]["score_threshold"] = _as_written(score_threshold)
+    _describe(recipe, own)
+
+
+def _makes_a_package(recipe: Recipe) -> bool:
+    return stage_of(recipe) != "localiser" and set(recipe.types) <= set(CELL_TYPES)
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads((recipe.out / f"{stage_of(recipe)}.json").read_text())
+    return described
+
+
+def _describe(recipe: Recipe, described: Mapping[str, Any]) -> None:
+    path = recipe.out / f"{stage_of(recipe)}.json"
+    path.write_text(json.dumps(described, indent=2) + "\n")
 
 
 def training_of(recipe: Recipe) -> dict[str, Any]:
@@ -190,7 +251,7 @@ def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -
             **scale,
             "tile_px": 640,
             "halo_px": 64,
-            "score_threshold": round(float(metrics["score_threshold"]), 4),
+            "score_threshold": _as_written(metrics["score_threshold"]),
             "nms_iou": 0.5,
             "unclassified_below": 0.0,
         }
@@ -202,12 +263,16 @@ def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -
         "context_px": 0 if tiles else 2 * REGION_STRIDE_PX,
         "dilation": 0.0 if tiles else 0.5,
         "sampled_grid": recipe.sampled_grid,
-        "threshold": round(float(metrics["threshold" if tiles else "score_threshold"]), 4),
+        "threshold": _as_written(metrics["threshold" if tiles else "score_threshold"]),
     }
 
 
-def _borrowed(recipe: Recipe, stage: str, folder: Path) -> dict[str, Any]:
-    """Copy a stage from another training or package; its entry of the manifest."""
+def _as_written(threshold: float) -> float:
+    """Four decimals, and never more than it was: it is the score of something to report."""
+    return math.floor(threshold * 10_000) / 10_000
+
+
+def _lent(recipe: Recipe, stage: str) -> Lent:
     name = recipe.together_with
     if not name:
         raise TrainingInvalid(
@@ -215,25 +280,25 @@ def _borrowed(recipe: Recipe, stage: str, folder: Path) -> dict[str, Any]:
             " the folder of another training."
         )
     shipped = SHIPPED_PACKAGES / name
-    source = shipped if (shipped / MANIFEST_FILE).exists() else Path(name)
-    fields: dict[str, Any]
+    folder = shipped if (shipped / MANIFEST_FILE).exists() else Path(name)
     try:
-        if (source / MANIFEST_FILE).exists():
-            fields = dict(json.loads((source / MANIFEST_FILE).read_text())["stages"][stage])
+        if (folder / MANIFEST_FILE).exists():
+            fields = dict(json.loads((folder / MANIFEST_FILE).read_text())["stages"][stage])
         else:
-            fields = dict(json.loads((source / f"{stage}.json").read_text())["fields"])
-        for file in _files(fields):
-            if stage == "detector":  # its own types are not asked for: only what finds is taken
-                onnx.utils.extract_model(
-                    source / file, folder / file, ["image"], ["box_px", "score"]
-                )
-            else:
-                shutil.copy(source / file, folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingInvalid(
-            f"{recipe.name}: together_with names {name}, which has no {stage}: train it first."
-        ) from error
-    return fields
+            fields = dict(json.loads((folder / f"{stage}.json").read_text())["fields"])
+        there = all((folder / file).is_file() for file in _files(fields))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _lends_nothing(recipe, stage) from error
+    if not there:
+        raise _lends_nothing(recipe, stage)
+    return Lent(folder, fields)
+
+
+def _lends_nothing(recipe: Recipe, stage: str) -> TrainingInvalid:
+    return TrainingInvalid(
+        f"{recipe.name}: together_with names {recipe.together_with}, which has no {stage}: train"
+        " it first."
+    )
 
 
 def _files(fields: Mapping[str, Any]) -> list[str]:

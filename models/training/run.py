@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from models.detection_report import write_report
+from models.training.as_the_node import node_threshold
 from models.training.loop import METRICS, train
-from models.training.packing import export_stage, pack, stage_of
+from models.training.packing import export_stage, lent_stages, pack, set_threshold, stage_of
 from models.training.recipe import Recipe
 from models.training.sources import ReadDicom, no_archive, split_images
 from models.training.tasks import task_of
@@ -40,6 +41,7 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
     TrainingInvalid
         The data or the recipe cannot be used.
     """
+    lent_stages(recipe)  # what will be missing at the end is said at the beginning
     images = split_images(recipe, read_dicom)
     console.print(
         f"{recipe.name}: {len(images.train)} images to train on, {len(images.validation)} to choose"
@@ -62,6 +64,9 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
     draw_learning(recipe.out / METRICS, task.best_by, recipe.out / "evaluation" / "learning.png")
     export_stage(recipe, task.network.cpu(), images.test, metrics)
     package = pack(recipe)
+    if package is not None and stage_of(recipe) == "detector":
+        set_threshold(recipe, node_threshold(recipe, package, images.validation))
+        package = pack(recipe)
     return {
         "name": recipe.name,
         "stage": stage_of(recipe),
