@@ -29,6 +29,7 @@ from dicom_io.level_decoder import LevelDecoder
 from dicom_io.pacs import InstanceReference, Pacs
 from dicom_io.read_budget import most_frame_bytes
 from dicom_io.recycled_memory import RecycledMemory
+from dicom_io.request_size import FIRST_FRAMES
 from dicom_io.slide import Level, Slide
 from dicom_io.slide_settings import ReadSettings
 from dicom_io.tile_pixels import bytes_at_work, decoded_tiles
@@ -44,9 +45,6 @@ from models.ahead import mapped_ahead
 from models.records import Float64, Int64, Regions, Tiles
 
 TYPICAL_COMPRESSION = 8
-# The first window is small, so that the first cells are found soon; but there is work for while the
-# second comes, also where an archive reads the whole file for each.
-FIRST_WINDOW_FRAMES = 512
 
 
 def read_tiles(
@@ -238,7 +236,8 @@ class _Fetcher:
         self, batches: Iterator[tuple[Plan, ...]]
     ) -> Iterator[tuple[list[tuple[Plan, ...]], set[Key]]]:
         """As many batches at a time as the window's bytes allow, with the frames they need."""
-        most = FIRST_WINDOW_FRAMES
+        # At first one request, so that the first cells are found soon.
+        most = FIRST_FRAMES
         held: list[tuple[Plan, ...]] = []
         keys: set[Key] = set()
         for batch in batches:

@@ -15,6 +15,9 @@ FIXED_SHARE = 0.1
 """Part of a request's time that may go into what it costs without any frame."""
 
 FIRST_FRAMES = 512
+"""Of a first request: little to wait for, but work for while the second comes, also where an
+archive reads the whole file for each."""
+
 GROWTH = 16
 LONGEST_S = 10.0
 """A request should not take longer, so that little is lost when it is cut."""
