@@ -3,7 +3,8 @@
 What is measured: how much faster two hosts are than one, where the model takes ten times the
 processor time of a slide without taking a core, as on a GPU; and what is repeated when one of them
 loses its power in the middle. A slide that is alone takes two thirds of the processor time of one
-among others, so that the sleep is sixteen times as long as what it takes alone. The table and its machine go to ``tests/hosts/table.md``.
+among others, so that the sleep is sixteen times as long as what it takes alone. The table and its
+machine go to ``tests/hosts/table.md``.
 """
 
 from __future__ import annotations
