@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, tzinfo
 from importlib.metadata import version
 
 from highdicom import AlgorithmIdentificationSequence, SOPClass
@@ -89,14 +90,18 @@ def finish(document: Dataset, analysis: Analysis) -> None:
 
     The series begins when the analysis does, so that its documents can be made again from their
     own header; all other times become that of the revision. Text that is plain ASCII needs no
-    character set, which some readers complain of; the node's own coding scheme is named.
+    character set, which some readers complain of; the node's own coding scheme is named. Times are
+    told in the zone of the slide's header, as what is copied from there has no other (PS3.3
+    C.12.1.1.8).
     """
-    date, time = analysis.issued.strftime("%Y%m%d"), analysis.issued.strftime("%H%M%S.%f")
-    begun = analysis.started if analysis.signature is None else analysis.issued
+    zone = zone_of(analysis.slide.header)
+    issued = analysis.issued.astimezone(zone)
+    date, time = issued.strftime("%Y%m%d"), issued.strftime("%H%M%S.%f")
+    begun = issued if analysis.signature is not None else analysis.started.astimezone(zone)
     document.SeriesDate, document.SeriesTime = begun.strftime("%Y%m%d"), begun.strftime("%H%M%S.%f")
     document.InstanceCreationDate = document.ContentDate = date
     document.InstanceCreationTime = document.ContentTime = time
-    document.TimezoneOffsetFromUTC = "+0000"
+    document.TimezoneOffsetFromUTC = issued.strftime("%z")
     for equipment in document.get("ContributingEquipmentSequence", []):
         if "ContributionDateTime" in equipment:
             equipment.ContributionDateTime = date + time
@@ -108,6 +113,14 @@ def finish(document: Dataset, analysis: Analysis) -> None:
     text = document.to_json_dict(bulk_data_threshold=1024, bulk_data_element_handler=_no_text)
     if json.dumps(text, ensure_ascii=False).isascii():
         document.pop("SpecificCharacterSet", None)
+
+
+def zone_of(header: Dataset) -> tzinfo:
+    """Zone of the times in a header without one of their own; UTC where it names none."""
+    try:
+        return datetime.strptime(str(header.get("TimezoneOffsetFromUTC")), "%z").tzinfo or UTC
+    except ValueError:
+        return UTC
 
 
 def _no_text(_: DataElement) -> str:

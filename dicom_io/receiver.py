@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
+from weakref import WeakSet
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -30,6 +31,7 @@ from pydicom.uid import (
     VLWholeSlideMicroscopyImageStorage,
 )
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
@@ -67,7 +69,8 @@ class Receiver:
     commitments
         Where storage commitment reports that come to this port are noted.
     arrived
-        Told of every instance that is new in the archive, and of the association it came on.
+        Told of every instance that is new in the archive, and of the association it came on; None
+        where that has ended meanwhile.
     ended
         Told of every association that has ended.
     """
@@ -76,7 +79,7 @@ class Receiver:
         self,
         settings: ReceiveSettings,
         commitments: Commitments,
-        arrived: Callable[[Arrival, int], None],
+        arrived: Callable[[Arrival, int | None], None],
         ended: Callable[[int], None],
     ) -> None:
         check_ae_title(settings.ae_title)
@@ -91,6 +94,7 @@ class Receiver:
         self._arrived, self._ended = arrived, ended
         self._incoming_folder = settings.folder.absolute() / "incoming"
         self._incoming: list[IncomingFile] = []
+        self._left: WeakSet[Association] = WeakSet()
         self._lock = threading.Lock()
         self._publishing = threading.Lock()
 
@@ -211,11 +215,14 @@ class Receiver:
         for folder in target.relative_to(self._settings.archive).parents:
             _to_disk(self._settings.archive / folder)
         LOG.info("Received instance %s of series %s.", arrival.sop_uid, arrival.series_uid)
-        self._arrived(arrival, id(event.assoc))
+        with self._lock:
+            # A sender may leave while its last object is still written to the disk.
+            self._arrived(arrival, None if event.assoc in self._left else id(event.assoc))
         return STORED
 
     def _closed(self, event: Event) -> None:
         with self._lock:
+            self._left.add(event.assoc)
             gone = [
                 each
                 for each in self._incoming

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -110,6 +110,7 @@ from dicom_io.provenance import (
     lasting_uid,
     result_uid,
     series_description,
+    zone_of,
 )
 from dicom_io.segmentation import region_area_mm2
 from dicom_io.source_header import source_header
@@ -208,7 +209,7 @@ def encode_report(
         series_description=series_description(analysis, "Differential count"),
     )
     if signature is not None:
-        stamp = signature.at.strftime("%Y%m%d%H%M%S")
+        stamp = signature.at.astimezone(zone_of(header)).strftime("%Y%m%d%H%M%S")
         document.VerifyingObserverSequence[0].VerificationDateTime = stamp
     finish(document, analysis)
     _settle_items(document, analysis)
@@ -230,7 +231,7 @@ def report_times(document: Dataset) -> tuple[datetime, datetime] | None:
     Returns
     -------
     tuple or None
-        With their zone; None where the header does not say them.
+        UTC; None where the header does not say them.
     """
     zone = document.get("TimezoneOffsetFromUTC", "")
     stamps = (
@@ -241,7 +242,7 @@ def report_times(document: Dataset) -> tuple[datetime, datetime] | None:
         started, issued = (datetime.strptime(stamp, "%Y%m%d%H%M%S.%f%z") for stamp in stamps)
     except ValueError:
         return None
-    return started, issued
+    return started.astimezone(UTC), issued.astimezone(UTC)
 
 
 def tracking_uid(analysis: Analysis) -> UID:
@@ -461,7 +462,8 @@ def _rounded(value: float) -> float:
 
 def _settle_items(document: Dataset, analysis: Analysis) -> None:
     """The analysis' time instead of the moment of encoding; whole numbers without decimals."""
-    stamp = analysis.finished.strftime("%Y%m%d%H%M%S")
+    zone = zone_of(analysis.slide.header)
+    stamp = analysis.finished.astimezone(zone).strftime("%Y%m%d%H%M%S")
     for item in _items(document):
         if "ObservationDateTime" in item:
             item.ObservationDateTime = stamp

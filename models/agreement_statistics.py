@@ -28,8 +28,10 @@ def bootstrap_interval(
     Returns
     -------
     list or None
-        Lower and upper end; None where no draw had a value.
+        Lower and upper end; None where no draw had a value, or there is nothing to draw.
     """
+    if not units:
+        return None
     drawn = [statistic(rng.integers(units, size=units)) for _ in range(BOOTSTRAPS)]
     values = [value for value in drawn if value is not None]
     if not values:
@@ -48,9 +50,12 @@ def cohens_kappa(confusion: Int64) -> float | None:
     Returns
     -------
     float or None
-        1 for full agreement, 0 for chance; None where chance alone would agree fully.
+        1 for full agreement, 0 for chance; None where chance alone would agree fully, and where
+        nothing was compared.
     """
-    shares = confusion / max(confusion.sum(), 1)
+    if not confusion.sum():
+        return None
+    shares = confusion / confusion.sum()
     seen = float(np.trace(shares))
     by_chance = float(shares.sum(0) @ shares.sum(1))
     return (seen - by_chance) / (1 - by_chance) if by_chance < 1 else None

@@ -81,7 +81,7 @@ def evaluation_table(
     true = dict(zip(types, counts.true.sum(0).tolist(), strict=True))
     return {
         **table,
-        "map_50_interval": list(map_interval(findings, len(types), seed)),
+        "map_50_interval": map_interval(findings, len(types), seed),
         **{f"mean_{rate}_interval": _interval(counts, rate, seed, None) for rate in RATES},
         "ndc_reference": "true cells" if manual is None else "manual count",
         **differential_difference(called, true if manual is None else manual),

@@ -17,7 +17,7 @@ from models.average_precision import (
     log_average_miss_rate,
     mean_average_precision,
 )
-from models.evaluation import confusion, f1, match
+from models.evaluation import confusion, f1, match, rounded
 from models.records import Float32, Float64, Int32, Int64, UInt8
 
 # Below this, nothing counts as found, whatever the curve.
@@ -113,11 +113,11 @@ def detection_table(
         "cells": len(findings.truth.label),
         "score_threshold": score_threshold,
         "map_50": _mean([row["ap_50"] for row in rows.values()]),
-        "map_coco": _rounded(mean_average_precision(findings.found, findings.truth, len(types))),
+        "map_coco": rounded(mean_average_precision(findings.found, findings.truth, len(types))),
         "mean_recall": _mean([row["recall"] for row in rows.values()]),
         "mean_precision": _mean([row["precision"] for row in rows.values()]),
         "mean_f1": _mean([row["f1"] for row in rows.values()]),
-        "kappa": _rounded(cohens_kappa(table)),
+        "kappa": rounded(cohens_kappa(table)),
         "types": rows,
         "confusion": table.tolist(),
     }
@@ -138,7 +138,9 @@ def best_threshold(findings: Findings, types: int) -> float:
     order = np.argsort(-score, kind="stable")
     right = np.cumsum(hit[order])
     f1_of = 2 * right / (np.arange(len(order)) + 1 + (findings.truth.label >= 0).sum())
-    return float(score[order][f1_of.argmax()]) if len(order) else 0.5
+    # What has the same score is reported together.
+    last = np.append(np.diff(score[order]) != 0, True)
+    return float(score[order][last][f1_of[last].argmax()]) if len(order) else 0.5
 
 
 def curve_figures(findings: Findings, types: Sequence[str], seed: int) -> dict[str, Any]:
@@ -153,9 +155,9 @@ def curve_figures(findings: Findings, types: Sequence[str], seed: int) -> dict[s
         Of the bootstrap over images.
     """
     return {
-        "map_50": round(mean_ap_50(findings, len(types)), 4),
-        "map_50_interval": list(map_interval(findings, len(types), seed)),
-        "map_coco": _rounded(mean_average_precision(findings.found, findings.truth, len(types))),
+        "map_50": rounded(mean_ap_50(findings, len(types))),
+        "map_50_interval": map_interval(findings, len(types), seed),
+        "map_coco": rounded(mean_average_precision(findings.found, findings.truth, len(types))),
     }
 
 
@@ -170,14 +172,17 @@ def type_curve_figures(findings: Findings, kind: int) -> dict[str, float]:
     }
 
 
-def mean_ap_50(findings: Findings, types: int) -> float:
-    """Mean over the types that occur of the average precision at IoU 0.5, by 11 points."""
+def mean_ap_50(findings: Findings, types: int) -> float | None:
+    """Mean over the types that occur of the average precision at IoU 0.5, by 11 points.
+
+    None where none occurs.
+    """
     values = [
         eleven_point(curve(findings.found.of(kind), findings.truth.of(kind), 0.5))
         for kind in range(types)
         if (findings.truth.label == kind).any()
     ]
-    return float(np.mean(values)) if values else 0.0
+    return float(np.mean(values)) if values else None
 
 
 def _type_row(
@@ -218,14 +223,16 @@ def _confusion(findings: Findings, types: int, score_threshold: float) -> Int64:
     return table
 
 
-def map_interval(findings: Findings, types: int, seed: int) -> tuple[float, float]:
-    """95 % of the mean average precisions of as many images drawn with replacement."""
-    low, high = bootstrap_interval(
+def map_interval(findings: Findings, types: int, seed: int) -> list[float] | None:
+    """95 % of the mean average precisions of as many images drawn with replacement.
+
+    None where nothing is true.
+    """
+    return bootstrap_interval(
         lambda chosen: mean_ap_50(findings.drawn(chosen), types),
         findings.images,
         np.random.default_rng(seed),
-    ) or (0.0, 0.0)
-    return low, high
+    )
 
 
 def above(boxes: ScoredBoxes, score: float) -> ScoredBoxes:
@@ -259,7 +266,3 @@ def _nothing() -> ScoredBoxes:
 
 def _mean(values: Sequence[float]) -> float | None:
     return round(float(np.mean(values)), 4) if values else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -11,7 +11,7 @@ import numpy as np
 from models.agreement_statistics import bootstrap_interval, cohens_kappa
 from models.boxes import Boxes, overlapping_between
 from models.cell_types import CELL_TYPES
-from models.records import Int32, Int64
+from models.records import Bool, Float64, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,24 +195,25 @@ def classification_table(confusion: Int64, types: Sequence[str], seed: int = 0) 
     Returns
     -------
     dict
-        Means are over the types that occur. ``f1_of_means`` is eq. 4 of Choi et al. (2017) of the
-        mean precision and the mean recall: so are the F1 scores of the paper's table 1. Intervals
-        are 95 % of as many cells drawn with replacement, as if no two were of one patient.
+        Means are over the types that occur; all are None where no cell was named. ``f1_of_means``
+        is eq. 4 of Choi et al. (2017) of the mean precision and the mean recall: so are the F1
+        scores of the paper's table 1. Intervals are 95 % of as many cells drawn with replacement,
+        as if no two were of one patient.
     """
     shown, called, right = confusion.sum(1), confusion.sum(0), np.diag(confusion)
     recall, precision = right / np.maximum(shown, 1), right / np.maximum(called, 1)
     f1_of_type = 2 * right / np.maximum(shown + called, 1)
-    there, cells = shown > 0, max(int(shown.sum()), 1)
-    mean_recall, mean_precision = float(recall[there].mean()), float(precision[there].mean())
+    cells = int(shown.sum())
     beside = int(confusion[_adjacent(tuple(types))].sum())
+    means = [_mean_of(values, shown > 0) for values in (recall, precision, f1_of_type)]
     return {
-        "cells": int(shown.sum()),
-        "accuracy": round(int(right.sum()) / cells, 4),
-        "accuracy_with_neighbouring_stage": round(beside / cells, 4),
-        "mean_recall": round(mean_recall, 4),
-        "mean_precision": round(mean_precision, 4),
-        "mean_f1": round(float(f1_of_type[there].mean()), 4),
-        "f1_of_means": round(_harmonic_mean(mean_precision, mean_recall), 4),
+        "cells": cells,
+        "accuracy": rounded(_share(int(right.sum()), cells)),
+        "accuracy_with_neighbouring_stage": rounded(_share(beside, cells)),
+        "mean_recall": rounded(means[0]),
+        "mean_precision": rounded(means[1]),
+        "mean_f1": rounded(means[2]),
+        "f1_of_means": rounded(_harmonic_mean(means[1], means[0])),
         **_classification_intervals(confusion, types, seed),
         "kappa": cohens_kappa(confusion),
         "types": {
@@ -254,7 +255,18 @@ def _classification_intervals(
     }
 
 
-def _harmonic_mean(first: float, second: float) -> float:
+def _mean_of(values: Float64, there: Bool) -> float | None:
+    return float(values[there].mean()) if there.any() else None
+
+
+def rounded(value: float | None) -> float | None:
+    """To four decimals, as reports have it."""
+    return None if value is None else round(value, 4)
+
+
+def _harmonic_mean(first: float | None, second: float | None) -> float | None:
+    if first is None or second is None:
+        return None
     return 2 * first * second / (first + second) if first + second else 0.0
 
 

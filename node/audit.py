@@ -91,7 +91,8 @@ def forwarding(settings: AuditSettings, folder: Path) -> Iterator[None]:
             thread.join(TIMEOUT_S)
 
 
-Send = Callable[[AuditRecord], None]
+# Tells whether the record was acknowledged; else it counts as taken when the target is closed.
+Send = Callable[[AuditRecord], bool]
 OpenTarget = Callable[[], AbstractContextManager[Send]]
 
 
@@ -135,10 +136,14 @@ def _forward(name: str, open_target: OpenTarget, folder: Path, stopped: threadin
 def _send_all(open_target: OpenTarget, folder: Path, stopped: threading.Event) -> None:
     """Send in the order of time, and forget only what was taken."""
     while (batch := _records(folder)[:BATCH]) and not stopped.is_set():
+        taken: list[Path] = []
         with open_target() as send:
             for path in batch:
-                send(AuditRecord(**json.loads(path.read_bytes())))
-        for path in batch:
+                if send(AuditRecord(**json.loads(path.read_bytes()))):
+                    path.unlink()
+                else:
+                    taken.append(path)
+        for path in taken:
             path.unlink()
 
 
@@ -150,9 +155,10 @@ def _records(folder: Path) -> list[Path]:
 def _to_fhir(settings: AuditSettings) -> Iterator[Send]:
     http = FhirHttp(settings.fhir_url.rstrip("/"), settings.fhir)
 
-    def send(record: AuditRecord) -> None:
+    def send(record: AuditRecord) -> bool:
         event = audit_event(record, settings.source_id, settings.enterprise_site_id)
         http.ask("POST", "AuditEvent", event)
+        return True
 
     yield send
 
@@ -176,10 +182,11 @@ def _to_syslog(settings: AuditSettings) -> Iterator[Send]:
             "that it runs, audit.syslog_url and its certificates."
         ) from error
 
-    def send(record: AuditRecord) -> None:
+    def send(record: AuditRecord) -> bool:
         message = audit_message(record, settings.source_id, settings.enterprise_site_id)
         line = syslog_line(record, message, socket.gethostname())
         connection.sendall(b"%d %b" % (len(line), line))  # RFC 5425 §4.3: octet counting
+        return False
 
     with connection:
         yield send

@@ -207,7 +207,10 @@ def _left_out(settings: Settings, work: Path) -> set[Path]:
 
 
 def _files(work: Path, left_out: Collection[Path]) -> Iterator[tuple[Path, str]]:
-    """All but databases, temporary files and what belongs to processes; links are followed."""
+    """All but databases, temporary files and what belongs to processes; links are followed.
+
+    Results come before the files that they name: those are there when a result is written.
+    """
     for folder, subfolders, names in os.walk(work, followlinks=True):
         inside = Path(folder)
         subfolders[:] = sorted(
@@ -215,6 +218,7 @@ def _files(work: Path, left_out: Collection[Path]) -> Iterator[tuple[Path, str]]
             for each in subfolders
             if not each.startswith(".") and inside / each not in left_out
         )
+        subfolders.sort(key=lambda each: each != "results")
         for name in sorted(names):
             is_database = inside == work and name.startswith(DATABASES)
             if not name.startswith(".") and not is_database:

@@ -68,6 +68,8 @@ QUEUE = "slides"
 ARRIVALS = "arrivals"
 # Of its own: a person who signs does not wait for an analysis to end.
 REVIEWS = "reviews"
+# Of its own: a receiver that is down for hours keeps no slide from coming in.
+CALLBACKS = "callbacks"
 _QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
 CONNECTIONS = 16
 # Hosts need not agree better than that on what time it is.
@@ -266,7 +268,7 @@ class JobQueue:
             self._open_client().enqueue(
                 {
                     "workflow_name": CALL_BACK,
-                    "queue_name": ARRIVALS,
+                    "queue_name": CALLBACKS,
                     "workflow_id": f"{try_id}.callback",
                 },
                 {"url": url, "told": dict(told)},
@@ -290,6 +292,15 @@ class JobQueue:
         JobNotFound
         """
         return sited(self._settings, arguments_of(self._newest(job)))
+
+    def site_of(self, job: str) -> str:
+        """Whose slide a job's is; empty for the archive that it is in.
+
+        Raises
+        ------
+        JobNotFound
+        """
+        return str(arguments_of(self._newest(job)).get("site") or "")
 
     def list(
         self, limit: int | None = None, offset: int = 0, status: JobStatus | None = None

@@ -52,6 +52,7 @@ from node.job_database import (
 from node.job_places import analysis_place, check_unchanged, review_place
 from node.job_queue import (
     ARRIVALS,
+    CALLBACKS,
     QUEUE,
     REVIEWS,
     JobQueue,
@@ -81,7 +82,7 @@ log = logging.getLogger(__name__)
 WORKFLOWS = "1"
 # Steps that depend on model, settings and version; those after them deliver what these have made.
 _MAKING = ("localise", "detect", "count", "write")
-ARRIVALS_AT_A_TIME = 16
+ARRIVALS_AT_A_TIME = CALLBACKS_AT_A_TIME = 16
 # Many may wait there, and each look at the queue reads them all.
 ARRIVALS_POLL_S = 0.5
 # Nothing here waits for what DBOS notifies of, for which it would wake a hundred times a second.
@@ -203,6 +204,11 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             DBOS.register_queue(
                 ARRIVALS,
                 worker_concurrency=ARRIVALS_AT_A_TIME,
+                polling_interval_sec=max(ARRIVALS_POLL_S, poll_s(settings)),
+            )
+            DBOS.register_queue(
+                CALLBACKS,
+                worker_concurrency=CALLBACKS_AT_A_TIME,
                 polling_interval_sec=max(ARRIVALS_POLL_S, poll_s(settings)),
             )
             DBOS.register_queue(

@@ -20,6 +20,7 @@ from typing import Any
 from models.errors import MarrowNodeError
 from node.gpu_use import GpuUse
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 STAGE_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -119,9 +120,11 @@ def count_failure(error: MarrowNodeError) -> None:
 
 
 def count_request(endpoint: str, method: str, status: int, seconds: float) -> None:
-    """Count an answer of the web service."""
-    _counters().requests.labels(endpoint, method, str(status)).inc()
-    _counters().request_s.labels(endpoint).observe(seconds)
+    """Count an answer of the web service; callers may invent methods, of which none is counted."""
+    known = method if method in _METHODS else "other"
+    with suppress(OSError):
+        _counters().requests.labels(endpoint, known, str(status)).inc()
+        _counters().request_s.labels(endpoint).observe(seconds)
 
 
 def exposition(gauges: Mapping[str, tuple[str, float]], gpus: Sequence[GpuUse] = ()) -> bytes:

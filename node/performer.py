@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 
 from dicom_io.dicom_json import Json, value
-from dicom_io.errors import WorkitemRefused
+from dicom_io.errors import JobNotFound, WorkitemRefused
 from dicom_io.workitem import (
     CANCELED,
     COMPLETED,
@@ -159,7 +159,13 @@ class Performer:
             The list cannot be asked at present.
         """
         for claim in self._claims.open():
-            self._follow(claim)
+            try:
+                self._follow(claim)
+            # What was deleted keeps no other from going on.
+            except WorkitemRefused as error:
+                self._lose(claim, [], error)
+            except JobNotFound as error:
+                self._end_canceled(claim, [], str(error))
 
     def heed(self, report: Json) -> None:
         """Note what an event report asks of this performer."""

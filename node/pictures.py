@@ -236,8 +236,8 @@ def _bare(axes: Axes, box_px: Float64) -> None:
     axes.set_xlim(box_px[0], box_px[2])
     axes.set_ylim(box_px[3], box_px[1])
     axes.set_aspect("auto")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.xaxis.set_visible(False)
+    axes.yaxis.set_visible(False)
 
 
 def _add_legend(figure: Figure, analysis: Analysis, corner: tuple[float, float]) -> None:

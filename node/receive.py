@@ -20,6 +20,7 @@ from models.errors import MarrowNodeError
 from node.arrivals import Arrivals, Series
 from node.config import Settings
 from node.job import ENDED, Job
+from node.job_queue import JobQueue
 from node.jobs import Worker, open_worker
 from node.pipeline import SlideReference
 from node.rules import submit_by_rules
@@ -107,20 +108,28 @@ def _analyse_until(
         for job in worker.jobs.list()
         if job.status not in ENDED
     }
+    due: list[Series] = []
     while not stopped.wait(LOOK_S):
         for series, whole in arrivals.complete(busy=running.values()):
-            study_uid, series_uid = series
             if not whole:
                 LOG.warning(
                     "Series %s may not be whole; it is analysed as it is after a long silence.",
-                    series_uid,
+                    series[1],
                 )
-            slide = SlideReference(study_uid, series_uid, "received by C-STORE")
-            job = _submitted(worker, place, slide)
-            if not job:
-                continue
-            running[job] = series
-            click.echo(f"marrow-node: series {series_uid} is complete, job {job}", err=True)
+            due.append(series)
+        while due:
+            try:
+                job = _submitted(worker.jobs, place, SlideReference(*due[0], "received by C-STORE"))
+            except MarrowNodeError as error:
+                if error.transient:
+                    LOG.warning("Series %s waits: %s", due[0][1], error)
+                    break
+                click.echo(f"marrow-node: series {due[0][1]}: {error}", err=True)
+                job = ""
+            series = due.pop(0)
+            if job:
+                running[job] = series
+                click.echo(f"marrow-node: series {series[1]} is complete, job {job}", err=True)
         for job in sorted(running):
             ended = worker.jobs.get(job)
             if ended.status in ENDED:
@@ -129,16 +138,14 @@ def _analyse_until(
                 click.echo(f"marrow-node: job {job} {ended.status}{said}", err=True)
 
 
-def _submitted(worker: Worker, place: Workplace, slide: SlideReference) -> str:
-    """Queue a slide, by the rules where there are any. Returns its job, empty for none."""
+def _submitted(jobs: JobQueue, place: Workplace, slide: SlideReference) -> str:
+    """Queue a slide, by the rules where there are any. Returns its job, empty for none.
+
+    Nobody waits for it, so that it has a priority: failures that may pass are tried again.
+    """
     if not place.settings.rules:
-        return worker.submit(slide, place)
-    try:
-        job, decision = submit_by_rules(place.settings, worker.jobs, slide, again=True)
-    except MarrowNodeError as error:
-        # The next start looks at it again.
-        click.echo(f"marrow-node: series {slide.series_uid}: {error}", err=True)
-        return ""
+        return jobs.submit(slide, place, "routine", again=True).job
+    job, decision = submit_by_rules(place.settings, jobs, slide, "routine", again=True)
     if job is None:
         click.echo(f"marrow-node: series {slide.series_uid}: {decision.why}", err=True)
         return ""

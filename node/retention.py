@@ -15,6 +15,7 @@ from pathlib import Path
 
 from node.config import Settings
 from node.job_queue import JobQueue
+from node.revisions import revisions
 from node.work_files import shared_storage
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
     """
     before_s = time.time() - days * DAY_S
     work = settings.work_folder
-    results, kept = _old_and_kept_results(work / "results", before_s)
+    results, kept = _old_and_kept_results(settings, before_s)
     needed = {digest for path in kept for digest in _DIGEST.findall(path.read_bytes())}
     files = [
         path
@@ -82,15 +83,20 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
     return purged
 
 
-def _old_and_kept_results(folder: Path, before_s: float) -> tuple[list[Path], list[Path]]:
+def _old_and_kept_results(settings: Settings, before_s: float) -> tuple[list[Path], list[Path]]:
     """Files of results that go, and of those that stay: all revisions of a result together."""
+    folder = settings.work_folder / "results"
     of: defaultdict[str, list[Path]] = defaultdict(list)
     for path in folder.glob("*.json"):
         of[path.name.partition(".")[0]].append(path)
     old: list[Path] = []
     kept: list[Path] = []
-    for paths in of.values():
+    for identity, paths in of.items():
         goes = len(paths) == 1 and _is_older(paths[0], before_s)
+        if goes and len(revisions(settings, identity)) > 1:
+            # Reviewed on another host, and only now copied from the shared storage.
+            kept.extend(folder.glob(f"{identity}.*"))
+            continue
         (old if goes else kept).extend(paths)
     return old, kept
 

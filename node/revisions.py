@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dicom_io.analysis import FIRST_REVISION
-from dicom_io.errors import SharedStorageUnreachable
+from dicom_io.errors import SharedStorageUnreachable, WorkFileMissing
 from models.errors import ReviewRefused
 from node.work_files import (
     disk_errors,
@@ -51,6 +51,24 @@ def revisions(settings: Settings, identity: str) -> list[Json]:
         if not path.exists() and not _copied(settings, name):
             return found
         found.append(json.loads(path.read_bytes()))
+
+
+def newest_revision(settings: Settings, identity: str) -> int:
+    """Number of the newest revision of a result that was written.
+
+    Raises
+    ------
+    WorkFileMissing
+        It lies on another host, or was purged.
+    SharedStorageUnreachable
+    """
+    known = revisions(settings, identity)
+    if not known:
+        raise WorkFileMissing(
+            f"Result {identity[:12]}… is not in {settings.work_folder}: another host has it, or it "
+            "was purged. The analysis begins again; hosts with a shared_storage go on instead."
+        )
+    return int(known[-1]["revision"])
 
 
 def keep_first(settings: Settings, identity: str, written: Json) -> None:

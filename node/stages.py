@@ -44,7 +44,7 @@ from node.first_run import is_what_the_archive_has, with_first_times
 from node.networks import open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes
 from node.pictures import OVERVIEW_PX, Field, drawn_in_turn
-from node.revisions import keep_first, revisions
+from node.revisions import keep_first, newest_revision, revisions
 from node.summary import summary_of
 from node.views import Appearance, busiest_field_px, read_field
 from node.work_files import open_work_files, write_atomically
@@ -356,7 +356,7 @@ def deliver_to_ehr(place: Desk, written: Json) -> Json:
     place.progress("deliver to EHR", 0.0)
     ehr = open_ehr(place.settings.ehr_url, place.settings.ehr)
     artifacts, at = written["artifacts"], delivery.now_utc()
-    newest = revisions(place.settings, written["identity"])[-1]["revision"]
+    newest = newest_revision(place.settings, written["identity"])
     if isinstance(ehr, MllpEhr):
         if newest > written["revision"]:
             status = f"not sent: revision {newest} has replaced it"

@@ -44,3 +44,7 @@ def test_regions_by_hand() -> None:
     assert slide_iou(nothing, nothing) is None
     assert object_ious(found, nothing).tolist() == []
     assert object_ious(truth, truth).tolist() == [1, 1]
+
+
+def test_nothing_compared_is_no_agreement() -> None:
+    assert cohens_kappa(np.zeros((3, 3), np.int64)) is None

@@ -48,6 +48,7 @@ images = 1
 [[validation]]
 format = "smear"
 images = 1
+held_out = true
 """
     )
     return load_recipe(path)

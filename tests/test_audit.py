@@ -10,6 +10,8 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +26,7 @@ from node.audit import AuditTrail, forwarding
 from node.audit_messages import AuditRecord, audit_event, audit_message, syslog_line
 from node.audit_settings import AuditSettings
 from tests.fhir_fixture import FhirServer
+from tests.served import served
 from tests.service import running_service
 from tests.smears import small_smear
 
@@ -220,3 +223,36 @@ def _until(holds: Any, seconds: float = 20) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_what_a_repository_has_acknowledged_is_not_sent_again(tmp_path: Path) -> None:
+    """Its third record is refused for a while: those before it are there once, the others wait."""
+    seen: list[bytes] = []
+    refusing = threading.Event()
+    refusing.set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            taken = len(seen) < 2 or not refusing.is_set()
+            if taken:
+                seen.append(body)
+            self.send_response(201 if taken else 422)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        settings = AuditSettings(fhir_url=url)
+        trail = AuditTrail(settings, tmp_path)
+        for number in range(5):
+            trail.record(replace(TRANSFER, study_uid=f"1.2.{number}"))
+        with forwarding(settings, tmp_path):
+            _until(lambda: trail.waiting() == 3)
+            time.sleep(0.5)
+        refusing.clear()
+        with forwarding(settings, tmp_path):
+            _until(lambda: trail.waiting() == 0)
+    assert len(seen) == len(set(seen)) == 5

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from dicom_io.errors import ConfigurationInvalid, DiskFull
-from node.backup import back_up, restore_from
+from node.backup import _files, back_up, restore_from
 from node.config import Settings, load_settings
 from node.job import ENDED
 from node.job_database import prepare_database
@@ -287,3 +287,13 @@ def test_a_copy_is_whole_while_others_write(settings: Settings, tmp_path: Path) 
         writer.join()
     assert counts == sorted(counts)
     assert counts[-1] > counts[0]
+
+
+def test_results_are_copied_before_the_files_that_they_name(tmp_path: Path) -> None:
+    """What is written meanwhile is then whole: its files were there before it."""
+    for name in ("files/ab/abc", "progress/1", "results/0.json", "audit/fhir/1.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [name for _, name in _files(tmp_path, ())]
+    assert names[0] == "results/0.json"
+    assert len(names) == 4

@@ -88,10 +88,40 @@ def test_the_best_threshold_has_the_best_f1() -> None:
     assert f1s[chosen] == pytest.approx(max(f1s.values()))
 
 
+def test_what_has_the_same_score_is_reported_together() -> None:
+    """One cell; a right and a wrong answer of score 1, and a sure one after another two."""
+    box = np.array([[0, 0, 10, 10], [50, 0, 60, 10]], np.float32)
+    truth = ScoredBoxes(np.zeros(1, int), box[:1], np.zeros(1, int), np.ones(1))
+    found = ScoredBoxes(np.zeros(2, int), box, np.zeros(2, int), np.ones(2))
+    assert best_threshold(Findings(found, truth, 1), 1) == 1.0
+    more = ScoredBoxes(np.zeros(3, int), box[[0, 1, 1]], np.zeros(3, int), np.array([0.5, 1, 1.0]))
+    # At 1.0 two wrong ones are reported, however they are sorted; at 0.5 the cell with them.
+    assert best_threshold(Findings(more, truth, 1), 1) == 0.5
+    two = ScoredBoxes(np.zeros(2, int), box, np.zeros(2, int), np.ones(2))
+    tied = ScoredBoxes(
+        np.zeros(4, int), box[[0, 1, 0, 0]] + np.array([[0], [0], [90], [180]]), np.zeros(4, int),
+        np.array([0.9, 0.8, 0.9, 0.9]),
+    )  # fmt: skip
+    assert best_threshold(Findings(tied, two, 1), 1) == 0.8
+
+
 def test_the_bootstrap_holds_the_value(findings: Findings) -> None:
-    low, high = map_interval(findings, 2, seed=0)
-    assert low < mean_ap_50(findings, 2) < high
-    assert (low, high) == map_interval(findings, 2, seed=0)
+    interval = map_interval(findings, 2, seed=0)
+    value = mean_ap_50(findings, 2)
+    assert interval is not None
+    assert value is not None
+    assert interval[0] < value < interval[1]
+    assert interval == map_interval(findings, 2, seed=0)
+
+
+def test_images_without_a_cell_are_not_images_where_none_is_found() -> None:
+    """A perfect detector, three images, all cells in one: a third of the draws hold none."""
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    cell = ScoredBoxes(np.zeros(1, int), box, np.zeros(1, int), np.ones(1))
+    assert map_interval(Findings(cell, cell, 3), 2, seed=0) == [1.0, 1.0]
+    none = ScoredBoxes(np.empty(0, int), np.empty((0, 4)), np.empty(0, int), np.empty(0))
+    assert map_interval(Findings(none, none, 3), 2, seed=0) is None
+    assert mean_ap_50(Findings(none, none, 3), 2) is None
 
 
 def test_nothing_found_is_a_table_of_noughts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,6 +252,18 @@ def test_cutmix_drops_what_it_hides_and_keeps_what_it_brings() -> None:
             assert sample.box_px[-1].tolist() == extent(new)
         counts[2 * (0 in kinds) + (1 in kinds)] += 1
     assert (counts > 0).all()
+
+
+def test_cutmix_keeps_a_cell_that_the_edge_had_cut_and_the_rectangle_does_not_hide() -> None:
+    first = replace(painted(64, 64, (0, 10, 20, 30), 0), shown=np.array([0.5]))
+    kept = lost = 0
+    for seed in range(100):
+        sample = cutmix(np.random.default_rng(seed), first, empty(64, 64))
+        untouched = paint_of(sample.rgb, 0).sum() == 400
+        kept += untouched and sample.kind.tolist() == [0]
+        lost += untouched and not len(sample.kind)
+    assert kept > 10
+    assert not lost
 
 
 @pytest.mark.parametrize("name", ["noisy", "recoloured", "recoloured_hsv"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,14 @@ def test_a_table_of_named_cells_by_hand() -> None:
     for name in ("accuracy", "accuracy_with_neighbouring_stage", "mean_recall"):
         low, high = table[f"{name}_interval"]
         assert 0 <= low < table[name] < high <= 1
+
+
+def test_a_table_of_no_named_cell_has_no_rates_and_is_json() -> None:
+    table = classification_table(np.zeros((2, 2), np.int64), ("myeloblast", "blast"))
+    assert table["cells"] == 0
+    rates = {name for name, value in table.items() if value is None}
+    assert {"accuracy", "mean_recall", "mean_recall_interval", "f1_of_means", "kappa"} <= rates
+    json.dumps(table, allow_nan=False)
 
 
 @pytest.mark.parametrize("seed", range(5))

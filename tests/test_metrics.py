@@ -40,6 +40,7 @@ def test_a_counter_that_cannot_be_written_does_not_fail_what_it_counts(
         counted = True
     metrics.count_failure(MarrowNodeError("A sentence: with a remedy."))
     metrics.count_result({"model": {}})
+    metrics.count_request("jobs", "GET", 200, 0.1)
     assert counted
 
 
@@ -75,3 +76,12 @@ def test_counters_that_could_not_be_made_on_a_full_disk_are_made_later(tmp_path:
     assert told.returncode == 0, told.stderr
     assert 'marrow_node_stage_seconds_count{stage="open"} 1.0' in told.stdout
     assert "marrow_node_failures_total{" in told.stdout
+
+
+def test_a_method_that_a_caller_has_made_up_is_no_time_series_of_its_own() -> None:
+    for number in range(5):
+        metrics.count_request("jobs", f"XAA{number}", 401, 0.1)
+    text = exposition({}).decode()
+    assert "XAA" not in text
+    (line,) = (each for each in text.splitlines() if 'method="other"' in each and "_total" in each)
+    assert line.endswith(" 5.0")

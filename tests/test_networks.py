@@ -255,9 +255,10 @@ def test_the_local_network_decides_between_band_and_segmented_alone() -> None:
     torch.testing.assert_close(dual(crop)[0], torch.softmax(torch.tensor(logits), 0))
 
 
-def test_settled_norms_answer_without_dropout_as_they_learnt() -> None:
+@pytest.mark.parametrize("count", [64, 129])  # the latter is one more than are settled at a time
+def test_settled_norms_answer_without_dropout_as_they_learnt(count: int) -> None:
     network = MaturationCnn(4, 0.0625)
-    crops = torch.rand(64, 3, 96, 96)
+    crops = torch.rand(count, 3, 96, 96)
     network.train()
     for _ in range(3):
         network(crops)

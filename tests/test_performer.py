@@ -19,7 +19,13 @@ from simple_websocket import Client, ConnectionClosed
 
 from dicom_io.demonstration import compose_demonstration_slide
 from dicom_io.dicom_json import attributes, value, values
-from dicom_io.errors import PacsBusy, PacsUnauthorized, Refusal, WorkitemRefused
+from dicom_io.errors import (
+    JobNotFound,
+    PacsBusy,
+    PacsUnauthorized,
+    Refusal,
+    WorkitemRefused,
+)
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.workitem import COMPLETED, IN_PROGRESS, input_series, progress
 from dicom_io.worklist_manager import WorklistManager
@@ -28,7 +34,7 @@ from node.config import Settings, load_settings
 from node.job import ENDED
 from node.job_database import prepare_database
 from node.job_queue import JobQueue, open_job_queue
-from node.performer import OwnWorklist, Performer
+from node.performer import OUTPUTS, OwnWorklist, Performer
 from node.pipeline import SlideReference
 from node.workitems import WORKLIST, Workitems
 from node.worklist_database import WorklistDatabase, worklist_database
@@ -501,3 +507,39 @@ def test_slides_named_twice_are_one_job(bench: Bench) -> None:
     slide = SlideReference(*MISSING, "twice")
     jobs = {bench.queue.submit(slide, place, "routine", await_arrival=True).job for _ in "ab"}
     assert len(jobs) == 1
+
+
+def test_a_workitem_that_was_deleted_keeps_no_other_from_going_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uid in ("1.9.1", "1.9.2"):
+        bench.manager.schedule(uid, [(*MISSING[:1], f"1.2.3.{uid[-1]}")])
+    performer = bench.performer()
+    performer.look()
+    performer.look()
+    assert len(bench.claims.open()) == 2
+    real, made = bench.queue.get, dict.fromkeys(OUTPUTS, ())
+    monkeypatch.setattr(
+        bench.queue, "get", lambda job: replace(real(job), status="completed", result=made)
+    )
+    del bench.manager.steps["1.9.1"]
+    performer.look()
+    assert bench.claims.open() == []
+    assert bench.manager.steps["1.9.2"].state == "COMPLETED"
+
+
+def test_a_workitem_whose_job_was_forgotten_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.manager.schedule("1.9.1", [MISSING])
+    performer = bench.performer()
+    performer.look()
+    performer.look()
+
+    def forgotten(job: str) -> None:
+        raise JobNotFound(f"Job {job} is not known here: it was forgotten.")
+
+    monkeypatch.setattr(bench.queue, "get", forgotten)
+    performer.look()
+    assert bench.claims.open() == []
+    assert bench.manager.steps["1.9.1"].state == "CANCELED"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -44,13 +45,18 @@ class Received:
     def __init__(self, settings: ReceiveSettings) -> None:
         self.settings = settings
         self.arrivals: list[Arrival] = []
+        self.associations: list[int | None] = []
         self.ended: list[int] = []
         self.receiver = Receiver(
             settings,
             Commitments(settings.folder / "commitments"),
-            lambda arrival, _: self.arrivals.append(arrival),
+            self._arrived,
             self.ended.append,
         )
+
+    def _arrived(self, arrival: Arrival, association: int | None) -> None:
+        self.arrivals.append(arrival)
+        self.associations.append(association)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -167,6 +173,30 @@ def test_a_sender_that_is_killed_leaves_nothing(
     sender.wait()
     assert until(lambda: received.ended)
     assert (received.unfinished, received.files, received.arrivals) == ([], {}, [])
+
+
+def test_a_sender_that_leaves_while_its_object_is_written_is_not_waited_for(
+    receiving: Callable[..., Received], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, gone = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> None:
+        written.set()
+        assert gone.wait(20)
+
+    monkeypatch.setattr("dicom_io.receiver._to_disk", slow)
+    received, dataset = receiving(), large_object(1)
+    ae = AE("SCANNER")
+    ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    association = ae.associate("127.0.0.1", received.settings.port, ae_title="MARROW_NODE")
+    sending = threading.Thread(target=association.send_c_store, args=(dataset,), daemon=True)
+    sending.start()
+    assert written.wait(20)
+    association.abort()
+    assert until(lambda: received.ended)
+    gone.set()
+    assert until(lambda: received.arrivals)
+    assert received.associations == [None]
 
 
 def test_twice_is_once_and_a_changed_one_is_refused(receiving: Callable[..., Received]) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from highdicom.sr import Comprehensive3DSR
 from pydicom import dcmread
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
@@ -30,7 +32,7 @@ from dicom_io.codes import (
     cell_type_key,
 )
 from dicom_io.errors import InputError
-from dicom_io.report import decode_report, encode_report
+from dicom_io.report import decode_report, encode_report, report_times
 from dicom_io.segmentation import encode_segmentation, region_area_mm2
 from dicom_io.slide import Slide
 from models.cell_types import CELL_TYPES, REFERENCE_SOURCE
@@ -415,3 +417,27 @@ def test_report_without_evidence_of_a_slide_is_refused(analysis: Analysis) -> No
         document.pop(keyword, None)
     with pytest.raises(InputError, match="names no slide in its evidence"):
         decode_report(document)
+
+
+def test_times_are_told_in_the_zone_of_what_is_copied_from_the_slide(slide: Slide) -> None:
+    """An offset holds for every time of a document (PS3.3 C.12.1.1.8)."""
+    header = deepcopy(slide.header)
+    header.StudyDate, header.StudyTime = "20261120", "101500"
+    header.TimezoneOffsetFromUTC = "-0330"
+    there = some_analysis(replace(slide, header=header))
+    here = some_analysis(slide)
+    for kind, document in encode_documents(there).items():
+        assert document.TimezoneOffsetFromUTC == "-0330", kind
+        assert (document.StudyDate, document.StudyTime) == ("20261120", "101500"), kind
+    assert report_times(_report(there)) == report_times(_report(here))
+    assert _report(there).ContentTime != _report(here).ContentTime
+    second = encode_report(signed(there), None, None, [_report(there)])
+    (observer,) = second.VerifyingObserverSequence
+    assert observer.VerificationDateTime == "20261121053200"
+
+
+@pytest.mark.parametrize("zone", ["", "Berlin", "+9999"])
+def test_a_zone_that_is_none_is_not_told(slide: Slide, zone: str) -> None:
+    header = deepcopy(slide.header)
+    header.add(DataElement("TimezoneOffsetFromUTC", "SH", zone, validation_mode=IGNORE))
+    assert _report(some_analysis(replace(slide, header=header))).TimezoneOffsetFromUTC == "+0000"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.misc import is_dicom
 
-from node.config import load_settings
+from node.config import Settings, load_settings
+from node.job_database import prepare_database
 from node.job_queue import open_job_queue
 from node.retention import DAY_S, purge
-from node.work_files import WorkFiles
+from node.revisions import keep_first, keep_next, revisions
+from node.work_files import WorkFiles, open_work_files
 from tests.smears import Smear, small_smear
 
 
@@ -220,3 +223,24 @@ def test_the_command_tells_what_would_go(analysed: tuple[Smear, dict[str, Any]])
     )
     assert json.loads(done.stdout)["results"] == 1
     assert files_of(smear)
+
+
+def test_what_another_host_has_reviewed_stays(tmp_path: Path) -> None:
+    """Here there is the first revision alone; the review's lies in the storage that hosts share."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    settings = replace(Settings(), work_folder=tmp_path / "work", shared_storage=shared.as_uri())
+    digest = open_work_files(settings).put(b"of the review")
+    identity = "0" * 64
+    keep_first(settings, identity, {"revision": 1})
+    there = replace(settings, work_folder=tmp_path / "other host")
+    keep_next(there, identity, {"revision": 2, "artifacts": {"SR": {"sha256": digest}}})
+    prepare_database(settings)
+    at = time.time() - 5 * DAY_S
+    for path in (tmp_path / "work").rglob("*.json"):
+        os.utime(path, (at, at))
+    with open_job_queue(settings) as queue:
+        said = purge(settings, queue, 4)
+    assert said.results == 0
+    for each in (settings, there):
+        assert [known["revision"] for known in revisions(each, identity)] == [1, 2]

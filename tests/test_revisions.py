@@ -15,9 +15,11 @@ import pytest
 from highdicom import UID
 from pydicom import dcmread
 
+from dicom_io.errors import WorkFileMissing
 from dicom_io.pacs import open_pacs
 from models.errors import ReviewInvalid, ReviewRefused
 from node.config import load_settings
+from node.revisions import newest_revision
 from tests.mllp_server import mllp_server
 from tests.reviews import DELETE_ONE, RETYPE_ONE, Node, at_once, edited_annotation
 from tests.smears import Smear, small_smear
@@ -226,3 +228,9 @@ def test_a_clock_that_stands_before_the_result_is_told(node: Node) -> None:
     first = node.analyse()
     with pytest.raises(ReviewRefused, match="correct the clock"):
         node.review(first, 1, "confirmed", at="2020-01-01T00:00:00+00:00")
+
+
+def test_a_result_that_is_not_here_may_come_again(node: Node) -> None:
+    """Another host has it, or it was purged: the analysis begins again."""
+    with pytest.raises(WorkFileMissing, match="another host"):
+        newest_revision(node.settings, "0" * 64)

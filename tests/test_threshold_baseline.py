@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -55,3 +56,16 @@ def test_an_empty_field_has_nothing() -> None:
     assert box.shape == (1, 0, 4)
     assert score.shape == (1, 0)
     assert share.shape == (1, 0, 2)
+
+
+def test_a_type_without_a_cell_and_a_sliver_at_the_edge_leave_the_others_alone() -> None:
+    images = [drawn(seed) for seed in range(4)]
+    sliver = np.array([[299.6, 0, 300, 9]], np.float32)
+    images[0] = replace(
+        images[0],
+        box_px=np.concatenate((images[0].box_px, sliver)),
+        kind=np.append(images[0].kind, 1),
+    )
+    findings = look_at([drawn(10)], threshold_baseline(images, 3))
+    assert len(findings.found.score) == 5
+    assert set(findings.found.label) <= {0, 1}

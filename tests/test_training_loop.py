@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 from models.cell_types import CELL_TYPES  # noqa: E402
 from models.errors import TrainingInvalid  # noqa: E402
 from models.package import load_package  # noqa: E402
+from models.training.annotated import AnnotatedImage, only_kind  # noqa: E402
 from models.training.loop import _identity, _MetricsFile, begin_with, learning_rate  # noqa: E402
 from models.training.packing import _fields, pack  # noqa: E402
 from models.training.recipe import (  # noqa: E402
@@ -31,7 +32,7 @@ from models.training.recipe import (  # noqa: E402
 )
 from models.training.sources import split_images  # noqa: E402
 from models.training.tasks import task_of  # noqa: E402
-from models.training.tile_task import tile_measures  # noqa: E402
+from models.training.tile_task import _accepting, tile_measures  # noqa: E402
 from models.training.yolov4 import YoloV4  # noqa: E402
 from tests.tiny_package import CLASSES, tiny_package  # noqa: E402
 
@@ -360,3 +361,33 @@ def test_tile_measures_by_hand() -> None:
         "negative_predictive_value": 1 / 2,
     }
     assert tile_measures(said, true) == pytest.approx(expected)
+
+
+def test_a_threshold_is_one_that_a_tile_has() -> None:
+    probability = np.array([0.1, 0.99998, 0.999991])
+    assert _accepting(probability, np.array([0, 1, 1])) == 0.99998
+
+
+def test_composed_images_do_not_validate_themselves(tmp_path: Path) -> None:
+    text = (RECIPES / "wang2022.toml").read_text(encoding="utf-8")
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace("held_out = true", "held_out = false"))
+    with pytest.raises(TrainingInvalid, match="composed of the same cells"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("kinds", [[], [0, 1], [-1]])
+def test_a_field_is_not_taken_for_a_single_cell(kinds: list[int]) -> None:
+    box = np.array([[0, 0, 9, 9]] * len(kinds), np.float32).reshape(-1, 4)
+    image = AnnotatedImage(
+        "field.png", "field", (20, 20), lambda: np.zeros((20, 20, 3), np.uint8), box,
+        np.array(kinds, np.int64),
+    )  # fmt: skip
+    with pytest.raises(TrainingInvalid, match=r"field.png: \d objects are marked"):
+        only_kind(image)
+
+
+def test_neighbours_told_apart_by_distance_stay_so(recipe: Path) -> None:
+    """Two round cells a third of their width apart overlap by half, and are two."""
+    fields = _fields(load_recipe(recipe), "detector", "detector.onnx", {"score_threshold": 0.5})
+    assert fields["nms_iou"] == 1.0

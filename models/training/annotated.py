@@ -100,6 +100,22 @@ class Labelled:
     boxes: Sequence[Sequence[float]]
 
 
+def only_kind(image: AnnotatedImage) -> int:
+    """Index of the type of an image that shows one thing: a single cell, or a tile as a whole.
+
+    Raises
+    ------
+    TrainingInvalid
+        It shows several, none, or something of no known type.
+    """
+    if len(image.kind) != 1 or image.kind[0] < 0:
+        raise TrainingInvalid(
+            f"{image.name}: {len(image.kind)} objects are marked, where one of a known type is"
+            " wanted: give images of single cells, or of tiles as a whole."
+        )
+    return int(image.kind[0])
+
+
 def gathered(
     labelled: Iterable[Labelled], types: Sequence[str] | None, source: Path
 ) -> Annotations:

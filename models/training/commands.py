@@ -19,7 +19,7 @@ from models.fields import accepted_places
 from models.package import ModelPackage
 from models.records import Detections, Tiles
 from models.region_table import boxes_as_places, region_table
-from models.training.annotated import AnnotatedImage
+from models.training.annotated import AnnotatedImage, only_kind
 from models.training.as_the_node import finder, reporting_all
 from models.training.learning_curve import learning_curve
 from models.training.recipe import Recipe, load_recipe
@@ -116,7 +116,7 @@ def _named(
     scale = replace(package.manifest.detector, um_per_px=recipe.um_per_px)
     as_scaled = replace(package, manifest=replace(package.manifest, detector=scale))
     for image in images:
-        rgb = image.read()[None]
+        kind, rgb = only_kind(image), image.read()[None]
         one = Tiles(rgb, np.zeros((1, 2)), np.ones(2), np.ones(rgb.shape[:3], np.bool_))
         there = Detections(
             tile=np.zeros(1, np.int32),
@@ -127,7 +127,7 @@ def _named(
             classes=package.manifest.classes,
         )
         named = classify(one, there, sessions["classifier"], as_scaled)
-        table[int(image.kind[0]), min(int(named.label[0]), types)] += 1
+        table[kind, min(int(named.label[0]), types)] += 1
     return {
         **classification_table(table[:, :types], package.manifest.types, recipe.seed),
         "unclassified": int(table[:, types].sum()),

@@ -205,8 +205,10 @@ def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
     rgb = first.rgb.copy()
     rgb[top : top + high, left : left + wide] = part.rgb
     hole = np.array([left, top, left + wide, top + high], np.float64)
-    shown = first.shown * (1 - _covered(first.box_px, hole))
-    stays = shown >= 1 - VISIBLE_SHARE  # what is half hidden misleads
+    covered = _covered(first.box_px, hole)
+    shown = first.shown * (1 - covered)
+    # What is half hidden misleads; what the edge had cut off before was none of it.
+    stays = (covered <= VISIBLE_SHARE) & (shown >= VISIBLE_SHARE)
     left_over = Sample(rgb, first.box_px[stays], first.kind[stays], shown[stays])
     return _together(rgb, (left_over, _moved(part, left, top)))
 

@@ -121,7 +121,8 @@ class MaturationCnn(nn.Module):
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over all batches
             norm.train()
-        for part in crop.split(_SETTLING_BATCH):
+        # Even parts, as each weighs the same: none may be a few crops, or the only one left.
+        for part in crop.tensor_split(-(-len(crop) // _SETTLING_BATCH)):
             self(part)
         for norm, before in zip(norms, momentum, strict=True):
             norm.momentum = before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,21 @@ def export_fp16(
 
 def _fold_batch_norms(module: nn.Module) -> None:
     for layers in module.modules():
-        if not isinstance(layers, nn.Sequential):
-            continue
-        for place in range(len(layers) - 1):
-            first, second = layers[place], layers[place + 1]
+        children = dict(layers.named_children())
+        for name, after in _followers(layers, list(children)):
+            first, second = children[name], children[after]
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                layers[place] = fuse_conv_bn_eval(first, second)
-                layers[place + 1] = nn.Identity()
+                setattr(layers, name, fuse_conv_bn_eval(first, second))
+                setattr(layers, after, nn.Identity())
+
+
+def _followers(layers: nn.Module, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Names of layers, and of those that take what they give."""
+    if isinstance(layers, nn.Sequential):
+        return list(pairwise(names))
+    # Residual blocks (MONAI's ResNet) call them conv1 and bn1.
+    followed = ((name, name.replace("conv", "bn")) for name in names if name.startswith("conv"))
+    return [(name, after) for name, after in followed if after in names]
 
 
 def _store_as_half(graph: onnx.GraphProto) -> None:

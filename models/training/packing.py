@@ -252,7 +252,8 @@ def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -
             "tile_px": 640,
             "halo_px": 64,
             "score_threshold": _as_written(metrics["score_threshold"]),
-            "nms_iou": 0.5,
+            # YOLOv4 has told neighbours apart by their distance, which overlap alone would undo.
+            "nms_iou": 1.0 if recipe.system == "tayebi2021" else 0.5,
             "unclassified_below": 0.0,
         }
     tiles = recipe.stage == "tiles"

@@ -293,32 +293,46 @@ def _check(recipe: Recipe, path: Path) -> None:
             f"{path}: field batch must be a multiple of mini_batches, {recipe.mini_batches}."
         )
     for number, source in enumerate((*recipe.data, *recipe.validation)):
-        where = f"{path}: data source {number + 1} ({source.folder or source.format})"
-        composed = source.format == "smear"
-        if composed != (source.images > 0):
-            raise TrainingInvalid(
-                f"{where}: 'images' goes with the format smear, and only with it."
-            )
-        archived = source.format == "dicom"
-        in_folder = not composed and not archived
-        if in_folder in (source.folder is None, source.um_per_px is None):
-            raise TrainingInvalid(
-                f"{where}: 'folder' and 'um_per_px' go with every format but smear and dicom."
-            )
-        named = (source.study_uid, source.series_uid, source.annotation_series_uid)
-        if archived != all(named) or archived != any(named):
-            raise TrainingInvalid(
-                f"{where}: 'study_uid', 'series_uid' and 'annotation_series_uid' go together, with"
-                " the format dicom, and only with it."
-            )
-        if (source.format == "coco") != (source.file is not None):
-            raise TrainingInvalid(f"{where}: 'file' goes with the format coco, and only with it.")
-        if (source.format == "yolo") != bool(source.types):
-            raise TrainingInvalid(f"{where}: 'types' goes with the format yolo, and only with it.")
+        _check_source(
+            source, f"{path}: data source {number + 1} ({source.folder or source.format})"
+        )
+    _check_composed(recipe, path)
+
+
+def _check_source(source: Source, where: str) -> None:
+    composed = source.format == "smear"
+    if composed != (source.images > 0):
+        raise TrainingInvalid(f"{where}: 'images' goes with the format smear, and only with it.")
+    archived = source.format == "dicom"
+    in_folder = not composed and not archived
+    if in_folder in (source.folder is None, source.um_per_px is None):
+        raise TrainingInvalid(
+            f"{where}: 'folder' and 'um_per_px' go with every format but smear and dicom."
+        )
+    named = (source.study_uid, source.series_uid, source.annotation_series_uid)
+    if archived != all(named) or archived != any(named):
+        raise TrainingInvalid(
+            f"{where}: 'study_uid', 'series_uid' and 'annotation_series_uid' go together, with"
+            " the format dicom, and only with it."
+        )
+    if (source.format == "coco") != (source.file is not None):
+        raise TrainingInvalid(f"{where}: 'file' goes with the format coco, and only with it.")
+    if (source.format == "yolo") != bool(source.types):
+        raise TrainingInvalid(f"{where}: 'types' goes with the format yolo, and only with it.")
+
+
+def _check_composed(recipe: Recipe, path: Path) -> None:
     # Single cells as published have their groups; images composed of them do not.
     composed = any(source.format == "smear" for source in recipe.data)
     if composed and not recipe.validation and recipe.system != "choi2017":
         raise TrainingInvalid(
             f"{path}: composed images share cells, so no split of them is fair: give a"
             " [[validation]] with held_out = true."
+        )
+    seen = {source.held_out for source in recipe.data if source.format == "smear"}
+    again = {source.held_out for source in recipe.validation if source.format == "smear"}
+    if seen & again:
+        raise TrainingInvalid(
+            f"{path}: [[data]] and [[validation]] are composed of the same cells: let held_out be"
+            " true in the one and false in the other."
         )

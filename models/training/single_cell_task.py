@@ -13,7 +13,7 @@ from torch.nn import functional
 from models.errors import TrainingInvalid
 from models.evaluation import classification_table, confusion
 from models.records import Int64
-from models.training.annotated import AnnotatedImage
+from models.training.annotated import AnnotatedImage, only_kind
 from models.training.dual_stage_cnn import LOCAL, DualStageCnn, MaturationCnn
 from models.training.recipe import Recipe
 from models.training.single_cells import Crops, batch, crops_of
@@ -84,7 +84,8 @@ class SingleCellTask:
 
 def _crops(images: Sequence[AnnotatedImage]) -> Crops:
     """Images at the network's own scale already."""
-    return crops_of([image.read() for image in images], [int(image.kind[0]) for image in images])
+    kinds = [only_kind(image) for image in images]
+    return crops_of([image.read() for image in images], kinds)
 
 
 def _only(crops: Crops, kinds: Sequence[int]) -> Crops:

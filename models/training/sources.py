@@ -94,7 +94,7 @@ def split_images(recipe: Recipe, read_dicom: ReadDicom = no_archive) -> ImageSet
         fold = leave_one_out(images)
         split: Split = split_of(images, fold, recipe.held_out, recipe.seed, validation_share=0)
         # What is tested chooses nothing: the score threshold is that of images trained on.
-        every = max(1, len(split.train) // MOST_CHOOSING)
+        every = -(-len(split.train) // MOST_CHOOSING)
         split = replace(split, validation=split.train[::every])
     else:
         fold = grouped_folds(images, len(recipe.types), recipe.folds, recipe.seed)

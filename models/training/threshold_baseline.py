@@ -44,7 +44,9 @@ def threshold_baseline(images: Sequence[AnnotatedImage], types: int) -> Detect:
         kinds += image.kind.tolist()
     look, kind = np.array(looks), np.array(kinds)
     spread = look.std(axis=0)
-    mean = np.stack([look[kind == each].mean(axis=0) for each in range(types)])
+    mean = np.full((types, look.shape[1]), np.inf)  # of a type without a cell: never near
+    for each in np.unique(kind[kind >= 0]):
+        mean[each] = look[kind == each].mean(axis=0)
 
     def detect(rgb: UInt8) -> tuple[Float32, Float32, Float32]:
         boxes = _pieces(rgb[0])
@@ -72,6 +74,7 @@ def _pieces(rgb: UInt8) -> Float32:
 def _look(rgb: UInt8, box_px: Float32) -> Float64:
     """Logarithm of the box's area, and its mean colour: (4,)."""
     x0, y0, x1, y1 = np.rint(box_px).astype(int)
+    x0, y0 = min(x0, rgb.shape[1] - 1), min(y0, rgb.shape[0] - 1)
     colour = rgb[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].reshape(-1, 3).mean(axis=0)
     area = float(np.prod(np.maximum(box_px[2:] - box_px[:2], 1)))
     return np.array([np.log(area), *colour / 32])

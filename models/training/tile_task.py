@@ -16,7 +16,7 @@ from models.evaluation import classification_table, confusion
 from models.records import Bool, Float64, Int64, UInt8
 from models.region_table import region_table
 from models.training import detector_augment
-from models.training.annotated import AnnotatedImage
+from models.training.annotated import AnnotatedImage, only_kind
 from models.training.detector_augment import Sample, cropped, quarter_turned
 from models.training.recipe import Recipe
 from models.training.sources import ImageSets
@@ -34,7 +34,7 @@ class TileTask:
             )
         self.network: nn.Module = tile_classifier(**recipe.network)
         self._recipe, self._images = recipe, images
-        kinds = np.array([int(image.kind[0]) for image in images.train])
+        kinds = np.array([only_kind(image) for image in images.train])
         self._rows = [np.flatnonzero(kinds == kind) for kind in range(2)]
         if not all(len(rows) for rows in self._rows):
             raise TrainingInvalid(f"{recipe.name}: both types of tiles are needed to train.")
@@ -90,7 +90,7 @@ class TileTask:
             tile = torch.tensor(image.read(), device=device).permute(2, 0, 1)[None].float() / 255
             with torch.no_grad():
                 said.append(float(torch.softmax(self.network(tile), 1)[0, 1]))
-        return np.array(said), np.array([int(image.kind[0]) for image in images])
+        return np.array(said), np.array([only_kind(image) for image in images])
 
 
 def tile_classifier(width: float = 1.0) -> nn.Module:
@@ -132,4 +132,4 @@ def _accepting(probability: Float64, true: Int64) -> float:
     called = probability[None] >= candidates[:, None]
     right = (called & (true == 1)).sum(1)
     f1_of = 2 * right / np.maximum(called.sum(1) + (true == 1).sum(), 1)
-    return round(float(candidates[f1_of.argmax()]), 4)
+    return float(candidates[f1_of.argmax()])

@@ -158,9 +158,12 @@ class Submissions:
         return self._queue.submit(slide, place, priority, callback, await_arrival=True, site=site)
 
     def rerun(self, job: Job, model: str) -> Job:
-        """The same slide with another model, which is another job."""
+        """The same slide with another model, which is another job: it goes where that one went."""
         slide = SlideReference(job.study_uid, job.series_uid, f"rerun of {job.job}")
-        return self._queue.submit(slide, self.place(model), "routine")
+        settings = self._queue.settings_of(job.job)
+        chosen = replace(settings, model=replace(settings.model, name=model))
+        place = Workplace.open(chosen, lambda progress: None)
+        return self._queue.submit(slide, place, "routine", site=self._queue.site_of(job.job))
 
     def place(self, model: str) -> Workplace:
         """Workplace for a model package, read and verified anew every few seconds."""
