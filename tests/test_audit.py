@@ -238,8 +238,10 @@ def test_what_a_repository_has_acknowledged_is_not_sent_again(tmp_path: Path) ->
             if taken:
                 seen.append(body)
             self.send_response(201 if taken else 422)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Type", "application/fhir+json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

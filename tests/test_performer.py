@@ -518,7 +518,7 @@ def test_a_workitem_that_was_deleted_keeps_no_other_from_going_on(
     performer.look()
     performer.look()
     assert len(bench.claims.open()) == 2
-    real, made = bench.queue.get, dict.fromkeys(OUTPUTS, ())
+    real, made = bench.queue.get, {kind: [["1.2.3", "1.2.3.9", "1.2.3.9.1"]] for kind in OUTPUTS}
     monkeypatch.setattr(
         bench.queue, "get", lambda job: replace(real(job), status="completed", result=made)
     )
