@@ -58,7 +58,7 @@ _STATUS: dict[str, JobStatus] = {
     "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
 }
 _PUT_ASIDE = "Put aside: the workers that took it ended again and again; it can be tried by hand."
-_CANCELLED = "Cancelled by request; submit or retry it to run it after all."
+CANCELLED = "Cancelled by request; submit or retry it to run it after all."
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def job_of(status: WorkflowStatus, progress: Progress | None) -> Job:
     state = _STATUS[status.status]
     error, exit_code = _failure(status, state)
     if exit_code == JobCancelled.exit_code:
-        state, error = "cancelled", _CANCELLED
+        state, error = "cancelled", CANCELLED
     if status.name == ARRIVE and state in ("queued", "running", "completed"):
         state, exit_code = "waiting", None
     return Job(
@@ -212,11 +212,29 @@ def found_of(status: WorkflowStatus) -> dict[str, Any]:
     }
 
 
+def unexpected(name: str) -> str:
+    """What is told of a defect: the name of its error alone, as its words may name a patient."""
+    return f"Unexpected failure ({name}); the log has the details."
+
+
+def news_of(
+    try_id: str, arguments: Mapping[str, Any], status: str, error: str | None = None
+) -> dict[str, Any]:
+    """What is told, to whoever asked for it, of a try that has ended."""
+    return {
+        "job": try_of(try_id)[0],
+        "status": status,
+        "study_uid": arguments["study_uid"],
+        "series_uid": arguments["series_uid"],
+        "error": error,
+    }
+
+
 def _failure(status: WorkflowStatus, state: JobStatus) -> tuple[str | None, int | None]:
     if state == "completed":
         return None, 0
     if state == "cancelled":
-        return _CANCELLED, JobCancelled.exit_code
+        return CANCELLED, JobCancelled.exit_code
     if state != "failed":
         return None, None
     if status.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
@@ -224,5 +242,5 @@ def _failure(status: WorkflowStatus, state: JobStatus) -> tuple[str | None, int 
     name = getattr(status.error, "name", type(status.error).__name__)
     known = error_classes().get(name)
     if known is None:
-        return f"Unexpected failure ({name}); the log has the details.", MarrowNodeError.exit_code
+        return unexpected(name), MarrowNodeError.exit_code
     return str(status.error), known.exit_code

@@ -28,6 +28,7 @@ from node.job import (
     ARRIVAL_SUFFIX,
     ARRIVE,
     CALL_BACK,
+    CANCELLED,
     ENDED,
     FIND,
     PRIORITIES,
@@ -38,6 +39,7 @@ from node.job import (
     found_of,
     job_arguments,
     job_of,
+    news_of,
     sited,
     submitted_job,
     try_of,
@@ -333,6 +335,12 @@ class JobQueue:
                 continue
             self._open_client().cancel_workflow(workflow.workflow_id)
             self._progress_file(workflow.workflow_id).cancel()
+            arguments = arguments_of(workflow)
+            # One that is at work tells so itself, as it may end before it hears of this.
+            if arguments.get("callback") and self._job(workflow).status != "running":
+                try_id = workflow.workflow_id.removesuffix(ARRIVAL_SUFFIX)
+                news = news_of(try_id, arguments, "cancelled", CANCELLED)
+                self.call_back(try_id, arguments["callback"], news)
         return self.get(job)
 
     def retry(self, job: str) -> Job:

@@ -38,8 +38,10 @@ from node.job import (
     FIND,
     REVIEW,
     Job,
+    news_of,
     sited,
     try_of,
+    unexpected,
 )
 from node.job_database import (
     APPLICATION,
@@ -392,16 +394,9 @@ def _call_back(
     url = arguments.get("callback")
     if not url:
         return
-    told = {
-        "job": try_of(try_id)[0],
-        "status": status,
-        "study_uid": arguments["study_uid"],
-        "series_uid": arguments["series_uid"],
-        "error": error,
-    }
 
     def queued() -> dict[str, Any]:
-        jobs.call_back(try_id, url, told)
+        jobs.call_back(try_id, url, news_of(try_id, arguments, status, error))
         return {}
 
     steps.step("call back", queued)
@@ -437,7 +432,10 @@ def _try(
                 raise
             raise error from met
         except Exception as met:
+            count_failure(met)
             log.error("Unexpected failure: %s", where_raised(met))
+            error_name = getattr(met, "name", type(met).__name__)
+            _call_back(jobs, steps, arguments, try_id, "failed", unexpected(error_name))
             raise
 
 

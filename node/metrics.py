@@ -113,10 +113,11 @@ def count_result(result: Mapping[str, Any]) -> None:
             counters.delivered.labels(receipt["target"], receipt["status"]).inc()
 
 
-def count_failure(error: MarrowNodeError) -> None:
+def count_failure(error: Exception) -> None:
     """Count a try that failed."""
+    transient = isinstance(error, MarrowNodeError) and error.transient
     with suppress(OSError):
-        _counters().failures.labels(type(error).__name__, str(error.transient).lower()).inc()
+        _counters().failures.labels(type(error).__name__, str(transient).lower()).inc()
 
 
 def count_request(endpoint: str, method: str, status: int, seconds: float) -> None:

@@ -67,3 +67,19 @@ def test_who_is_not_there_to_be_told_keeps_no_slide_waiting(queue: JobQueue) -> 
     client = queue._open_client()
     (told,) = client.list_workflows(workflow_ids=["0-1.callback"])
     assert told.queue_name not in (None, ARRIVALS)
+
+
+def test_who_waits_for_a_job_is_told_that_it_was_cancelled(
+    settings: Settings, queue: JobQueue
+) -> None:
+    place = Workplace.open(settings, lambda progress: None)
+    for number, arrives in enumerate((False, True)):
+        slide = replace(SLIDE, series_uid=f"1.2.3.{number}")
+        url = "http://localhost:1/"
+        job = queue.submit(slide, place, "routine", url, await_arrival=arrives)
+        queue.cancel(job.job)
+        (told,) = queue._open_client().list_workflows(workflow_ids=[f"{job.job}-1.callback"])
+        (arguments,) = told.input["args"]
+        assert arguments["url"] == url
+        assert arguments["told"]["status"] == "cancelled"
+        assert arguments["told"]["series_uid"] == slide.series_uid
