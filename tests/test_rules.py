@@ -24,7 +24,6 @@ from node.config import Settings, load_settings
 from node.drop_folder import DropFolder
 from node.job_database import prepare_database
 from node.job_queue import JobQueue, open_job_queue
-from node.jobs import Worker
 from node.pipeline import SlideReference
 from node.poll import ArchiveLooks
 from node.receive import _submitted
@@ -287,9 +286,9 @@ def test_a_received_slide_goes_by_the_rules(
 ) -> None:
     slide = SlideReference(smear.slide.study_uid, smear.slide.series_uid, "received by C-STORE")
     none = replace(settings, rules=(RuleSettings("ct", modality="CT"),))
-    assert _submitted(Worker(queue), Workplace.open(none, lambda progress: None), slide) == ""
+    assert _submitted(queue, Workplace.open(none, lambda progress: None), slide) == ""
     some = replace(settings, rules=(RuleSettings("slides"),))
-    job = _submitted(Worker(queue), Workplace.open(some, lambda progress: None), slide)
+    job = _submitted(queue, Workplace.open(some, lambda progress: None), slide)
     assert queue.get(job).reason == "received by C-STORE, rule slides"
 
 
