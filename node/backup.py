@@ -213,12 +213,12 @@ def _files(work: Path, left_out: Collection[Path]) -> Iterator[tuple[Path, str]]
     """
     for folder, subfolders, names in os.walk(work, followlinks=True):
         inside = Path(folder)
-        subfolders[:] = sorted(
+        entered = (
             each
             for each in subfolders
             if not each.startswith(".") and inside / each not in left_out
         )
-        subfolders.sort(key=lambda each: each != "results")
+        subfolders[:] = sorted(entered, key=lambda each: (each != "results", each))
         for name in sorted(names):
             is_database = inside == work and name.startswith(DATABASES)
             if not name.startswith(".") and not is_database:

@@ -44,6 +44,16 @@ def test_a_counter_that_cannot_be_written_does_not_fail_what_it_counts(
     assert counted
 
 
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, told where its counters lie."""
+    return subprocess.run(
+        [sys.executable, "-c", script, str(folder / "metrics")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 COUNTS_WHEN_THE_DISK_HAS_ROOM_AGAIN = """
 import resource, signal, sys
 from pathlib import Path
@@ -67,12 +77,7 @@ sys.stdout.buffer.write(metrics.exposition({}))
 
 
 def test_counters_that_could_not_be_made_on_a_full_disk_are_made_later(tmp_path: Path) -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", COUNTS_WHEN_THE_DISK_HAS_ROOM_AGAIN, str(tmp_path / "metrics")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    told = run(COUNTS_WHEN_THE_DISK_HAS_ROOM_AGAIN, tmp_path)
     assert told.returncode == 0, told.stderr
     assert 'marrow_node_stage_seconds_count{stage="open"} 1.0' in told.stdout
     assert "marrow_node_failures_total{" in told.stdout
@@ -91,12 +96,8 @@ sys.stdout.buffer.write(metrics.exposition({}))
 
 
 def test_a_method_that_a_caller_has_made_up_is_no_time_series_of_its_own(tmp_path: Path) -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", COUNTS_INVENTED_METHODS, str(tmp_path / "metrics")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "XAA" not in told
-    (line,) = (each for each in told.splitlines() if 'method="other"' in each)
+    told = run(COUNTS_INVENTED_METHODS, tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "XAA" not in told.stdout
+    (line,) = (each for each in told.stdout.splitlines() if 'method="other"' in each)
     assert line.endswith(" 5.0")
