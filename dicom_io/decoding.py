@@ -5,7 +5,7 @@ as far as it speaks (PS3.5 §8.2.1: "the characteristics … included in the …
 A JPEG speaks through JFIF or Adobe markers, component names or subsampled chroma, JPEG 2000 through
 its component transform, JPEG XL always. PhotometricInterpretation decides for the rest: unmarked
 JPEG, JPEG 2000 without transform (scanners store YCbCr so), JPEG-LS, RLE, Deflated, uncompressed.
-:func:`colour_contradiction` says where they differ, and opening a slide logs it.
+:func:`colour_contradiction` says where they differ, and whoever decodes the first frame logs it.
 
 JPEG is decoded exactly: the fast DCT and upsampling of libjpeg-turbo save 5–19 % of the decoding
 time of a cell tile, but change pixels by up to 26 grey levels, so there is no setting for them.

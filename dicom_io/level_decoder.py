@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,12 +10,11 @@ from concurrent.futures import Future
 from dicom_io.decoding import PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
 from dicom_io.frame_table import Key
+from dicom_io.pixel_format import told
 from dicom_io.pyramid import Level
 from dicom_io.read_budget import ReadBudget
 from dicom_io.recycled_memory import RecycledMemory
 from models.records import UInt8
-
-_format = functools.lru_cache(maxsize=64)(PixelFormat)  # the same few, once for every frame
 
 
 class LevelDecoder:
@@ -46,6 +44,7 @@ class LevelDecoder:
         width, height = level.tile_size_px
         self._level, self._colours, self._budget = level, colours, budget
         self._most = max(1, kept_bytes // (3 * width * height))
+        self._forms: dict[int, PixelFormat] = {}
         self._kept: OrderedDict[Key, Future[UInt8]] = OrderedDict()
         self._lock = threading.Lock()
         self._memory = RecycledMemory((height, width, 3))
@@ -57,6 +56,8 @@ class LevelDecoder:
         ------
         FrameInvalid
             Names the SOP Instance UID and the frame number as DICOM counts it.
+        PixelsUnsupported
+            They are stored as something that cannot be read here.
         BudgetExceeded
         """
         with self._lock:
@@ -83,18 +84,13 @@ class LevelDecoder:
 
         Raises
         ------
-        FrameInvalid, BudgetExceeded
+        FrameInvalid, PixelsUnsupported, BudgetExceeded
             As :meth:`shown`.
         """
         (instance, number), level = key, self._level
         width, height = level.tile_size_px
         self._budget.decoded(width * height)
-        form = _format(
-            level.transfer_syntax_uids[instance],
-            level.photometric_interpretation,
-            level.tile_size_px,
-            level.planar,
-        )
+        form = self._forms.get(instance) or self._form(instance, stored)
         try:
             decode_frame(stored, form, canvas)
         except ValueError as error:
@@ -104,3 +100,15 @@ class LevelDecoder:
             ) from error
         if self._colours is not None:
             canvas[:] = self._colours(canvas)
+
+    def _form(self, instance: int, first: bytes) -> PixelFormat:
+        """How the frames of an instance are stored, of which this one is decoded first."""
+        level = self._level
+        said = PixelFormat(
+            level.transfer_syntax_uids[instance],
+            level.photometric_interpretation,
+            level.tile_size_px,
+            level.planar,
+        )
+        form = told(first, said, level.instance_uids[instance])
+        return self._forms.setdefault(instance, form)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from dataclasses import replace
 
 from pydicom.uid import UID
 
@@ -32,54 +34,79 @@ NAMES = {
 
 
 def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) -> str:
-    """Transfer syntax of the stored frames, from the metadata or else from the first frame.
+    """Transfer syntax of the stored frames: as the archive or the header says, or a frame tells.
+
+    The frame is asked for only where nothing else tells: an archive that reads the whole file for
+    every request would read it once more.
 
     Raises
     ------
     PixelsUnsupported
         It, or the colours in it, cannot be decoded here.
     """
-    uid, first = image.available_transfer_syntax, b""
+    uid = image.available_transfer_syntax
+    if uid is None and _is_jpeg(image):
+        uid = JPEG_BASELINE
     if uid is None:
         most_bytes = most_frame_bytes(image.tile_size_px)
-        first = next(pacs.frames(instance, [0], _named(image), most_bytes=most_bytes))
+        first = next(pacs.frames(instance, [0], most_bytes=most_bytes))
         uid = transfer_syntax_of(first, image.tile_size_px)
-    photometric = image.photometric_interpretation
-    if uid not in ENCODINGS:
-        name = "of an unknown kind" if uid is None else f"in transfer syntax {_name(uid)}"
-        raise PixelsUnsupported(
-            f"Frames of instance {image.sop_uid} are {name}: transcode the slide to JPEG baseline"
-            " or JPEG 2000."
-        )
-    if photometric not in ENCODINGS[uid].colours:
-        raise PixelsUnsupported(
-            f"Instance {image.sop_uid} stores {photometric} colours in transfer syntax"
-            f" {_name(uid)}, which cannot be read: convert the slide to RGB or JPEG baseline."
-        )
-    if first:
-        _log_contradiction(
-            first, PixelFormat(uid, photometric, image.tile_size_px, image.planar), image.sop_uid
-        )
-    return uid
+    return _readable(uid, image.photometric_interpretation, image.sop_uid)
 
 
-def _named(image: LevelImage) -> str | None:
-    """Transfer syntax to ask for by name, where the header leaves no other.
+def _is_jpeg(image: LevelImage) -> bool:
+    """Whether the header leaves no other encoding; :func:`told` sees whether that is true.
 
     An archive may refuse to give "whatever is stored", and give a JPEG by its name. Only where
     the header says that it is one: asked for what is not stored, an archive encodes it anew.
     """
     lossy = value(image.metadata, "LossyImageCompression") == "01"
-    return JPEG_BASELINE if lossy and image.photometric_interpretation == "YBR_FULL_422" else None
+    return lossy and image.photometric_interpretation == "YBR_FULL_422"
 
 
-def _log_contradiction(first: bytes, form: PixelFormat, sop_uid: str) -> None:
+def _readable(uid: str | None, photometric_interpretation: str, sop_uid: str) -> str:
+    if uid not in ENCODINGS:
+        name = "of an unknown kind" if uid is None else f"in transfer syntax {_name(uid)}"
+        raise PixelsUnsupported(
+            f"Frames of instance {sop_uid} are {name}: transcode the slide to JPEG baseline"
+            " or JPEG 2000."
+        )
+    if photometric_interpretation not in ENCODINGS[uid].colours:
+        raise PixelsUnsupported(
+            f"Instance {sop_uid} stores {photometric_interpretation} colours in transfer syntax"
+            f" {_name(uid)}, which cannot be read: convert the slide to RGB or JPEG baseline."
+        )
+    return uid
+
+
+def told(first: bytes, form: PixelFormat, sop_uid: str) -> PixelFormat:
+    """How an instance's frames are stored, now that its first frame is there.
+
+    What was taken for JPEG baseline may be something else (:func:`transfer_syntax`): the frame is
+    right. Where its colours are not what the header says, that is logged.
+
+    Raises
+    ------
+    PixelsUnsupported
+        The colours cannot be decoded in what the frames are.
+    """
+    if form.transfer_syntax_uid == JPEG_BASELINE:
+        uid = transfer_syntax_of(first, form.size_px) or JPEG_BASELINE
+        uid = _readable(uid, form.photometric_interpretation, sop_uid)
+        form = replace(form, transfer_syntax_uid=uid)
     try:
         contradiction = colour_contradiction(first, form)
     except ValueError:
-        return  # said, with the number of the frame, when it is decoded
+        return form  # said, with the number of the frame, when it is decoded
     if contradiction:
-        log.warning("Frames of instance %s are %s: read as they are", sop_uid, contradiction)
+        _log_once(sop_uid, contradiction)
+    return form
+
+
+@functools.lru_cache(maxsize=256)
+def _log_once(sop_uid: str, contradiction: str) -> None:
+    """A slide is read several times."""
+    log.warning("Frames of instance %s are %s: read as they are", sop_uid, contradiction)
 
 
 def _name(uid: str) -> str:

@@ -34,7 +34,8 @@ class Level:
     series_uids
         The series that each of them lies in: a level may come from another series of the slide.
     transfer_syntax_uids
-        Transfer syntax of the stored frames, one per instance.
+        Transfer syntax of the stored frames, one per instance, as far as it is known before they
+        are read (:func:`dicom_io.pixel_format.transfer_syntax`).
     photometric_interpretation
         Of the stored frames, for example ``YBR_FULL_422``.
     size_px : (width, height)

@@ -88,7 +88,7 @@ def open_slide(
     max_matrix_px: int = DEFAULT_MAX_MATRIX_PX,
     settings: SlideSettings | None = None,
 ) -> Slide:
-    """Open a whole slide image; reads metadata and one frame of each instance.
+    """Open a whole slide image; reads metadata, and a frame where only that tells how it is stored.
 
     Parameters
     ----------

@@ -359,12 +359,19 @@ def written_in(
     return written
 
 
-def write_encoded(folder: Path, name: str, **layout: Any) -> WrittenSlide:
-    """One level, in the named encoding."""
-    return written_in(
-        name,
-        lambda change: write_slide(folder, levels=1, encoding="raw", change=change, **layout),
-    )
+def write_encoded(
+    folder: Path, name: str, header: Change = lambda ds, level: None, **layout: Any
+) -> WrittenSlide:
+    """One level, in the named encoding, of which `header` may then say something else."""
+
+    def write(encode: Change) -> WrittenSlide:
+        def change(ds: Dataset, level: int) -> None:
+            encode(ds, level)
+            header(ds, level)
+
+        return write_slide(folder, levels=1, encoding="raw", change=change, **layout)
+
+    return written_in(name, write)
 
 
 def seen(name: str, rgb: UInt8, tile_px: tuple[int, int]) -> UInt8:

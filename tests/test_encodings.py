@@ -114,10 +114,43 @@ def test_what_is_no_colour_is_refused(
         open_slide(pacs, written.study_uid, written.series_uid)
 
 
-def test_colours_other_than_said_are_logged(
+def lossy(ds: Dataset, level: int) -> None:
+    ds.LossyImageCompression = "01"
+
+
+def test_colours_other_than_said_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     written = write_encoded(tmp_path, "JPEG RGB called YBR")
     with open_pacs(f"file://{tmp_path}", QUICK) as pacs:
-        slide = open_slide(pacs, written.study_uid, written.series_uid)
-    assert f"{slide.base.instance_uids[0]} are RGB, not YBR_FULL_422" in caplog.text
+        for _ in range(2):
+            read_whole(pacs, written.study_uid, written.series_uid)
+    (path,) = written.paths
+    said = f"{dcmread(path).SOPInstanceUID} are RGB, not YBR_FULL_422"
+    assert caplog.text.count(said) == 1
+
+
+@pytest.mark.parametrize("name", [n for n in STORED if STORED[n].photometric == "YBR_FULL_422"])
+def test_frames_are_believed_where_the_header_says_jpeg(tmp_path: Path, name: str) -> None:
+    """Nothing is asked for at opening there; frames may still be something else."""
+    written = write_encoded(tmp_path, name, header=lossy, size_px=SIZE_PX, tile_px=TILE_PX)
+    with open_pacs(f"file://{tmp_path}", QUICK) as pacs:
+        open_slide(pacs, written.study_uid, written.series_uid)
+        assert pacs.frames_read == 0
+        found = read_whole(pacs, written.study_uid, written.series_uid)
+    assert furthest(found, seen(name, picture(*SIZE_PX), TILE_PX)) <= STORED[name].off
+
+
+def test_frames_of_no_kind_that_is_read_are_refused(tmp_path: Path) -> None:
+    """Of JPEG-LS no colours are shared: what the header says is wrong somewhere."""
+
+    def called_shared(ds: Dataset, level: int) -> None:
+        lossy(ds, level)
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+
+    written = write_encoded(tmp_path, "JPEG-LS", header=called_shared)
+    with (
+        open_pacs(f"file://{tmp_path}", QUICK) as pacs,
+        pytest.raises(PixelsUnsupported, match="YBR_FULL_422 colours in transfer syntax JPEG-LS"),
+    ):
+        read_whole(pacs, written.study_uid, written.series_uid)
