@@ -106,7 +106,7 @@ def annotated_tiles(
             f"Series {slide.series_uid}: annotations with points have no boxes to learn from: "
             "annotate with rectangles or polygons."
         )
-    side = tile_px * um_per_px / slide.base.um_per_px
+    side = tile_px * um_per_px / np.array(slide.base.spacing_um)
     place = np.unique(np.floor(centres(box) / side).astype(np.int64), axis=0)
     corner = place * side
     boxes = np.concatenate((corner, corner + side), 1)

@@ -123,6 +123,8 @@ def _raw(frame: bytes, form: PixelFormat, header: None) -> UInt8:
 def _paired_chroma(frame: bytes, size_px: tuple[int, int]) -> UInt8:
     """Y Y Cb Cr for each two pixels of a row (PS3.3 C.7.6.3.1.2) → Y Cb Cr for each."""
     width, height = size_px
+    if len(frame) - width * height * 2 not in {0, 1}:
+        raise ValueError("its length is not that of shared chroma")
     pairs = np.frombuffer(frame, np.uint8)[: width * height * 2].reshape(height, width // 2, 1, 4)
     pixels = np.empty((height, width // 2, 2, 3), np.uint8)
     pixels[..., 0] = pairs[..., 0, :2]
@@ -325,7 +327,7 @@ def colour_contradiction(frame: bytes, form: PixelFormat) -> str | None:
         return None if (stored == "RGB") == (said == "RGB") else f"{stored}, not {said}"
     if header.coding in {streams.JPEG_2000, streams.HTJ2K}:
         if header.colour == "RGB" and said not in {"YBR_RCT", "YBR_ICT"}:
-            return f"under a component transform, not {said}"
+            return f"turned into RGB by what their stream says, not {said}"
         if header.colour is None and said == "YBR_ICT":
             return "YCbCr without the component transform that YBR_ICT means"
     return None

@@ -70,7 +70,7 @@ def frame_parts(response: requests.Response, asked: int, most_bytes: int) -> Ite
     framed = "Content-Length" in response.headers or bool(response.raw.chunked)
     if kind.startswith("multipart/"):
         for part in Multipart(chunks, parameters.get("boundary", ""), framed, most_bytes):
-            yield _pixels(part)
+            yield _pixels(part, parameters.get("transfer-syntax"))
     elif asked == 1 and framed and (kind == RAW or kind.startswith("image/")):
         headers = {"content-type": response.headers["Content-Type"]}
         yield Part(headers, joined(chunks, most_bytes))
@@ -78,12 +78,18 @@ def frame_parts(response: requests.Response, asked: int, most_bytes: int) -> Ite
         raise MultipartInvalid(f"the answer is {kind}")
 
 
-def _pixels(part: Part) -> Part:
-    """The part, if it can be a frame: some archives put their error message there."""
-    kind, _ = media_type(part.headers.get("content-type", RAW))
+def _pixels(part: Part, of_all: str | None) -> Part:
+    """The part, if it can be a frame: some archives put their error message there.
+
+    Where it does not say its transfer syntax, the head of the answer may (`of_all`).
+    """
+    said = part.headers.get("content-type", RAW)
+    kind, parameters = media_type(said)
     if kind.startswith("text/") or kind.endswith(("json", "xml", "html")):
         raise MultipartInvalid(f"a part is {kind}")
-    return part
+    if of_all is None or "transfer-syntax" in parameters:
+        return part
+    return Part({**part.headers, "content-type": f"{said}; transfer-syntax={of_all}"}, part.content)
 
 
 def transfer_syntax_given(part: Part) -> str | None:

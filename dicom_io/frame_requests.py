@@ -247,7 +247,9 @@ class FrameRequests:
             return  # each came in its turn
         of = f"of instance {asked.instance.sop_uid}"
         found: dict[int, bytes] = {}
-        if came and {label for label, _ in came} <= set(missing):
+        labels = {label for label, _ in came}
+        # One label on every part says nothing of any.
+        if came and labels <= set(missing) and (len(labels) > 1 or len(came) == 1):
             for label, content in came:
                 if label is not None and found.setdefault(label, content) != content:
                     raise PacsAnswerInvalid(
@@ -266,7 +268,7 @@ class FrameRequests:
             asked.forget()
             raise self._wrong_count(missing, len(came), of)
         asked.twice.clear()
-        if 0 < len(found) < len(missing) and None in {label for label, _ in came}:
+        if 0 < len(found) < len(missing) and None in labels:
             number, content = found.popitem()
             asked.twice[number] = content
         asked.received.update(found)

@@ -15,7 +15,7 @@ from dicom_io.z_offset import z_offset_mm
 # 40 Gpx in tiles of 128 px are 2.4 million; numbers far above are damage, not slides.
 MAX_FRAMES = 5_000_000
 # Optical paths or focal planes: scanners have some tens.
-MAX_LAYERS = 1000
+MAX_LAYERS = 200
 # Where focal planes are said but not their distance, only their order matters.
 ASSUMED_PLANE_DISTANCE_MM = 0.001
 
@@ -312,8 +312,8 @@ def check_pixels(image: LevelImage) -> None:
 
 
 def _positive(item: Json, keyword: str, sop_uid: str) -> int:
-    number = value(item, keyword)
-    if not isinstance(number, int | float | str) or not str(number).isdigit() or int(number) < 1:
+    number = str(value(item, keyword)).strip()  # as text it may be padded (PS3.5 §6.2, IS)
+    if not number.isascii() or not number.isdecimal() or len(number) > 10 or int(number) < 1:
         raise SlideGeometryInvalid(
             f"Instance {sop_uid} has no valid {keyword}: correct the attribute."
         )

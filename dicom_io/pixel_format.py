@@ -10,12 +10,13 @@ from pydicom.uid import UID
 
 from dicom_io.decoding import (
     ENCODINGS,
+    EXPLICIT_LE,
     JPEG_BASELINE,
     PixelFormat,
     colour_contradiction,
     transfer_syntax_of,
 )
-from dicom_io.dicom_json import value
+from dicom_io.dicom_json import value, values
 from dicom_io.errors import PixelsUnsupported
 from dicom_io.level_image import LevelImage
 from dicom_io.pacs import InstanceReference, Pacs
@@ -23,6 +24,8 @@ from dicom_io.read_budget import most_frame_bytes
 
 log = logging.getLogger(__name__)
 
+# Of LossyImageCompressionMethod (PS3.3 C.7.6.1.1.5.1).
+JPEG_METHOD = "ISO_10918_1"
 # Names that the dictionary at hand is too old for.
 NAMES = {
     "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed Explicit VR Little Endian",
@@ -61,7 +64,8 @@ def _is_jpeg(image: LevelImage) -> bool:
     the header says that it is one: asked for what is not stored, an archive encodes it anew.
     """
     lossy = value(image.metadata, "LossyImageCompression") == "01"
-    return lossy and image.photometric_interpretation == "YBR_FULL_422"
+    method = (values(image.metadata, "LossyImageCompressionMethod") or [JPEG_METHOD])[-1]
+    return lossy and method == JPEG_METHOD and image.photometric_interpretation == "YBR_FULL_422"
 
 
 def _readable(uid: str | None, photometric_interpretation: str, sop_uid: str) -> str:
@@ -88,11 +92,20 @@ def told(first: bytes, form: PixelFormat, sop_uid: str) -> PixelFormat:
     Raises
     ------
     PixelsUnsupported
-        The colours cannot be decoded in what the frames are.
+        The colours cannot be decoded in what the frames are, or cannot be told: the header is that
+        of the JPEG, and an archive that decodes may have turned them into RGB or not.
     """
+    is_rgb = form.photometric_interpretation == "RGB"
     if form.transfer_syntax_uid == JPEG_BASELINE:
         uid = transfer_syntax_of(first, form.size_px) or JPEG_BASELINE
         uid = _readable(uid, form.photometric_interpretation, sop_uid)
+        width, height = form.size_px
+        if uid == EXPLICIT_LE and len(first) >= 3 * width * height and not is_rgb:
+            raise PixelsUnsupported(
+                f"Frames of instance {sop_uid} come decoded, though it is a JPEG in"
+                f" {form.photometric_interpretation}, so that their colours cannot be told: let the"
+                " archive give what is stored."
+            )
         form = replace(form, transfer_syntax_uid=uid)
     try:
         contradiction = colour_contradiction(first, form)

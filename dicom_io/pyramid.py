@@ -10,7 +10,7 @@ from itertools import groupby
 
 import numpy as np
 
-from dicom_io.dicom_json import nested, value, values
+from dicom_io.dicom_json import nested, numbers, value
 from dicom_io.errors import InputError, SlideGeometryInvalid
 from dicom_io.frame_table import TileTable, focal_planes
 from dicom_io.level_image import LevelImage, check_pixels
@@ -64,7 +64,14 @@ class Level:
     planar: bool
 
     @property
+    def spacing_um(self) -> tuple[float, float]:
+        """As `spacing_mm`: scanners' pixels are not always square."""
+        x, y = self.spacing_mm
+        return 1000.0 * x, 1000.0 * y
+
+    @property
     def um_per_px(self) -> float:
+        """One number for both axes, their geometric mean: to choose a level by."""
         return 1000.0 * float((self.spacing_mm[0] * self.spacing_mm[1]) ** 0.5)
 
 
@@ -227,7 +234,7 @@ def _same_slide(base: LevelImage, image: LevelImage) -> bool:
 
 
 def _same_orientation(base: LevelImage, image: LevelImage) -> bool:
-    one, other = (values(i.metadata, "ImageOrientationSlide") for i in (base, image))
+    one, other = (numbers(i.metadata, "ImageOrientationSlide") for i in (base, image))
     return len(one) == len(other) == 6 and bool(np.allclose(one, other, atol=1e-3))
 
 
@@ -235,9 +242,9 @@ def _same_origin(base: LevelImage, image: LevelImage) -> bool:
     """Origins are centres of first pixels, which differ by half a pixel between levels."""
     origins = [nested(i.metadata, "TotalPixelMatrixOriginSequence") for i in (base, image)]
     for axis in "XY":
-        one, other = (value(origin, f"{axis}OffsetInSlideCoordinateSystem") for origin in origins)
-        if (one is None) != (other is None):
+        one, other = (numbers(o, f"{axis}OffsetInSlideCoordinateSystem")[:1] for o in origins)
+        if len(one) != len(other):
             return False
-        if one is not None and abs(float(one) - float(other)) > max(image.spacing_mm):
+        if one and abs(one[0] - other[0]) > max(image.spacing_mm):
             return False
     return True

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ FILE_ERRORS = (
 END_OF_IMAGE = b"\xff\xd9"  # closes JPEG, JPEG-LS and JPEG 2000 streams
 
 _KEYWORDS = (
+    "SOPInstanceUID",
     "Rows",
     "Columns",
     "SamplesPerPixel",
@@ -79,6 +80,8 @@ class FrameTable:
         None where `opened` is read.
     identity
         Of the file when it was read; another one means that it was replaced.
+    sop_uid
+        Of the instance that it holds.
     start, end : (N,) int64
         First byte, and one behind the last; −1 where the end is told by what lies there. Of
         encapsulated frames with the headers of their items.
@@ -91,6 +94,7 @@ class FrameTable:
 
     path: Path | None
     identity: tuple[int, int, int]
+    sop_uid: str
     start: Int64
     end: Int64
     encapsulated: bool
@@ -148,7 +152,7 @@ def opened_frame_table(raw: BinaryIO) -> FrameTable:
         inflated = _inflated(raw)
         header = read_dataset(inflated, False, True, stop_when=_at_pixels)
         start, end = _plain(inflated, header, 12)
-        return FrameTable(None, identity, start, end, False, False, inflated)
+        return FrameTable(None, identity, _sop_uid(header), start, end, False, False, inflated)
     with open(raw.fileno(), "rb", closefd=False) as buffered:
         buffered.seek(0)
         header = dcmread(buffered, stop_before_pixels=True, specific_tags=list(_KEYWORDS))
@@ -157,11 +161,13 @@ def opened_frame_table(raw: BinaryIO) -> FrameTable:
     if syntax in _UNCOMPRESSED:
         vr = raw.read(6)[4:]
         raw.seek(at)
-        start, end = _plain(raw, header, 8 if UID(syntax).is_implicit_VR else 12)
+        order: Literal["<", ">"] = ">" if syntax == EXPLICIT_BE else "<"
+        start, end = _plain(raw, header, 8 if UID(syntax).is_implicit_VR else 12, order)
         swapped = syntax == EXPLICIT_BE and vr == b"OW"
-        return FrameTable(None, identity, start, end, False, swapped, raw)
+        return FrameTable(None, identity, _sop_uid(header), start, end, False, swapped, raw)
     raw.seek(at + 12)
-    return FrameTable(None, identity, *_encapsulated(raw, header), True, False, raw)
+    start, end = _encapsulated(raw, header)
+    return FrameTable(None, identity, _sop_uid(header), start, end, True, False, raw)
 
 
 def read_frames(table: FrameTable, numbers: Sequence[int]) -> list[bytes]:
@@ -228,11 +234,18 @@ def _items(descriptor: int, at: int) -> Iterator[bytes]:
         at += 8 + length
 
 
-def _plain(file: BinaryIO, header: Dataset, element_header: int) -> tuple[Int64, Int64]:
-    """Frames lie one behind the other."""
+def _plain(
+    file: BinaryIO, header: Dataset, element_header: int, order: Literal["<", ">"] = "<"
+) -> tuple[Int64, Int64]:
+    """Frames lie one behind the other, and fill the element but for a byte to make it even."""
     samples = 2 if header.PhotometricInterpretation == "YBR_FULL_422" else header.SamplesPerPixel
     size = header.Rows * header.Columns * samples * (header.BitsAllocated // 8)
-    start = file.tell() + element_header + np.arange(_frames(header), dtype=np.int64) * size
+    at = file.tell() + element_header
+    file.seek(at - 4)
+    (length,) = struct.unpack(f"{order}I", file.read(4))
+    if length - _frames(header) * size not in {0, 1}:
+        raise ValueError("there are not as many bytes of pixels as its header says")
+    start = at + np.arange(_frames(header), dtype=np.int64) * size
     return start, start + size
 
 
@@ -262,6 +275,10 @@ def _by_fragments(file: BinaryIO, frames: int) -> tuple[Int64, Int64]:
     if len(fragment) != frames:
         raise ValueError("it cannot be told which fragments make up a frame")
     return fragment, np.append(fragment[1:], -1)
+
+
+def _sop_uid(header: Dataset) -> str:
+    return str(header.get("SOPInstanceUID", ""))
 
 
 def _frames(header: Dataset) -> int:

@@ -24,6 +24,8 @@ HEADER_ERRORS = (struct.error, IndexError)
 _SIZ_START = b"\xff\x4f\xff\x51"
 _JXL_CODESTREAM = b"\xff\x0a"
 _JXL_CONTAINER = b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a"
+# Colour Specification box of JP2: method 1, and 18 for sYCC (ISO/IEC 15444-1 I.5.3.3).
+_SYCC = b"colr\x01\x00\x00\x00\x00\x00\x12"
 _JP2_CONTAINER = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
 # ISO/IEC 18181-1 table D.2: width over height.
 _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
@@ -129,13 +131,18 @@ def _by_components(components: list[tuple[int, int]]) -> Colour | None:
 
 
 def _jpeg_2000(frame: bytes) -> StreamHeader:
-    """SIZ, and of the main header CAP (Part 15) and COD (ISO/IEC 15444-1 A.5, A.6)."""
+    """SIZ, and of the main header CAP (Part 15) and COD (ISO/IEC 15444-1 A.5, A.6).
+
+    OpenJPEG turns YCbCr into RGB by itself where it can only be that: under a component transform,
+    where chroma has fewer samples than luma, and in a file that names its colours sYCC.
+    """
     start = frame[:4096].find(_SIZ_START)
     if start < 0:
         raise ValueError("there is no codestream")
     fields = struct.unpack_from(">8IH", frame, start + 8)
     (x1, y1, x0, y0, tile_width, tile_height, tile_x0, tile_y0), samples = fields[:8], fields[8]
     bits = (frame[start + 42] & 0x7F) + 1
+    sampling = {frame[start + 43 + 3 * i : start + 45 + 3 * i] for i in range(samples % 5)}
     if not (tile_width and tile_height and x0 < x1 and y0 < y1):
         raise ValueError("its size makes no sense")
     tiles = -(-(x1 - tile_x0) // tile_width) * -(-(y1 - tile_y0) // tile_height)
@@ -147,7 +154,8 @@ def _jpeg_2000(frame: bytes) -> StreamHeader:
             transformed = bool(frame[start + at + 4])
             variant = "" if frame[start + at + 9] else "lossy"  # 1 is the reversible wavelet
             break
-    colour: Colour | None = "RGB" if transformed else None
+    shared = len(sampling) > 1 or _SYCC in frame[:start]
+    colour: Colour | None = "RGB" if transformed or shared else None
     return StreamHeader(coding, (x1 - x0, y1 - y0), samples, bits, colour, tiles, variant)
 
 

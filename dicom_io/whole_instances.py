@@ -81,12 +81,18 @@ class WholeInstances:
 
     def _opened(self, file: BinaryIO, sop_uid: str) -> FrameTable:
         try:
-            return opened_frame_table(file)
+            table = opened_frame_table(file)
         except FILE_ERRORS as error:
             raise PacsAnswerInvalid(
                 f"{self._service.name} gave an instance {sop_uid} whose frames cannot be found"
                 f" ({error}): store the instance again, complete."
             ) from error
+        if table.sop_uid != sop_uid:
+            raise PacsAnswerInvalid(
+                f"{self._service.name} gave another instance than {sop_uid}, which was asked for:"
+                " check the archive."
+            )
+        return table
 
     def _received(self, path: str, sop_uid: str, file: BinaryIO) -> None:
         file.seek(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -20,7 +19,7 @@ STRIP_TILES = 8
 def detection_grid(
     regions: Regions,
     size_px: tuple[int, int],
-    um_per_px_base: float,
+    spacing_um: tuple[float, float],
     stage: DetectorStage,
     seed: int,
 ) -> tuple[Float64, Float64]:
@@ -35,7 +34,8 @@ def detection_grid(
     regions
     size_px : (width, height)
         Of the base level.
-    um_per_px_base
+    spacing_um : (x, y)
+        Of the base level's pixels: tiles are square in µm, whatever the pixels are.
     stage
     seed
         Of the order.
@@ -47,13 +47,13 @@ def detection_grid(
     core_px : (T, 4) float64
         The cores that touch a region, in the same order.
     """
-    scale = stage.um_per_px / um_per_px_base
+    scale = stage.um_per_px / np.array(spacing_um)
     step = (stage.tile_px - 2 * stage.halo_px) * scale
-    columns, rows = (math.ceil(length / step) for length in size_px)
+    columns, rows = np.ceil(size_px / step).astype(int).tolist()
     needed = np.zeros((rows, columns), dtype=np.bool_)
     limit = np.array([columns, rows, columns, rows])
-    first = np.clip(np.floor(regions.box_px / step), 0, limit).astype(np.int64)
-    end = np.clip(np.ceil(regions.box_px / step), 0, limit).astype(np.int64)
+    first = np.clip(np.floor(regions.box_px / np.tile(step, 2)), 0, limit).astype(np.int64)
+    end = np.clip(np.ceil(regions.box_px / np.tile(step, 2)), 0, limit).astype(np.int64)
     for (x0, y0), (x1, y1) in zip(first[:, :2], end[:, 2:], strict=True):
         needed[y0:y1, x0:x1] = True
     row, column = np.nonzero(needed)
@@ -61,7 +61,7 @@ def detection_grid(
     position = np.random.default_rng(seed).permutation(position, axis=0)
     core = np.concatenate([position * step, (position + 1) * step], axis=1)
     halo = stage.halo_px * scale
-    return core + np.array([-halo, -halo, halo, halo]), core
+    return core + np.concatenate([-halo, halo]), core
 
 
 def reading_order(core_px: Float64) -> Int64:

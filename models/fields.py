@@ -45,7 +45,7 @@ def find_in_field(rgb: UInt8, um_per_px: float, package: ModelPackage, sessions:
     height, width = scaled.shape[:2]
     whole = np.array([[0, 0, width, height]], np.float64)
     regions = Regions(whole, np.ones(1, np.float32), "camera field")
-    box, core = detection_grid(regions, (width, height), stage.um_per_px, stage, seed=0)
+    box, core = detection_grid(regions, (width, height), (stage.um_per_px,) * 2, stage, seed=0)
     found = []
     for number, tiles in enumerate(_tiles(scaled, box)):
         detections = detect_and_classify(tiles, sessions, package)
@@ -81,7 +81,7 @@ def accepted_places(
     height, width = scaled.shape[:2]
     stride = stage.output_stride_px
     # A localiser that samples a slide looks at all of a single image.
-    box = localiser_grid((width, height), stage.um_per_px, replace(stage, sampled_grid=None))
+    box = localiser_grid((width, height), (stage.um_per_px,) * 2, replace(stage, sampled_grid=None))
     session = sessions["localiser"]
     found = localise(_tiles(scaled, box), session, package, (width, height), (stride, stride))
     places = np.zeros((-(-height // stride), -(-width // stride)), np.bool_)

@@ -16,7 +16,7 @@ KIND = "accepted frame"
 
 
 def localiser_grid(
-    size_px: tuple[int, int], um_per_px_base: float, stage: LocaliserStage
+    size_px: tuple[int, int], spacing_um: tuple[float, float], stage: LocaliserStage
 ) -> Float64:
     """Lay out localiser tiles so that all but their context covers the slide.
 
@@ -24,7 +24,8 @@ def localiser_grid(
     ----------
     size_px : (width, height)
         Of the base level.
-    um_per_px_base
+    spacing_um : (x, y)
+        Of the base level's pixels: tiles are square in µm, whatever the pixels are.
     stage
 
     Returns
@@ -33,10 +34,10 @@ def localiser_grid(
         Equal boxes, row by row; those at the edges reach beyond the slide. With a sampled grid,
         one of these in the middle of each of its cells.
     """
-    scale = stage.um_per_px / um_per_px_base
+    scale = stage.um_per_px / np.array(spacing_um)
     side, ring = stage.tile_px * scale, stage.context_px * scale
     step = side - 2 * ring
-    columns, rows = (max(1, math.ceil(length / step)) for length in size_px)
+    columns, rows = np.maximum(np.ceil(size_px / step), 1).astype(int).tolist()
     if stage.sampled_grid is None:
         row, column = np.divmod(np.arange(rows * columns), columns)
     else:

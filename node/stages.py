@@ -104,7 +104,7 @@ def localise(place: Workplace, opened: Json) -> Json:
     with opened_slide(place, opened) as (pacs, slide):
         boxes, sample = sampled(
             slide,
-            localiser_grid(slide.base.size_px, slide.base.um_per_px, stage),
+            localiser_grid(slide.base.size_px, slide.base.spacing_um, stage),
             stage.um_per_px,
             place.settings.slide.localise_frames,
         )
@@ -146,7 +146,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
         box_px, core_px = detection_grid(
             regions,
             slide.base.size_px,
-            slide.base.um_per_px,
+            slide.base.spacing_um,
             manifest.detector,
             place.settings.model.tile_seed,
         )

@@ -82,7 +82,7 @@ def slide_candidates(
                 package.manifest.detector, um_per_px=um_per_px, tile_px=tile_px, halo_px=0
             )
             base = slide.base
-            boxes, _ = detection_grid(regions, base.size_px, base.um_per_px, stage, seed=0)
+            boxes, _ = detection_grid(regions, base.size_px, base.spacing_um, stage, seed=0)
             tiles = read_tiles(pacs, slide, boxes, um_per_px, batch_size=1, settings=settings.read)
             for box, tile in zip(boxes, tiles, strict=True):
                 rgb = tile.rgb[0]
@@ -133,7 +133,7 @@ def _regions(
     settings: Settings, pacs: Pacs, slide: Slide, package: ModelPackage, sessions: Sessions
 ) -> Regions:
     stage, base = package.manifest.localiser, slide.base
-    boxes = localiser_grid(base.size_px, base.um_per_px, stage)
+    boxes = localiser_grid(base.size_px, base.spacing_um, stage)
     tiles = read_tiles(
         pacs,
         slide,

@@ -146,7 +146,7 @@ def test_the_grid_has_the_cores_that_touch_regions(package: ModelPackage) -> Non
     box, core = detection_grid(
         regions((512, 0, 768, 256), (1000, 1000, 1030, 1030), (2000, 1500, 2100, 1600)),
         (2100, 1600),
-        0.25,
+        (0.25, 0.25),
         package.manifest.detector,
         seed=5,
     )
@@ -160,9 +160,9 @@ def test_the_grid_has_the_cores_that_touch_regions(package: ModelPackage) -> Non
 def test_the_grid_is_in_seeded_random_order(package: ModelPackage) -> None:
     stage = package.manifest.detector
     everything = regions((0, 0, 8192, 8192))
-    first = detection_grid(everything, (8192, 8192), 0.25, stage, seed=1)[1]
-    again = detection_grid(everything, (8192, 8192), 0.25, stage, seed=1)[1]
-    other = detection_grid(everything, (8192, 8192), 0.25, stage, seed=2)[1]
+    first = detection_grid(everything, (8192, 8192), (0.25, 0.25), stage, seed=1)[1]
+    again = detection_grid(everything, (8192, 8192), (0.25, 0.25), stage, seed=1)[1]
+    other = detection_grid(everything, (8192, 8192), (0.25, 0.25), stage, seed=2)[1]
     assert len(first) == 256
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
@@ -171,21 +171,24 @@ def test_the_grid_is_in_seeded_random_order(package: ModelPackage) -> None:
 
 
 def test_the_grid_is_in_base_px_of_any_scale(package: ModelPackage) -> None:
-    box, core = detection_grid(
-        regions((0, 0, 100, 100)), (4000, 3000), 0.5, package.manifest.detector, seed=0
-    )
-    assert core.tolist() == [[0, 0, 256, 256]]
-    assert box.tolist() == [[-32, -32, 288, 288]]
+    stage = package.manifest.detector
+    box, core = detection_grid(regions((0, 0, 100, 100)), (4000, 3000), (0.5, 0.25), stage, seed=0)
+    assert core.tolist() == [[0, 0, 256, 512]]
+    assert box.tolist() == [[-32, -64, 288, 576]]
 
 
 def test_no_region_needs_no_tile(package: ModelPackage) -> None:
-    box, core = detection_grid(regions(), (4000, 3000), 0.25, package.manifest.detector, seed=0)
+    box, core = detection_grid(
+        regions(), (4000, 3000), (0.25, 0.25), package.manifest.detector, seed=0
+    )
     assert box.shape == core.shape == (0, 4)
 
 
 def test_neighbours_are_read_soon_after_each_other(package: ModelPackage) -> None:
     stage = package.manifest.detector
-    core = detection_grid(regions((0, 0, 30000, 20000)), (30000, 20000), 0.25, stage, seed=3)[1]
+    core = detection_grid(
+        regions((0, 0, 30000, 20000)), (30000, 20000), (0.25, 0.25), stage, seed=3
+    )[1]
     order = reading_order(core)
     assert sorted(order) == list(range(len(core)))
     place = np.rint(core[order, :2] / 512).astype(int)
@@ -206,7 +209,9 @@ def test_blobs_on_borders_are_each_one_cell_whatever_the_order_and_batch(
     everything = regions((0, 0, size, size))
     coordinates = set()
     for seed, batch in [(1, 1), (2, 9), (2, 1)]:
-        box, core = detection_grid(everything, (size, size), 0.25, package.manifest.detector, seed)
+        box, core = detection_grid(
+            everything, (size, size), (0.25, 0.25), package.manifest.detector, seed
+        )
         order = np.arange(len(box)) if seed == 1 else reading_order(core)
         found = []
         for first in range(0, len(box), batch):

@@ -55,7 +55,7 @@ def read(rgb: UInt8, box_px: Float64) -> Tiles:
 
 
 def test_tiles_without_their_outer_rings_cover_the_slide_once(package: ModelPackage) -> None:
-    box = localiser_grid(SIZE_PX, 0.25, package.manifest.localiser)
+    box = localiser_grid(SIZE_PX, (0.25, 0.25), package.manifest.localiser)
     assert set((box[:, 2:] - box[:, :2]).ravel()) == {4096.0}
     ring = 2 * 16 * SCALE
     covered = np.zeros((SIZE_PX[1] // 8, SIZE_PX[0] // 8), int)
@@ -73,20 +73,20 @@ def test_a_sampled_grid_takes_the_tile_in_the_middle_of_each_cell(package: Model
         context_px=0,
         sampled_grid=(3, 4),
     )
-    box = localiser_grid((4150, 3000), 0.25, stage)
+    box = localiser_grid((4150, 3000), (0.25, 0.25), stage)
     columns, rows = [5, 15, 26, 36], [5, 15, 25]  # halves of cells of 10.5 and of 10 tiles
     low = [(100.0 * column, 100.0 * row) for row in rows for column in columns]
     assert box.tolist() == [[x, y, x + 100, y + 100] for x, y in low]
     papers = dataclasses.replace(stage, sampled_grid=(15, 20))
-    assert len(localiser_grid((4150, 3000), 0.25, papers)) == 15 * 20
-    few = localiser_grid((300, 200), 0.25, papers)  # three by two tiles: each once
+    assert len(localiser_grid((4150, 3000), (0.25, 0.25), papers)) == 15 * 20
+    few = localiser_grid((300, 200), (0.25, 0.25), papers)  # three by two tiles: each once
     assert few[:, :2].tolist() == [[x, y] for y in (0, 100) for x in (0, 100, 200)]
 
 
 def test_every_cell_lies_in_a_region_and_empty_glass_does_not(
     package: ModelPackage, session: Session
 ) -> None:
-    box = localiser_grid(SIZE_PX, 0.25, package.manifest.localiser)
+    box = localiser_grid(SIZE_PX, (0.25, 0.25), package.manifest.localiser)
     rgb = slide_at_2_um(CELLS)
     tiles = [read(rgb, box[k : k + 2]) for k in range(0, len(box), 2)]
     regions = localise(tiles, session, package, SIZE_PX, FRAME_PX)
@@ -106,7 +106,7 @@ def test_every_cell_lies_in_a_region_and_empty_glass_does_not(
 
 
 def test_a_slide_without_cells_has_no_region(package: ModelPackage, session: Session) -> None:
-    box = localiser_grid(SIZE_PX, 0.25, package.manifest.localiser)
+    box = localiser_grid(SIZE_PX, (0.25, 0.25), package.manifest.localiser)
     tiles = read(slide_at_2_um(np.empty((0, 2))), box)
     regions = localise([tiles], session, package, SIZE_PX, FRAME_PX)
     assert regions.box_px.shape == (0, 4)
@@ -115,7 +115,7 @@ def test_a_slide_without_cells_has_no_region(package: ModelPackage, session: Ses
 def test_pixels_that_were_not_read_are_not_believed(
     package: ModelPackage, session: Session
 ) -> None:
-    box = localiser_grid(SIZE_PX, 0.25, package.manifest.localiser)
+    box = localiser_grid(SIZE_PX, (0.25, 0.25), package.manifest.localiser)
     tiles = read(slide_at_2_um(CELLS), box)
     blind = dataclasses.replace(tiles, valid=np.zeros_like(tiles.valid))
     regions = localise([blind], session, package, SIZE_PX, FRAME_PX)

@@ -76,7 +76,7 @@ def by_corners(centre: Float64, radius: float) -> float:
 def by_overlap(centre: Float64, radius: float) -> float:
     whole = np.array([[0, 0, SIDE_PX, SIDE_PX]], np.float64)
     regions = Regions(whole, np.ones(1, np.float32), "all")
-    box_px, core_px = detection_grid(regions, (SIDE_PX, SIDE_PX), 0.25, STAGE, seed=0)
+    box_px, core_px = detection_grid(regions, (SIDE_PX, SIDE_PX), (0.25, 0.25), STAGE, seed=0)
     batches = []
     for number, tile in enumerate(box_px):
         box = seen_of(centre, radius, tile)

@@ -99,7 +99,7 @@ def _parts_alone(
         box_px, core_px = detection_grid(
             regions,
             slide.base.size_px,
-            slide.base.um_per_px,
+            slide.base.spacing_um,
             manifest.detector,
             settings.model.tile_seed,
         )
