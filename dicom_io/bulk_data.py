@@ -8,7 +8,7 @@ from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
 from dicom_io.errors import PacsAnswerInvalid, PacsRefused
-from dicom_io.multipart import Multipart, MultipartInvalid, chunks_of, media_type
+from dicom_io.multipart import Multipart, MultipartInvalid, chunks_of, is_framed, media_type
 from dicom_io.pacs_http import Service
 
 MOST_BYTES = 512 * 2**20
@@ -34,11 +34,8 @@ def _read(service: Service, uri: str, what: str) -> bytes:
             if kind.startswith("text/"):
                 raise MultipartInvalid(f"the answer is {kind}")
             return _joined(service, chunks, what)
-        framed = "Content-Length" in response.headers or bool(response.raw.chunked)
-        contents = [
-            _joined(service, pieces, what)
-            for _, pieces in Multipart(chunks, parameters.get("boundary", ""), framed).streams()
-        ]
+        body = Multipart(chunks, parameters.get("boundary", ""), is_framed(response))
+        contents = [_joined(service, pieces, what) for _, pieces in body.streams()]
     if len(contents) != 1:
         raise MultipartInvalid(f"the answer has {len(contents)} parts")
     return contents[0]

@@ -326,7 +326,7 @@ def colour_contradiction(frame: bytes, form: PixelFormat) -> str | None:
         stored = "RGB" if header.colour == "RGB" else "YCbCr"
         return None if (stored == "RGB") == (said == "RGB") else f"{stored}, not {said}"
     if header.coding in {streams.JPEG_2000, streams.HTJ2K}:
-        if header.colour == "RGB" and said not in {"YBR_RCT", "YBR_ICT"}:
+        if header.colour == "RGB" and said not in {"YBR_RCT", "YBR_ICT", "YBR_FULL_422"}:
             return f"turned into RGB by what their stream says, not {said}"
         if header.colour is None and said == "YBR_ICT":
             return "YCbCr without the component transform that YBR_ICT means"

@@ -15,6 +15,7 @@ from dicom_io.multipart import (
     MultipartInvalid,
     Part,
     chunks_of,
+    is_framed,
     joined,
     media_type,
 )
@@ -67,7 +68,7 @@ def frame_parts(response: requests.Response, asked: int, most_bytes: int) -> Ite
     kind, parameters = media_type(response.headers.get("Content-Type", ""))
     encoded = "Content-Encoding" in response.headers  # not asked for; else a copy is saved
     chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=encoded))
-    framed = "Content-Length" in response.headers or bool(response.raw.chunked)
+    framed = is_framed(response)
     if kind.startswith("multipart/"):
         for part in Multipart(chunks, parameters.get("boundary", ""), framed, most_bytes):
             yield _pixels(part, parameters.get("transfer-syntax"))

@@ -25,8 +25,9 @@ from dicom_io.frame_answers import (
     same_bytes,
     transfer_syntax_given,
 )
-from dicom_io.multipart import Part
+from dicom_io.multipart import AnswerTooLarge, Part
 from dicom_io.pacs_http import Faults, Service
+from dicom_io.read_budget import most_of_frames
 from dicom_io.request_size import RequestSizes
 from dicom_io.whole_instances import WholeInstances
 
@@ -200,13 +201,17 @@ class FrameRequests:
             return  # the answer was cut after the last frame
         path = f"{asked.instance.path}/frames/{','.join(map(str, missing))}"
         came: list[tuple[int | None, bytes]] = []
-        whole = False
+        n_bytes, whole = 0, False
+        most_bytes = most_of_frames(asked.most_bytes, len(missing))
         start = time.perf_counter()
         try:
             with closing(self._service.get(path, accept)) as response:
                 for part in frame_parts(response, len(missing), asked.most_bytes):
                     label, content = frame_number(part), self._content(part, asked)
                     came.append((label, content))
+                    n_bytes += len(content)
+                    if n_bytes > most_bytes:
+                        raise AnswerTooLarge(f"more than {most_bytes} bytes came")
                     if len(came) > len(missing):
                         break
                     if label == missing[len(came) - 1] and content:
@@ -218,7 +223,6 @@ class FrameRequests:
             raise
         finally:
             self._sort_in(asked, missing, came, whole)
-        n_bytes = sum(len(content) for _, content in came)
         seconds = time.perf_counter() - start
         self._sizes.measured(asked.instance.sop_uid, len(missing), seconds, n_bytes)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.message import Message
 from typing import NamedTuple
 
+import requests
+
 MOST_HEADER_BYTES = 2**16
 BLANK_LINE = b"\r\n\r\n"
 
@@ -203,6 +205,11 @@ def joined(pieces: Iterable[bytes | memoryview], most_bytes: int) -> bytes:
             raise AnswerTooLarge(f"more than {most_bytes} bytes came")
         held.append(piece)
     return b"".join(held)
+
+
+def is_framed(response: requests.Response) -> bool:
+    """Whether HTTP itself tells where the body ends."""
+    return "Content-Length" in response.headers or bool(response.raw.chunked)
 
 
 def chunks_of(read1: Callable[[int], bytes], size: int = 2**18) -> Iterator[bytes]:

@@ -27,7 +27,7 @@ from dicom_io.dicom_json import is_dicom_json, value
 from dicom_io.errors import PacsAnswerInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.folder import FolderClient
 from dicom_io.frame_requests import FrameRequests, InstanceReference
-from dicom_io.multipart import joined
+from dicom_io.multipart import MultipartTruncated, is_framed, joined
 from dicom_io.pacs_errors import (
     DUPLICATE,
     FOREIGN_ERRORS,
@@ -227,7 +227,10 @@ class Pacs:
         def read() -> bytes:
             path = f"studies/{study_uid}/series/{series_uid}/metadata"
             with service.get(path, "application/dicom+json") as response:
-                return joined(response.iter_content(STEP_BYTES), MOST_METADATA_BYTES)
+                told = joined(response.iter_content(STEP_BYTES), MOST_METADATA_BYTES)
+                if not is_framed(response) and told.rstrip()[-1:] not in {b"]", b"}"}:
+                    raise MultipartTruncated("the metadata ends before their end")
+                return told
 
         return service.ask(f"the metadata of series {series_uid}", read)
 

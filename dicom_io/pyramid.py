@@ -186,8 +186,13 @@ def _check_same(first: LevelImage, image: LevelImage) -> None:
 
 
 def check_extents(groups: Sequence[Sequence[LevelImage]], series_uid: str) -> None:
-    """Raise SlideGeometryInvalid unless all levels cover what the base level covers."""
+    """Raise SlideGeometryInvalid unless all levels show what the base level shows."""
     for group in groups[1:]:
+        if _is_turned(groups[0][0], group[0]):
+            raise SlideGeometryInvalid(
+                f"The level of instance {group[0].sop_uid} is turned against the base level of"
+                f" series {series_uid}: correct its ImageOrientationSlide."
+            )
         if not same_extent(groups[0][0], group[0]):
             raise SlideGeometryInvalid(
                 f"The level of instance {group[0].sop_uid} covers another extent than"
@@ -236,6 +241,12 @@ def _same_slide(base: LevelImage, image: LevelImage) -> bool:
 def _same_orientation(base: LevelImage, image: LevelImage) -> bool:
     one, other = (numbers(i.metadata, "ImageOrientationSlide") for i in (base, image))
     return len(one) == len(other) == 6 and bool(np.allclose(one, other, atol=1e-3))
+
+
+def _is_turned(base: LevelImage, image: LevelImage) -> bool:
+    """Whether a level says another orientation; many say none."""
+    said = len(numbers(image.metadata, "ImageOrientationSlide")) == 6
+    return said and not _same_orientation(base, image)
 
 
 def _same_origin(base: LevelImage, image: LevelImage) -> bool:

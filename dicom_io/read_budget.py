@@ -20,6 +20,14 @@ def most_frame_bytes(size_px: tuple[int, int]) -> int:
     return TIMES_UNCOMPRESSED * 3 * width * height + BESIDE_PIXELS_BYTES
 
 
+def most_of_frames(most_bytes: int, frames: int) -> int:
+    """Most bytes of so many frames of one size together, each of `most_bytes` at most.
+
+    What scanners write beside the pixels is small in most.
+    """
+    return most_bytes + (frames - 1) * max(most_bytes - BESIDE_PIXELS_BYTES, 0)
+
+
 class ReadBudget:
     """Counts what is read of a slide, and ends it where it is too much; from any thread.
 

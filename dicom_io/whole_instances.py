@@ -18,6 +18,7 @@ from dicom_io.multipart import (
     MultipartInvalid,
     MultipartTruncated,
     chunks_of,
+    is_framed,
     media_type,
 )
 from dicom_io.pacs_http import Service
@@ -153,20 +154,15 @@ def _instance(response: requests.Response) -> Iterator[memoryview]:
         return
     if not kind.startswith("multipart/"):
         raise MultipartInvalid(f"the answer is {kind}")
-    parts = Multipart(chunks, parameters.get("boundary", ""), _framed(response)).streams()
+    parts = Multipart(chunks, parameters.get("boundary", ""), is_framed(response)).streams()
     _, pieces = next(parts, ({}, iter(())))
     yield from pieces
-
-
-def _framed(response: requests.Response) -> bool:
-    """Whether HTTP itself tells where the body ends."""
-    return "Content-Length" in response.headers or bool(response.raw.chunked)
 
 
 def _may_be_cut(response: requests.Response) -> bool:
     """Whether a body that was cut looks as if it were whole: alone, up to the connection's end."""
     kind, _ = media_type(response.headers.get("Content-Type", ""))
-    return not kind.startswith("multipart/") and not _framed(response)
+    return not kind.startswith("multipart/") and not is_framed(response)
 
 
 def _holds_last_frame(file: BinaryIO) -> bool:

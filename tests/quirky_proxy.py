@@ -49,12 +49,16 @@ class Habits:
         Delimits parts; the header quotes it.
     content_location
         Each part says which frame it is.
+    one_location
+        Each part says the first one's.
     shuffled
         Parts come in another order.
     part_lengths
         Parts say how long they are: "right", "wrong" or "none".
     media
         Content-Type of the parts, taken in turn.
+    every_frame
+        What each frame is, instead of what is stored.
     preamble
         Text before the first part.
     last_line
@@ -76,9 +80,11 @@ class Habits:
     framing: str = "length"
     boundary: str = "frames of/a slide?"
     content_location: bool = False
+    one_location: bool = False
     shuffled: bool = False
     part_lengths: str = "right"
     media: Sequence[str] = ("image/jpeg",)
+    every_frame: bytes | None = None
     preamble: bytes = b""
     last_line: bytes = b"\r\n--%s--\r\n"
     alone: bool = False
@@ -99,6 +105,7 @@ HABITS: dict[str, Habits] = {
     "none of the media types": Habits(refused="."),
     "chunked": Habits(framing="chunked"),
     "ends with the connection": Habits(framing="close", part_lengths="none"),
+    "one location": Habits(content_location=True, one_location=True),
     "shuffled": Habits(content_location=True, shuffled=True),
     "mixed": Habits(media=("image/jpeg", "application/octet-stream", "image/jpeg; q=1")),
     "wrong lengths": Habits(part_lengths="wrong"),
@@ -251,6 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(answer.status_code, "text/plain", b"")
             return
         contents = parts_of(answer)
+        if habits.every_frame is not None:
+            contents = [habits.every_frame] * len(contents)
         content_type, body = self._body(list(zip(numbers, contents, strict=False)), fault)
         self._answer(200, content_type, body, fault=fault)
 
@@ -331,7 +340,8 @@ def multipart_body(frames: Sequence[Frame], habits: Habits, instance_path: str) 
     for index, (number, content) in enumerate(frames):
         head = [f"Content-Type: {habits.media[index % len(habits.media)]}"]
         if habits.content_location:
-            head.append(f"Content-Location: {instance_path}/frames/{number}")
+            said = frames[0][0] if habits.one_location else number
+            head.append(f"Content-Location: {instance_path}/frames/{said}")
         if habits.part_lengths != "none":
             wrong = 7 if habits.part_lengths == "wrong" else 0
             head.append(f"Content-Length: {len(content) - wrong}")

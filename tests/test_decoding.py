@@ -19,7 +19,16 @@ from dicom_io.decoding import (
     decode_frame,
     transfer_syntax_of,
 )
-from tests.encodings import STORED, adobe_rgb, deflated, jpeg_2000, marked, rgb_components, unmarked
+from tests.encodings import (
+    STORED,
+    adobe_rgb,
+    deflated,
+    jpeg_2000,
+    marked,
+    rgb_components,
+    unmarked,
+    with_shared_chroma,
+)
 from tests.slides import picture
 
 TILES = Path(__file__).parent / "data" / "tiles"
@@ -159,3 +168,19 @@ def test_who_is_right_about_the_colours(encode, said: str, contradiction: str | 
     assert colour_contradiction(frame, PixelFormat("1.2.840.10008.1.2.4.50", said, SIZE_PX)) == (
         contradiction
     )
+
+
+def test_shared_chroma_of_jpeg_2000_is_turned_into_rgb_once() -> None:
+    """OpenJPEG does it by itself there; the file was made by its own program, 4:2:2."""
+    frame = (Path(__file__).parent / "data" / "shared_chroma.j2k").read_bytes()
+    how = PixelFormat("1.2.840.10008.1.2.4.91", "YBR_FULL_422", (64, 64))
+    expected = with_shared_chroma(picture(64, 64)).astype(int)
+    assert np.abs(decode_frame(frame, how).astype(int) - expected).max() <= 3
+    assert colour_contradiction(frame, how) is None
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_plain_pixels_of_another_length_than_their_colours_have(samples: int) -> None:
+    how = PixelFormat("1.2.840.10008.1.2.1", "YBR_FULL_422", SIZE_PX)
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        decode_frame(bytes(SIZE_PX[0] * SIZE_PX[1] * samples), how)

@@ -12,12 +12,14 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from wsidicom import WsiDicom
 
-from dicom_io.errors import PixelsUnsupported
+from dicom_io.errors import PacsAnswerInvalid, PixelsUnsupported
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
 from tests.encodings import STORED, seen, write_encoded
+from tests.quirky_proxy import Habits, quirky_proxy
+from tests.servers import Orthanc
 from tests.slides import WrittenSlide, picture, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -152,5 +154,40 @@ def test_frames_of_no_kind_that_is_read_are_refused(tmp_path: Path) -> None:
     with (
         open_pacs(f"file://{tmp_path}", QUICK) as pacs,
         pytest.raises(PixelsUnsupported, match="YBR_FULL_422 colours in transfer syntax JPEG-LS"),
+    ):
+        read_whole(pacs, written.study_uid, written.series_uid)
+
+
+def test_decoded_pixels_of_what_was_shared_chroma_are_refused(tmp_path: Path) -> None:
+    """The header was left as it was: whether they are RGB by now cannot be told."""
+
+    def called_shared(ds: Dataset, level: int) -> None:
+        ds.PhotometricInterpretation = "YBR_FULL_422"
+
+    written = write_slide(tmp_path, levels=1, encoding="raw", change=called_shared)
+    with (
+        open_pacs(f"file://{tmp_path}", QUICK) as pacs,
+        pytest.raises(PacsAnswerInvalid, match="damaged"),
+    ):
+        read_whole(pacs, written.study_uid, written.series_uid)
+
+
+def test_an_archive_that_decodes_a_jpeg_is_not_believed(
+    orthanc_server: Orthanc, tmp_path: Path
+) -> None:
+    """Decoded frames carry the JPEG's header, with colours that they no longer have."""
+
+    def by_header(ds: Dataset, level: int) -> None:
+        lossy(ds, level)
+        ds.LossyImageCompressionMethod = "ISO_10918_1"
+
+    written = write_slide(tmp_path, levels=1, change=by_header)
+    orthanc_server.add(*written.paths)
+    ((width, height),) = {(dcmread(path).Columns, dcmread(path).Rows) for path in written.paths}
+    habits = Habits(refused="image/jpeg", every_frame=bytes(3 * width * height))
+    with (
+        quirky_proxy(orthanc_server.dicomweb_url, habits) as proxy,
+        open_pacs(proxy.url, QUICK) as pacs,
+        pytest.raises(PixelsUnsupported, match="come decoded"),
     ):
         read_whole(pacs, written.study_uid, written.series_uid)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_io.errors import FrameInvalid, PacsRefused, SlideTooLarge
+from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, SlideTooLarge
 from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
 from dicom_io.search import Search
 from dicom_io.slide import open_slide
@@ -241,6 +241,22 @@ def test_instance_of_which_only_a_part_could_be_written_is_not_kept(
         )
     assert told.returncode == 0, told.stderr
     assert f"no room for instance {reference.sop_uid}" in told.stdout
+
+
+def test_another_instance_than_asked_for_is_not_read(host: Host, tmp_path: Path) -> None:
+    """Its frames may well be of the same size."""
+    asked_for, other = write_slide(tmp_path, levels=2).paths
+    reference, syntax, _ = stored_frames(asked_for)
+
+    def answer(path: str) -> Answer:
+        if "/frames/" in path:
+            return 404, {}, b""
+        return 200, {"Content-Type": "application/dicom"}, other.read_bytes()
+
+    host.answer = answer
+    with open_pacs(host.url, SETTINGS) as pacs, pytest.raises(PacsNotFound) as refused:
+        list(pacs.frames(reference, [0], syntax))
+    assert "gave another instance than" in str(refused.value.__cause__)
 
 
 def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:

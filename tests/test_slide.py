@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from dicom_io.errors import (
     SlideGeometryInvalid,
     SlideTooLarge,
 )
-from dicom_io.pacs import Pacs
+from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Level, open_slide
+from tests.conftest import QUICK
 from tests.slides import Change, WrittenSlide, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -185,12 +188,12 @@ BAD_SLIDES: dict[str, tuple[Change, type[MarrowNodeError], str]] = {
     "optical paths without end": (
         _attribute("NumberOfOpticalPaths", 2**31),
         SlideGeometryInvalid,
-        "NumberOfOpticalPaths above 1000",
+        "NumberOfOpticalPaths above 200",
     ),
     "focal planes without end": (
         _attribute("TotalPixelMatrixFocalPlanes", 2**31),
         SlideGeometryInvalid,
-        "TotalPixelMatrixFocalPlanes above 1000",
+        "TotalPixelMatrixFocalPlanes above 200",
     ),
     "transfer syntax": (_lossless_jpeg, PixelsUnsupported, "transcode"),
     "matrix is larger than the frames": (
@@ -261,6 +264,67 @@ def test_level_of_another_extent(archive: Archive, tmp_path: Path) -> None:
     written = write_slide(tmp_path, levels=2, change=shift)
     with pytest.raises(SlideGeometryInvalid, match="extent"):
         open_slide(archive(written), written.study_uid, written.series_uid)
+
+
+def test_level_that_is_turned(archive: Archive, tmp_path: Path) -> None:
+    def turn(ds: Dataset, level: int) -> None:
+        if level:
+            ds.ImageOrientationSlide = [0, 1, 0, 1, 0, 0]
+
+    written = write_slide(tmp_path, levels=2, change=turn)
+    with pytest.raises(SlideGeometryInvalid, match="turned"):
+        open_slide(archive(written), written.study_uid, written.series_uid)
+
+
+def test_level_that_says_no_orientation(archive: Archive, tmp_path: Path) -> None:
+    def forget(ds: Dataset, level: int) -> None:
+        if level:
+            del ds.ImageOrientationSlide
+
+    written = write_slide(tmp_path, levels=2, change=forget)
+    slide = open_slide(archive(written), written.study_uid, written.series_uid)
+    assert len(slide.levels) == 2
+
+
+def test_numbers_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON allows DS and IS as text (PS3.18 F.2.2), which archives pass on with its padding."""
+
+    def as_text(element: dict[str, Any]) -> None:
+        for value in element.get("Value", []):
+            for inner in value.values() if isinstance(value, dict) else ():
+                if isinstance(inner, dict):
+                    as_text(inner)
+        if element.get("vr") in ("DS", "IS"):
+            element["Value"] = [f"{value} " for value in element.get("Value", [])]
+
+    def thumbnail(ds: Dataset, level: int) -> None:
+        if level:
+            ds.ImageType = ["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"]
+
+    written = write_slide(tmp_path, scales=(1, 8), change=thumbnail)
+    with open_pacs(tmp_path.as_uri(), QUICK) as pacs:
+        told = json.loads(pacs.series_metadata_bytes(written.study_uid, written.series_uid))
+        for instance in told:
+            for element in instance.values():
+                as_text(element)
+        monkeypatch.setattr(
+            pacs, "series_metadata_bytes", lambda study_uid, series_uid: json.dumps(told).encode()
+        )
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+    assert len(slide.levels) == 2
+
+
+@pytest.mark.parametrize("frames", ["²", "9" * 5000, "1e3", "-4", ""])
+def test_number_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: str) -> None:
+    written = write_slide(tmp_path, levels=1)
+    with open_pacs(tmp_path.as_uri(), QUICK) as pacs:
+        told = json.loads(pacs.series_metadata_bytes(written.study_uid, written.series_uid))
+        told[0]["00280008"]["Value"] = [frames]
+        monkeypatch.setattr(
+            pacs, "series_metadata_bytes", lambda study_uid, series_uid: json.dumps(told).encode()
+        )
+        with pytest.raises(SlideGeometryInvalid, match="no valid NumberOfFrames"):
+            open_slide(pacs, written.study_uid, written.series_uid)
 
 
 def test_table_and_grid_agree(archive: Archive, tmp_path: Path) -> None:
