@@ -18,7 +18,7 @@ from dicom_io.frames import read_tiles
 from dicom_io.pacs import Pacs
 from dicom_io.slide import Slide
 from dicom_io.slide_settings import ReadSettings
-from models.boxes import centres
+from models.boxes import VISIBLE_SHARE, centres, covered
 from models.records import Cells, Float64, UInt8
 
 ANN_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.91.1"
@@ -121,13 +121,13 @@ def _tile(
 ) -> AnnotatedTile:
     height, width = rgb.shape[:2]
     local = (box - np.tile(origin, 2)) / np.tile(px_per_tile_px, 2)
-    middle = centres(local)
-    inside = ((middle >= 0) & (middle < (width, height))).all(1)
     limit = np.array([width, height, width, height], np.float64)
+    # Also of a cell whose middle another tile has: what is seen of it is no background.
+    shown = covered(local, np.array([0, 0, width, height], np.float64)) >= VISIBLE_SHARE
     return AnnotatedTile(
         rgb=rgb,
-        box_tile_px=np.clip(local[inside], 0, limit),
-        types=tuple(types[row] for row in np.flatnonzero(inside)),
+        box_tile_px=np.clip(local[shown], 0, limit),
+        types=tuple(types[row] for row in np.flatnonzero(shown)),
         origin_px=(float(origin[0]), float(origin[1])),
     )
 

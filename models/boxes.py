@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 from models.records import Bool, Float64, Int64
 
 Boxes = NDArray[np.floating[Any]]
+# A cell of which an image shows less than this share is not asked for in it.
+VISIBLE_SHARE = 0.3
 
 
 def centres(box: Boxes) -> Float64:
@@ -23,6 +25,13 @@ def areas(box: Boxes) -> Float64:
     """Return the areas (N,); a box turned inside out has none."""
     side = np.clip(np.asarray(box, dtype=np.float64)[:, 2:] - box[:, :2], 0, None)
     return np.asarray(side[:, 0] * side[:, 1], dtype=np.float64)
+
+
+def covered(box: Boxes, by: Boxes) -> Float64:
+    """Return the share of each box (N, 4) that the box `by` (4,) covers."""
+    low, high = np.maximum(box[:, :2], by[:2]), np.minimum(box[:, 2:], by[2:])
+    shared = np.clip(high - low, 0, None).astype(np.float64).prod(1)
+    return np.asarray(shared / np.maximum(areas(box), 1e-9), dtype=np.float64)
 
 
 def iou(first: Boxes, second: Boxes) -> Float64:

@@ -11,7 +11,7 @@ import numpy as np
 from models.agreement_statistics import bootstrap_interval
 from models.average_precision import right_ones
 from models.detection_table import Findings, above, detection_table, map_interval
-from models.manual_count import differential_difference
+from models.manual_count import differentials_difference
 from models.records import Float64, Int64
 
 RATES = ("recall", "precision", "f1")
@@ -49,7 +49,8 @@ def evaluation_table(
     types: Sequence[str],
     score_threshold: float,
     seed: int,
-    manual: Mapping[str, float] | None = None,
+    slides: Sequence[str],
+    manual: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Everything of :func:`models.detection_table.detection_table`, and more, as JSON.
 
@@ -61,15 +62,19 @@ def evaluation_table(
     score_threshold
     seed
         Of the bootstraps over images.
+    slides
+        Slide of each image.
     manual
-        A manual differential of the same slides, by type; None to compare with the true cells.
+        Slide → type → count of a manual differential, an empty slide for all of them together;
+        None to compare with the true cells.
 
     Returns
     -------
     dict
         Also 95 % intervals of the mean average precision, and of recall, precision and F1 over all
-        types and of each; and how far the differential of the cells found, over all images
-        together, is from the one of the true cells, or from the manual one.
+        types and of each; and how far the differential of the cells found is from the one of the
+        true cells, or from the manual one: of each slide, or over all images together
+        (``ndc_of``) where the manual count is of all, or no slide has a second image.
     """
     table = detection_table(findings, types, score_threshold)
     counts = image_counts(findings, len(types), score_threshold)
@@ -77,14 +82,27 @@ def evaluation_table(
         if name in table["types"]:
             rows = {f"{rate}_interval": _interval(counts, rate, seed, kind) for rate in RATES}
             table["types"][name] |= rows
-    called = dict(zip(types, counts.called.sum(0).tolist(), strict=True))
-    true = dict(zip(types, counts.true.sum(0).tolist(), strict=True))
+    together = set(manual) == {""} if manual is not None else len({*slides}) == len(slides)
+    slides = [""] * len(slides) if together else slides
+    called, true = (_by_slide(each, types, slides) for each in (counts.called, counts.true))
     return {
         **table,
         "map_50_interval": map_interval(findings, len(types), seed),
         **{f"mean_{rate}_interval": _interval(counts, rate, seed, None) for rate in RATES},
         "ndc_reference": "true cells" if manual is None else "manual count",
-        **differential_difference(called, true if manual is None else manual),
+        "ndc_of": "all images together" if together else "each slide",
+        **differentials_difference(called, true if manual is None else manual),
+    }
+
+
+def _by_slide(
+    count: Int64, types: Sequence[str], slides: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Slide → type → number of cells, from those of its images (images, K)."""
+    rows = {slide: np.array([each == slide for each in slides]) for slide in slides}
+    return {
+        slide: dict(zip(types, count[own].sum(0).tolist(), strict=True))
+        for slide, own in rows.items()
     }
 
 

@@ -17,15 +17,22 @@ from models.errors import TrainingInvalid
 from models.manifest import UNCLASSIFIED
 from models.records import Float64
 
+Counts = Mapping[str, float]
 
-def read_manual_count(path: Path) -> dict[str, float]:
-    """Read a manual differential: CSV with the columns type and count (or percent).
+
+def read_manual_count(path: Path) -> dict[str, dict[str, float]]:
+    """Read manual differentials: CSV with the columns type and count (or percent), and slide.
 
     Parameters
     ----------
     path
         A line for each type, by its key in the table of cell types; types without a line were
-        not seen.
+        not seen. Without the column slide it is one count of all slides.
+
+    Returns
+    -------
+    dict
+        Slide → type → count; the slide is empty where there is no such column.
 
     Raises
     ------
@@ -38,9 +45,10 @@ def read_manual_count(path: Path) -> dict[str, float]:
         raise TrainingInvalid(f"{path} cannot be read ({error.strerror}): check it.") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise TrainingInvalid(f"{path} is not CSV in UTF-8: save it again.") from error
-    counts: dict[str, float] = {}
+    slides: dict[str, dict[str, float]] = {}
     for line, row in enumerate(rows, start=2):
         key, count = row.get("type"), row.get("count") or row.get("percent")
+        counts = slides.setdefault((row.get("slide") or "").strip(), {})
         if not _in_ndc(key):
             raise TrainingInvalid(
                 f"{path}, line {line}: {key!r} is no type of the differential count: use the keys"
@@ -49,15 +57,17 @@ def read_manual_count(path: Path) -> dict[str, float]:
         if key in counts:
             raise TrainingInvalid(f"{path}, line {line}: {key} is there twice, keep one.")
         counts[str(key)] = _count(count, f"{path}, line {line}")
-    if not sum(counts.values()):
-        raise TrainingInvalid(f"{path} counts no cell: columns type and count are needed.")
-    return counts
+    if "" in slides and len(slides) > 1:
+        raise TrainingInvalid(f"{path}: name the slide in every line, or in none.")
+    for slide, counts in (slides or {"": {}}).items():
+        if not sum(counts.values()):
+            where = f"{path}, slide {slide}," if slide else path
+            raise TrainingInvalid(f"{where} counts no cell: columns type and count are needed.")
+    return slides
 
 
-def differential_difference(
-    counted: Mapping[str, float], reference: Mapping[str, float]
-) -> dict[str, Any]:
-    """How far one differential is from another (Tayebi et al. 2021, fig. 6b).
+def differential_difference(counted: Counts, reference: Counts) -> dict[str, Any]:
+    """How far one differential is from another.
 
     Parameters
     ----------
@@ -67,17 +77,41 @@ def differential_difference(
     Returns
     -------
     dict
-        ``ndc_mse``: mean over the types of either of the squared difference of shares (of 1);
-        ``ndc_largest_error_points``: largest difference, in percentage points; None for both where
-        either counts no cell.
+        As of :func:`differentials_difference` with one slide.
     """
-    types = sorted(key for key in {*counted, *reference} if _in_ndc(key))
-    mine, theirs = _shares(counted, types), _shares(reference, types)
-    if mine is None or theirs is None:
+    return differentials_difference({"": counted}, {"": reference})
+
+
+def differentials_difference(
+    counted: Mapping[str, Counts], reference: Mapping[str, Counts]
+) -> dict[str, Any]:
+    """How far the differentials of slides are from others of the same (Tayebi 2021, fig. 6b).
+
+    Parameters
+    ----------
+    counted, reference
+        Slide → type → number of cells; a slide that only one of them has, or that has no cell in
+        one of them, is left out.
+
+    Returns
+    -------
+    dict
+        ``ndc_mse``: mean over slides, and over the types of any, of the squared difference of
+        shares (of 1); ``ndc_largest_error_points``: largest difference, in percentage points; None
+        for both where no slide is left.
+    """
+    both = sorted(counted.keys() & reference.keys())
+    named = {key for slide in both for key in (*counted[slide], *reference[slide])}
+    types = sorted(key for key in named if _in_ndc(key))
+    pairs = [(_shares(counted[slide], types), _shares(reference[slide], types)) for slide in both]
+    known = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
+    if not known:
         return {"ndc_mse": None, "ndc_largest_error_points": None}
+    errors = [differential_error(mine, theirs) for mine, theirs in known]
+    largest = max(float(np.abs(mine - theirs).max()) for mine, theirs in known)
     return {
-        "ndc_mse": round(differential_error(mine, theirs), 6),
-        "ndc_largest_error_points": round(100 * float(np.abs(mine - theirs).max()), 2),
+        "ndc_mse": round(float(np.mean(errors)), 6),
+        "ndc_largest_error_points": round(100 * largest, 2),
     }
 
 
@@ -86,7 +120,7 @@ def _in_ndc(key: str | None) -> bool:
     return kind is not None and kind.ndc and key != UNCLASSIFIED
 
 
-def _shares(count: Mapping[str, float], types: list[str]) -> Float64 | None:
+def _shares(count: Counts, types: list[str]) -> Float64 | None:
     values = np.array([count.get(key, 0.0) for key in types], np.float64)
     return values / values.sum() if values.sum() else None
 

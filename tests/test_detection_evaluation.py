@@ -75,7 +75,7 @@ def test_accuracy_is_that_of_the_slow_twin(seed: int) -> None:
 
 
 def test_rates_have_intervals_and_the_count_its_error(findings: Findings) -> None:
-    table = evaluation_table(findings, TYPES, 0.5, seed=0)
+    table = evaluation_table(findings, TYPES, 0.5, 0, ("a", "b"))
     for rate in RATES:
         low, high = table[f"mean_{rate}_interval"]
         assert low <= table[f"mean_{rate}"] <= high
@@ -87,10 +87,12 @@ def test_rates_have_intervals_and_the_count_its_error(findings: Findings) -> Non
     assert table["ndc_reference"] == "true cells"
     assert table["ndc_mse"] == pytest.approx((0.2**2 + 0 + 0.2**2) / 3, abs=1e-6)
     assert table["ndc_largest_error_points"] == 20
-    manual = evaluation_table(findings, TYPES, 0.5, 0, {"myelocyte": 60, "lymphocyte": 40})
+    manual = evaluation_table(
+        findings, TYPES, 0.5, 0, ("a", "b"), {"": {"myelocyte": 60, "lymphocyte": 40}}
+    )
     assert manual["ndc_reference"] == "manual count"
     assert manual["ndc_mse"] == 0
-    assert evaluation_table(findings, TYPES, 0.5, seed=0) == table
+    assert evaluation_table(findings, TYPES, 0.5, 0, ("a", "b")) == table
 
 
 def test_counts_of_images_are_those_of_the_table(findings: Findings) -> None:

@@ -26,6 +26,7 @@ from models.training.detector_augment import (
     tayebi2021,
     translated,
     wang2022,
+    wang2022_regions,
 )
 
 GROUND, PAINT = (200, 200, 200), (20, 30, 160)
@@ -129,6 +130,19 @@ def test_the_eight_ways_are_exact(given_sample: Sample, seed: int) -> None:
     assert sample.box_px.tolist() == [extent(paint_of(sample.rgb))]
     assert sample.kind.tolist() == given_sample.kind.tolist()
     assert sorted(sample.rgb.shape) == sorted(given_sample.rgb.shape)
+
+
+def test_regions_keep_the_box_of_a_bent_band() -> None:
+    """Its box does not tell what box holds it when it is turned by less than a quarter."""
+    rgb = np.full((64, 64, 3), GROUND, np.uint8)
+    rows, columns = np.mgrid[:64, :64]
+    rgb[np.abs(rows - columns) < 6] = PAINTS[0]
+    rgb[:8] = rgb[50:] = GROUND
+    band = Sample.whole(rgb, np.array([extent(paint_of(rgb))], np.float32), np.zeros(1, np.int64))
+    for seed in range(30):
+        sample = wang2022_regions(np.random.default_rng(seed), lambda: band, 64)
+        seen = np.abs(sample.rgb.astype(int) - np.median(sample.rgb, (0, 1))).max(-1) > 40
+        assert sample.box_px.tolist() == [extent(seen)]
 
 
 def test_all_eight_ways_come() -> None:

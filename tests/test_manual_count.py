@@ -8,7 +8,11 @@ import pytest
 from sklearn.metrics import mean_squared_error
 
 from models.errors import TrainingInvalid
-from models.manual_count import differential_difference, read_manual_count
+from models.manual_count import (
+    differential_difference,
+    differentials_difference,
+    read_manual_count,
+)
 
 
 def test_the_error_is_that_of_scikit_learn() -> None:
@@ -35,7 +39,20 @@ def test_without_cells_nothing_is_known(nothing: dict[str, float]) -> None:
 def test_a_count_is_read(tmp_path: Path) -> None:
     path = tmp_path / "manual.csv"
     path.write_text("\ufefftype,percent\nmyelocyte,12.5\nlymphocyte,30\n", encoding="utf-8")
-    assert read_manual_count(path) == {"myelocyte": 12.5, "lymphocyte": 30}
+    assert read_manual_count(path) == {"": {"myelocyte": 12.5, "lymphocyte": 30}}
+
+
+def test_counts_of_slides_are_compared_slide_by_slide(tmp_path: Path) -> None:
+    """Errors in opposite directions are errors."""
+    path = tmp_path / "manual.csv"
+    path.write_text("slide,type,count\na,myelocyte,9\nb,lymphocyte,5\nc,lymphocyte,5\n")
+    manual = read_manual_count(path)
+    counted = {"a": {"myelocyte": 1, "lymphocyte": 1}, "b": {"myelocyte": 2, "lymphocyte": 2}}
+    expected = mean_squared_error([[1, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]])
+    assert differentials_difference(counted, manual) == {
+        "ndc_mse": pytest.approx(expected, abs=1e-6),
+        "ndc_largest_error_points": 50.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -50,6 +67,8 @@ def test_a_count_is_read(tmp_path: Path) -> None:
         ("type,count\nmyelocyte,nan\n", "is no number of cells"),
         ("type,count\n", "counts no cell"),
         ("a,b\n1,2\n", "line 2: None is no type"),
+        ("slide,type,count\na,myelocyte,3\n,myelocyte,3\n", "name the slide in every line"),
+        ("slide,type,count\na,myelocyte,3\nb,myelocyte,0\n", "slide b, counts no cell"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:

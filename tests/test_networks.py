@@ -127,6 +127,19 @@ def test_mixed_precision_learns_what_full_precision_does(build: Callable[[], Any
         assert float(terms[1][name]) == pytest.approx(float(full), rel=0.1, abs=0.01), name
 
 
+@pytest.mark.parametrize("build", [faster_rcnn, cascade_rcnn])
+def test_scores_are_told_apart_in_mixed_precision(build: Callable[..., Any]) -> None:
+    """In bfloat16 there are six values between -4 and -3.9, and what is ranked are ties."""
+    network = build(10, **SMALL)
+    head = network.head if build is faster_rcnn else network.heads[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        score, offset = head(torch.rand(500, 16 * 49))
+        (logits, *_) = network.pyramid.proposals([torch.rand(1, 16, 32, 32)] * 5).logits
+    for each in (score, offset, logits):
+        assert each.dtype == torch.float32
+        assert len(each.unique()) > 0.9 * each.numel()
+
+
 def test_yolov4_places_boxes_in_32_bits() -> None:
     """In 16 of mixed precision, neighbouring places at 500 px would be the same."""
     network = YoloV4(2, 0.125, 0.2)

@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 
 from dicom_io.annotation import decode_annotation
-from models.package import SHIPPED_PACKAGES, find_package, installed_packages, stages_of
+from models.composing import load_cells, place, red_cell_field, turned
+from models.detect import detect
+from models.package import (
+    SHIPPED_PACKAGES,
+    find_package,
+    installed_packages,
+    load_package,
+    stages_of,
+)
+from models.records import Tiles, UInt8
+from models.session import open_session
 from tests.forked import marrow_node
 from tests.smears import small_smear
 from tests.validators import dciodvfy
 
+HELD_OUT_FOLD = 4
 ASSETS = SHIPPED_PACKAGES.parent / "assets"
 NAMES = sorted(path.parent.name for path in SHIPPED_PACKAGES.glob("*/manifest.json"))
 
@@ -56,6 +68,42 @@ def test_liu2022_answers_for_a_camera_field(tmp_path: Path) -> None:
     assert answer["model"]["digest"] == find_package("liu2022", ()).digest
     assert sum(answer["count"].values()) == len(answer["cells"])
     assert Path(answer["picture"]).stat().st_size > 10_000
+
+
+def crowded(side_px: int, across: int) -> UInt8:
+    """Cells nobody has trained on, side by side in rows and columns."""
+    rng = np.random.default_rng(5)
+    cells = [cell for cell in load_cells() if cell.is_whole and cell.fold == HELD_OUT_FOLD]
+    canvas = red_cell_field(rng, (side_px, side_px), 0.5, (235, 235, 235))
+    step = side_px / across
+    for row, column in np.ndindex(across, across):
+        cell = cells[int(rng.integers(len(cells)))]
+        scale = 0.9 * step / max(cell.rgb.shape[:2])
+        cut_out = turned(cell.white_balanced(), cell.outline, scale, rng.uniform(0, 360))
+        height, width = cut_out.alpha.shape
+        x, y = (column + 0.5) * step - width / 2, (row + 0.5) * step - height / 2
+        place(canvas, cut_out, round(x), round(y))
+    return canvas
+
+
+@pytest.mark.parametrize("name", ["wang2022", "tayebi2021", "liu2022"])
+def test_a_crowded_tile_has_answers_for_all_of_its_cells(name: str) -> None:
+    """As many cells as are found in its quarters, whose answers are many times those needed."""
+    package = load_package(SHIPPED_PACKAGES / name)
+    session = open_session(package, "detector", "cpu", 2)
+    side = package.manifest.detector.tile_px
+    tile = crowded(side, 12)
+    half = side // 2
+
+    def found(*parts: UInt8) -> int:
+        rgb = np.stack(parts)
+        known = np.ones(rgb.shape[:3], np.bool_)
+        tiles = Tiles(rgb, np.zeros((len(rgb), 2)), np.ones(2), known)
+        return len(detect(tiles, session, package).tile)
+
+    quarters = [tile[y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+    assert found(*quarters) > 100
+    assert found(tile) > 0.95 * found(*quarters)
 
 
 def test_patches_of_wang2022_overlap() -> None:

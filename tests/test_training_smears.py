@@ -52,6 +52,15 @@ def test_an_image_does_not_depend_on_those_before_it(kind: str) -> None:
     assert len({image.read().tobytes() for image in (*five, *other)}) == 8
 
 
+def test_boxes_are_those_of_what_is_seen() -> None:
+    """Cells are laid over the edge; a perfect detector cannot answer with what lies beyond."""
+    images = smear_fields(20, ("myeloblast", "lymphocyte", "myelocyte"), 3, False)
+    box = np.concatenate([image.box_px for image in images])
+    assert box.min() == 0
+    assert box.max() == 192
+    assert (box[:, 2:] - box[:, :2]).min() > 5
+
+
 def test_labels_are_what_was_laid() -> None:
     fields = smear_fields(40, ("myeloblast", "promyelocyte"), 1, False)
     # A third of them shows red cells alone.

@@ -57,6 +57,8 @@ class AnnotatedImage:
             raise ValueError(f"{self.name}: boxes (M, 4) and kinds (M,) are wanted.")
         if not np.isfinite(self.box_px).all():
             raise ValueError(f"{self.name}: a box is not finite.")
+        if (self.box_px < 0).any() or (self.box_px > np.tile(self.size_px, 2)).any():
+            raise ValueError(f"{self.name}: a box leaves the image.")
         self.box_px.setflags(write=False)
         self.kind.setflags(write=False)
 
@@ -182,7 +184,7 @@ def _checked(each: Labelled, index: Mapping[str, int]) -> AnnotatedImage:
             f"{each.source}, object {empty[0] + 1}: nothing of its box lies in the image, draw it"
             " again."
         )
-    _refuse_contradictions(each, cut)
+    _refuse_doubles(each, cut)
     return AnnotatedImage(
         name=each.image.name,
         group=each.group,
@@ -193,15 +195,17 @@ def _checked(each: Labelled, index: Mapping[str, int]) -> AnnotatedImage:
     )
 
 
-def _refuse_contradictions(each: Labelled, box: Float32) -> None:
+def _refuse_doubles(each: Labelled, box: Float32) -> None:
+    """One cell twice could never both be found."""
     known: dict[tuple[float, ...], str] = {}
     for name, corners in zip(each.names, box.tolist(), strict=True):
-        other = known.setdefault(tuple(corners), name)
-        if other != name:
+        if (other := known.get(tuple(corners))) is not None:
+            what = f"both {other!r} and {name!r}" if other != name else f"{name!r} twice"
             raise TrainingInvalid(
-                f"{each.source}: the box {[round(corner, 1) for corner in corners]} px is both"
-                f" {other!r} and {name!r}, keep one."
+                f"{each.source}: the box {[round(corner, 1) for corner in corners]} px is {what},"
+                " keep one."
             )
+        known[tuple(corners)] = name
 
 
 def read_rgb(path: Path) -> UInt8:

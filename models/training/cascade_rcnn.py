@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from models.training.box_losses import soft_sampling_loss, soft_sampling_weight
 from models.training.boxes import clipped, decode, encode, pairwise_iou
-from models.training.detector import Truth, ranked
+from models.training.detector import Truth, in_full_precision, ranked
 from models.training.proposing_pyramid import (
     ProposingPyramid,
     PyramidSettings,
@@ -55,7 +55,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C · 49) → logits (R, K + 1), offsets (R, 4)."""
         hidden = self.connected(features)
-        return self.score(hidden).float(), self.offset(hidden).float()
+        return in_full_precision(self.score, hidden), in_full_precision(self.offset, hidden)
 
 
 class CascadeRcnn(nn.Module):
@@ -67,6 +67,8 @@ class CascadeRcnn(nn.Module):
     heads
         One for each of :data:`STAGE_IOUS`.
     """
+
+    blue_first = True  # of :mod:`.public_names`
 
     def __init__(self, pyramid: ProposingPyramid, heads: Sequence[Head]) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ def evaluate_package(
     sessions: Sessions,
     folder: Path,
     read_dicom: ReadDicom = no_archive,
-    manual: Mapping[str, float] | None = None,
+    manual: Mapping[str, Mapping[str, float]] | None = None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measure a package on the test images of a recipe, as the node runs it.
 
@@ -50,7 +50,7 @@ def evaluate_package(
         Where the report goes.
     read_dicom
     manual
-        A manual differential of the same slides, by type.
+        Slide → type → count of a manual differential, an empty slide for all of them together.
 
     Returns
     -------
@@ -79,13 +79,19 @@ def evaluate_package(
     if recipe.system == "choi2017":
         table = {**identity, **_named(recipe, images, package, sessions)}
         return table, write_report(folder, title, table, types, None)
+    slides = [image.group for image in images]
+    if manual is not None and (strange := sorted({*manual} - {*slides, ""})):
+        raise TrainingInvalid(
+            f"The manual count is of {strange[0]}, of which {recipe.name} has no test image: name"
+            f" slides as they are grouped ({', '.join(sorted({*slides})[:5])} …)."
+        )
     threshold = package.manifest.detector.score_threshold
     reported = look_at(images, finder(recipe.um_per_px, package, sessions))
     # A curve needs what the node would not report, too.
     everything = look_at(images, finder(recipe.um_per_px, reporting_all(package), sessions))
     table = {
         **identity,
-        **evaluation_table(reported, types, threshold, recipe.seed, manual),
+        **evaluation_table(reported, types, threshold, recipe.seed, slides, manual),
         **curve_figures(everything, types, recipe.seed),
     }
     for name in table["types"]:

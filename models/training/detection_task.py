@@ -42,6 +42,8 @@ class DetectionTask:
 
     def __init__(self, recipe: Recipe, images: ImageSets) -> None:
         build, self._augment, self.best_by = DETECTORS[recipe.system]
+        if recipe.stage == "regions":
+            self._augment = detector_augment.wang2022_regions
         self.network = build(len(recipe.types), **recipe.network)
         self._recipe, self._images = recipe, images
 
@@ -83,7 +85,7 @@ class DetectionTask:
         detect = detect_with(self.network, device)
         chosen = self._threshold(look_at(images.validation, detect))
         findings = look_at(images.test, detect)
-        table = evaluation_table(findings, recipe.types, chosen, recipe.seed)
+        table = evaluation_table(findings, recipe.types, chosen, recipe.seed, _slides(images.test))
         if recipe.stage == "regions":
             regions = region_table(*_as_places(findings, images.test, chosen), recipe.seed)
             table |= {name: value for name, value in regions.items() if name != "confusion"}
@@ -135,7 +137,11 @@ def _as_places(
         shape = (image.size_px[1], image.size_px[0])
         found.append(boxes_as_places(sure.box_px[sure.image == number], shape, 1.0))
         truth.append(boxes_as_places(image.box_px, shape, 1.0))
-    return found, truth, [image.group for image in images]
+    return found, truth, _slides(images)
+
+
+def _slides(images: Sequence[AnnotatedImage]) -> list[str]:
+    return [image.group for image in images]
 
 
 def _truth(sample: Sample) -> Truth:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from models.boxes import VISIBLE_SHARE, covered
 from models.records import Bool, Float32, Float64, Int64, UInt8
-
-VISIBLE_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +56,14 @@ def wang2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
     return recoloured(rng, sample, 0.3)
 
 
+def wang2022_regions(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
+    """The same of regions, but for angles between the eight ways.
+
+    A trail is a bent band: what box holds it when it is turned, its box does not tell.
+    """
+    return recoloured(rng, quarter_turned(rng, cropped(rng, draw(), size_px)), 0.3)
+
+
 def liu2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
     """Flips, rotation, translation, Gaussian noise (Liu et al. 2022, "Data preprocessing").
 
@@ -72,9 +79,12 @@ def liu2022(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
 
 
 def tayebi2021(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
-    """Mosaic or CutMix, flips, hue, saturation, exposure (Tayebi et al. 2021, §4.2 and 4.4).
+    """Mosaic or CutMix, flips, colours, contrast, noise (Tayebi et al. 2021, §4.2 and 4.4).
 
-    Mosaic in 0.5 of the samples, CutMix in 0.15; the eight ways and colour always.
+    Mosaic in 0.5 of the samples, CutMix in 0.15; the eight ways and colour always, contrast and
+    noise in half of the samples each. Left out of what §4.2 lists: scaling, because a cell's size
+    is part of what it is and the scale of a slide is known; and angles between the eight ways,
+    which leave corners that no tile of a slide has.
     """
     chance = rng.random()
     if chance < 0.5:
@@ -84,7 +94,10 @@ def tayebi2021(rng: np.random.Generator, draw: Draw, size_px: int) -> Sample:
         sample = cutmix(rng, first, second)
     else:
         sample = quarter_turned(rng, cropped(rng, draw(), size_px))
-    return recoloured_hsv(rng, sample)
+    sample = recoloured_hsv(rng, sample)
+    if rng.random() < 0.5:
+        sample = contrasted(rng, sample, 0.3)
+    return noisy(rng, sample, 8.0) if rng.random() < 0.5 else sample
 
 
 def quarter_turned(rng: np.random.Generator, sample: Sample) -> Sample:
@@ -125,7 +138,7 @@ def rotated(rng: np.random.Generator, sample: Sample, most_deg: float) -> Sample
     centre = np.stack((centre @ (cos, -sin), centre @ (sin, cos)), 1) + middle
     half = np.sqrt(np.stack((half**2 @ (cos**2, sin**2), half**2 @ (sin**2, cos**2)), 1))
     box = np.concatenate((centre - half, centre + half), 1)
-    return _cut(replace(sample, rgb=np.asarray(turned), box_px=box.astype(np.float32)))
+    return cut_at_edges(replace(sample, rgb=np.asarray(turned), box_px=box.astype(np.float32)))
 
 
 def translated(rng: np.random.Generator, sample: Sample, most_share: float) -> Sample:
@@ -152,6 +165,13 @@ def recoloured(rng: np.random.Generator, sample: Sample, most: float) -> Sample:
     for enhance, by in zip(enhancers, rng.uniform(1 - most, 1 + most, 3), strict=True):
         picture = enhance(picture).enhance(float(by))
     return replace(sample, rgb=np.asarray(picture))
+
+
+def contrasted(rng: np.random.Generator, sample: Sample, most: float) -> Sample:
+    """Contrast alone, times 1 − `most` to 1 + `most`."""
+    by = float(rng.uniform(1 - most, 1 + most))
+    rgb = np.asarray(ImageEnhance.Contrast(Image.fromarray(sample.rgb)).enhance(by))
+    return replace(sample, rgb=rgb)
 
 
 def recoloured_hsv(rng: np.random.Generator, sample: Sample) -> Sample:
@@ -205,10 +225,10 @@ def cutmix(rng: np.random.Generator, first: Sample, second: Sample) -> Sample:
     rgb = first.rgb.copy()
     rgb[top : top + high, left : left + wide] = part.rgb
     hole = np.array([left, top, left + wide, top + high], np.float64)
-    covered = _covered(first.box_px, hole)
-    shown = first.shown * (1 - covered)
+    hidden = covered(first.box_px, hole)
+    shown = first.shown * (1 - hidden)
     # What is half hidden misleads; what the edge had cut off before was none of it.
-    stays = (covered <= VISIBLE_SHARE) & (shown >= VISIBLE_SHARE)
+    stays = (hidden <= VISIBLE_SHARE) & (shown >= VISIBLE_SHARE)
     left_over = Sample(rgb, first.box_px[stays], first.kind[stays], shown[stays])
     return _together(rgb, (left_over, _moved(part, left, top)))
 
@@ -245,7 +265,7 @@ def _window(sample: Sample, x: int, y: int, width: int, height: int) -> Sample:
     top, left = max(-y, 0), max(-x, 0)
     rgb[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
     box = sample.box_px - np.array([x, y, x, y], np.float32)
-    return _cut(replace(sample, rgb=rgb, box_px=box))
+    return cut_at_edges(replace(sample, rgb=rgb, box_px=box))
 
 
 def _median_colour(sample: Sample) -> Float64:
@@ -253,21 +273,11 @@ def _median_colour(sample: Sample) -> Float64:
     return colour
 
 
-def _cut(sample: Sample) -> Sample:
+def cut_at_edges(sample: Sample) -> Sample:
     """Boxes cut at the edge; those that lie mostly outside are gone."""
     height, width = sample.rgb.shape[:2]
     whole = np.array([0, 0, width, height], np.float64)
-    shown = sample.shown * _covered(sample.box_px, whole)
+    shown = sample.shown * covered(sample.box_px, whole)
     visible: Bool = shown >= VISIBLE_SHARE
     box = np.clip(sample.box_px, 0, whole[[2, 3, 2, 3]]).astype(np.float32)
     return Sample(sample.rgb, box[visible], sample.kind[visible], shown[visible])
-
-
-def _covered(box: Float32, by: Float64) -> Float64:
-    """Share of each box (M, 4) that the box `by` covers."""
-    low, high = np.maximum(box[:, :2], by[:2]), np.minimum(box[:, 2:], by[2:])
-    area = (box[:, 2:] - box[:, :2]).astype(np.float64).prod(1)
-    share: Float64 = np.clip(high - low, 0, None).astype(np.float64).prod(1) / np.maximum(
-        area, 1e-9
-    )
-    return share

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.training.boxes import clipped, decode, encode, pairwise_iou
-from models.training.detector import Truth, ranked
+from models.training.detector import Truth, in_full_precision, ranked
 from models.training.proposing_pyramid import (
     ProposingPyramid,
     PyramidSettings,
@@ -58,8 +58,8 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C · 49) → logits (R, K), offsets (R, K, 4)."""
         hidden = self.connected(features)
-        # Ranks are counted in thousands, and boxes placed by parts of a px: in full precision.
-        return self.score(hidden).float(), self.offset(hidden).float().unflatten(1, (-1, 4))
+        score = in_full_precision(self.score, hidden)
+        return score, in_full_precision(self.offset, hidden).unflatten(1, (-1, 4))
 
 
 class FasterRcnn(nn.Module):

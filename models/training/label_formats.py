@@ -201,6 +201,11 @@ def _coco(file: Path) -> tuple[dict[Any, str], dict[Any, list[tuple[str, list[fl
     for number, each in enumerate(annotations, start=1):
         where = f"{file}, annotation {number}"
         try:
+            if each.get("iscrowd"):
+                raise TrainingInvalid(
+                    f"{where} is a crowd (iscrowd), which is no cell: mark its cells, or leave the"
+                    " image out."
+                )
             x, y, width, height = (float(value) for value in each["bbox"])
             entry = (names[each["category_id"]], [x, y, x + width, y + height])
             boxes[each["image_id"]].append(entry)

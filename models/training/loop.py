@@ -173,7 +173,7 @@ def begin_with(network: nn.Module, init: str) -> int:
     own = network.state_dict()
     fitting = {
         name: tensor
-        for name, tensor in with_own_names(stored).items()
+        for name, tensor in with_own_names(stored, getattr(network, "blue_first", False)).items()
         if name in own and own[name].shape == tensor.shape
     }
     if not fitting:

@@ -21,13 +21,17 @@ from models.manifest import MANIFEST_FILE, UNCLASSIFIED
 from models.package import SHIPPED_PACKAGES
 from models.records import UInt8
 from models.training.annotated import AnnotatedImage
+from models.training.cascade_rcnn import CascadeRcnn
 from models.training.dual_stage_cnn import CROP_PX
 from models.training.export import export, export_fp16, write_manifest
 from models.training.exported import ExportedCells, ExportedRegions, ExportedTiles, ExportedTypes
+from models.training.faster_rcnn import FasterRcnn
 from models.training.parity import PARITY, parity_of
 from models.training.recipe import Recipe, Source
 
 REGION_STRIDE_PX = 16
+TILE_PX = 640  # of a detector
+_MOST_PROPOSALS = 600  # of a tile: a thousand find the same cells, and take twice as long
 _PARITY_IMAGES = 4
 OUTPUTS = {
     "detector": ("box_px", "score", "type_probability"),
@@ -232,6 +236,13 @@ def _named(source: Source) -> str:
 
 def _exported(recipe: Recipe, network: nn.Module) -> nn.Module:
     network = network.cpu().eval()
+    if isinstance(network, CascadeRcnn | FasterRcnn) and recipe.stage == "cells":
+        # So many for each px as in training: a tile of the node holds more cells.
+        proposals = network.pyramid.proposals
+        larger = (TILE_PX / recipe.size_px) ** 2
+        proposals.proposals = max(
+            proposals.proposals, min(_MOST_PROPOSALS, round(proposals.proposals * larger))
+        )
     if recipe.system == "choi2017":
         return ExportedTypes(network)
     if recipe.stage == "tiles":
@@ -249,7 +260,7 @@ def _fields(recipe: Recipe, stage: str, file: str, metrics: Mapping[str, Any]) -
     if stage == "detector":
         return {
             **scale,
-            "tile_px": 640,
+            "tile_px": TILE_PX,
             "halo_px": 64,
             "score_threshold": _as_written(metrics["score_threshold"]),
             # YOLOv4 has told neighbours apart by their distance, which overlap alone would undo.

@@ -4,9 +4,9 @@ Wang et al. (2022), §3.2, and Tayebi et al. (2021), §4.3, begin with networks 
 torchvision's files, and timm's safetensors files of the same networks, name their weights as below.
 What is not in a table (``fc``, ``classifier``) answers for ImageNet's thousand types.
 
-torchvision's networks take red, green, blue; wang2022 takes blue, green, red (eq. 16): whoever
-wants its first layer to see the same colours turns the inputs of ``conv1.weight`` round in the
-file. Choi et al. (2017) train from scratch; VGG-16's filters saw red, green, blue, and not YUV.
+torchvision's networks take red, green, blue; wang2022 takes blue, green, red (eq. 16), so that the
+inputs of its first layer are turned round. Choi et al. (2017) train from scratch; VGG-16's filters
+saw red, green, blue, and not YUV.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _RESNET = (
     ("layer3.", "pyramid.backbone.stages.2."),
     ("layer4.", "pyramid.backbone.stages.3."),
 )
+_FIRST_OF_RESNET = "pyramid.backbone.stem.0.weight"
 # Layers of VGG-16 and of VGG-16 with batch norms that are convolutions, and those of both of
 # choi2017's networks (models/training/dual_stage_cnn.py); a norm comes after its convolution.
 _VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -36,16 +37,23 @@ _ONLY_WITH_NORMS = "features.1.weight"
 _DENSE_LAYER = re.compile(r"^(features\.denseblock\d+\.denselayer\d+)\.(norm|conv)\.?([12])\.")
 
 
-def with_own_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_own_names(stored: Mapping[str, Tensor], blue_first: bool) -> dict[str, Tensor]:
     """Tensors of a file by the names they have in it, and by those that they have here.
 
     A name of this project's means the tensor that the file calls so.
+
+    Parameters
+    ----------
+    stored
+    blue_first
+        Whether the network takes blue, green, red.
     """
     prefixes = (*_RESNET, *_vgg_prefixes(_ONLY_WITH_NORMS in stored))
     named = dict(stored)
     for name, tensor in stored.items():
         for own in _own_names(name, prefixes):
-            named.setdefault(own, tensor)
+            turned = blue_first and own == _FIRST_OF_RESNET
+            named.setdefault(own, tensor.flip(1) if turned else tensor)
     return named
 
 

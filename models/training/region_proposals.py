@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.training.boxes import anchors, clipped, decode, encode, pairwise_iou
-from models.training.detector import Truth, best_of, surviving
+from models.training.detector import Truth, best_of, in_full_precision, surviving
 from models.training.resnet_fpn import STRIDES
 
 # Two sides per level, half an octave apart, in three shapes. Lin et al. 2017, §4.1 have one side; a
@@ -73,9 +73,9 @@ class RegionProposals(nn.Module):
         logits, offsets, references = [], [], []
         for each, stride, side in zip(maps, STRIDES, SIDES_PX, strict=True):
             shared = functional.relu(self.shared(each))
-            # Boxes are decoded in full precision, whatever the maps are held in.
-            logits.append(self.objectness(shared).float().permute(0, 2, 3, 1).flatten(1))
-            offset = self.offset(shared).float().permute(0, 2, 3, 1)
+            logit = in_full_precision(self.objectness, shared)
+            logits.append(logit.permute(0, 2, 3, 1).flatten(1))
+            offset = in_full_precision(self.offset, shared).permute(0, 2, 3, 1)
             offsets.append(offset.flatten(1).unflatten(1, (-1, 4)))
             height, width = each.shape[-2:]
             sides = (side, side * _HALF_OCTAVE)

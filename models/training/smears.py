@@ -22,6 +22,7 @@ from models.records import Float32, Float64, UInt8
 from models.training.annotated import AnnotatedImage
 from models.training.augment import imaged, restain
 from models.training.data import TYPES, PatchMaker
+from models.training.detector_augment import Sample, cut_at_edges
 
 HELD_OUT_FOLD = 4
 TILE_PX = 512
@@ -129,7 +130,9 @@ def _image(name: str, number: int, rgb: UInt8, box: Float32, kind: np.ndarray) -
     label = f"{name}{number:05d}"
     read: Callable[[], UInt8] = partial(_same, rgb)
     size = (rgb.shape[1], rgb.shape[0])
-    return AnnotatedImage(label, label, size, read, box.astype(np.float32), kind.astype(np.int64))
+    # Cells may have been laid over the edge.
+    seen = cut_at_edges(Sample.whole(rgb, box.astype(np.float32), kind.astype(np.int64)))
+    return AnnotatedImage(label, label, size, read, seen.box_px, seen.kind)
 
 
 def _same(rgb: UInt8) -> UInt8:

@@ -87,7 +87,9 @@ def main() -> None:
     detect = threshold_baseline(images.train, types)
     chosen = best_threshold(look_at(images.validation, detect), types)
     findings = look_at(images.test, detect)
-    print(json.dumps(evaluation_table(findings, recipe.types, chosen, recipe.seed), indent=2))
+    slides = [image.group for image in images.test]
+    table = evaluation_table(findings, recipe.types, chosen, recipe.seed, slides)
+    print(json.dumps(table, indent=2))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ CELL_ANCHORS: Anchors = (
 )
 # The centre may reach a little over its place, so that a sigmoid reaches the edge (§3.4 there).
 GRID_SCALES = (1.2, 1.1, 1.05)
-ANSWERS = 300
+# Before suppression. Some five answers learn each cell, and a tile of 640 px may show 200 of them.
+ANSWERS = 1200
 SUPPRESSION_DIOU = 0.5
 # An anchor learns every truth whose shape is that close to its own; and the best one always.
 ANCHOR_IOU = 0.213
@@ -125,10 +126,13 @@ class _DropBlock(nn.Module):
         height, width = x.shape[-2:]
         if not self.training or min(height, width) < DROP_BLOCK:
             return x
-        valid = (height - DROP_BLOCK + 1) * (width - DROP_BLOCK + 1)
-        rate = DROP_SHARE * height * width / (DROP_BLOCK**2 * valid)
-        seed = (torch.rand_like(x) < rate).to(x.dtype)
-        kept = 1 - functional.max_pool2d(seed, DROP_BLOCK, 1, DROP_BLOCK // 2)
+        # Middles of blocks that lie wholly inside, as the rate is meant for (algorithm 1 there).
+        edge = DROP_BLOCK // 2
+        middle = x[..., edge : height - edge, edge : width - edge]
+        rate = DROP_SHARE * height * width / (DROP_BLOCK**2 * middle[0, 0].numel())
+        seed = (torch.rand_like(middle) < rate).to(x.dtype)
+        seed = functional.pad(seed, (edge, edge, edge, edge))
+        kept = 1 - functional.max_pool2d(seed, DROP_BLOCK, 1, edge)
         return x * kept * kept.numel() / kept.sum().clamp(min=1)
 
 
