@@ -17,7 +17,10 @@ DUPLICATE_IOU = 0.5
 # more than this share of the smaller of the two is the same cell. Four tiles meet over a cell wider
 # than their overlap, and the pieces of opposite tiles have less than DUPLICATE_IOU in common.
 PIECE_SHARE = 0.5
-_PIECE_IOU = 0.1  # a piece that covers less of a cell is not looked for
+_PIECE_IOU = 0.05  # a piece that covers less of a cell is not looked for
+# Two boxes that go through each other to the edges of their tiles, across all that both tiles see,
+# are one cell that neither saw whole, if along the edge they agree for more than this share.
+FACING_SHARE = 0.5
 _EDGE_TILE_PX = 2.0  # how near to the edge a cut box ends
 # How far, as a share of the tile's core, a centre may lie outside of the core that finds it. Two
 # tiles place the same cell a little differently; without this, each could leave it to the other.
@@ -87,8 +90,10 @@ def stitch(
     A tile contributes the cells whose centre lies in its core, or next to it. Where boxes of two
     tiles then overlap by more than `DUPLICATE_IOU` they are one cell whatever their labels, and
     the one with the higher score stays. So it does where the worse is a piece that lies for more
-    than `PIECE_SHARE` in the better one. Boxes of the same tile are never merged here: what is one
-    cell within a tile was decided by :func:`models.detect.detect`.
+    than `PIECE_SHARE` in the better one. A cell wider than what tiles share is seen whole by none:
+    its pieces face each other at both tiles' edges, and its box is the one around them. Boxes of
+    the same tile are never merged here: what is one cell within a tile was decided by
+    :func:`models.detect.detect`.
 
     Tiles may disagree about a cell's type ("the current framework does not integrate mismatching
     classification", Wang et al. 2022, §5): each then speaks for its own with its score times that
@@ -109,16 +114,18 @@ def stitch(
     corner = core_px[tile[kept]]
     keys = (corner[:, 0], corner[:, 1], label[kept], *box[kept].T[::-1], -score[kept])
     kept = kept[np.lexsort(keys)]
-    better, worse = _one_cell(box[kept], cut[kept])
+    better, worse, facing = _one_cell(box[kept], cut[kept])
     rivals = tile[kept[better]] != tile[kept[worse]]
-    better, worse = better[rivals], worse[rivals]
+    better, worse, facing = better[rivals], worse[rivals], facing[rivals]
     gone = suppressed(better, worse, len(kept))
     cell = _cell_of_each(better, worse, gone)
     certainty = score[kept] * probability[kept, label[kept]]
-    speaker = kept[_speaker(cell, label[kept], certainty, cut[kept], len(classes))][~gone]
-    kept = kept[~gone]
+    is_cut: Bool = np.asarray(cut[kept].any(axis=1))
+    speaker = kept[_speaker(cell, label[kept], certainty, is_cut, len(classes))][~gone]
+    around = _around(box[kept], is_cut, cell, np.concatenate([better[facing], worse[facing]]))
+    around, kept = around[~gone], kept[~gone]
     return Cells(
-        box_px=box[kept],
+        box_px=around,
         score=score[kept],
         probability=probability[speaker],
         label=label[speaker],
@@ -134,6 +141,20 @@ def _cell_of_each(better: Int64, worse: Int64, gone: Bool) -> Int64:
     stays = ~gone[better] & gone[worse]
     np.minimum.at(cell, worse[stays], better[stays])
     return cell
+
+
+def _around(box: Float64, cut: Bool, cell: Int64, facing: Int64) -> Float64:
+    """Box of each of (N,) rows; of those that stay, around the rows of their cell that face others.
+
+    Where a tile has seen the cell whole, that box is it.
+    """
+    around = box.copy()
+    seen_whole = np.bincount(cell[~cut], minlength=len(cell)) > 0
+    pieces = np.unique(facing)
+    pieces = pieces[~seen_whole[cell[pieces]]]
+    np.minimum.at(around[:, :2], cell[pieces], box[pieces, :2])
+    np.maximum.at(around[:, 2:], cell[pieces], box[pieces, 2:])
+    return around
 
 
 def _speaker(
@@ -156,22 +177,51 @@ def _speaker(
     return np.where(speaker < len(cell), speaker, row)
 
 
-def _one_cell(box: Float64, cut: Bool) -> tuple[Int64, Int64]:
-    """Return the pairs i < j of boxes that show one cell."""
+def _one_cell(box: Float64, cut: Bool) -> tuple[Int64, Int64, Bool]:
+    """Return the pairs i < j of boxes that show one cell, and which of them face each other.
+
+    Parameters
+    ----------
+    box, cut : (N, 4)
+        Boxes, and at which of their sides their tile ends.
+    """
     i, j = overlapping(box, min(_PIECE_IOU, DUPLICATE_IOU))
     overlap = iou(box[i], box[j])
     area = areas(box)
     both = area[i] + area[j]
     common = both * overlap / (1 + overlap)
-    piece = (cut[i] | cut[j]) & (common > PIECE_SHARE * np.minimum(area[i], area[j]))
-    same = (overlap > DUPLICATE_IOU) | piece
-    return i[same], j[same]
+    either = cut[i].any(axis=1) | cut[j].any(axis=1)
+    piece = either & (common > PIECE_SHARE * np.minimum(area[i], area[j]))
+    facing = _facing(box, cut, i, j)
+    same = (overlap > DUPLICATE_IOU) | piece | facing
+    return i[same], j[same], facing[same]
+
+
+def _facing(box: Float64, cut: Bool, i: Int64, j: Int64) -> Bool:
+    """Which pairs (P,) end at the edges of their tiles, each within the other: along one axis, and
+    agree along the other; or along both, in opposite corners of four tiles.
+    """
+    one, other = box[i], box[j]
+    through, agree = [], []
+    for low, high in ((0, 2), (1, 3)):
+        before = cut[i, high] & cut[j, low] & (one[:, low] < other[:, low])
+        behind = cut[j, high] & cut[i, low] & (other[:, low] < one[:, low])
+        before &= one[:, high] < other[:, high]
+        behind &= other[:, high] < one[:, high]
+        through.append(before | behind)
+        shared = np.minimum(one[:, high], other[:, high]) - np.maximum(one[:, low], other[:, low])
+        both = np.maximum(one[:, high], other[:, high]) - np.minimum(one[:, low], other[:, low])
+        agree.append(shared > FACING_SHARE * both)
+    (x_through, y_through), (x_agree, y_agree) = through, agree
+    facing: Bool = (x_through & (y_agree | y_through)) | (y_through & x_agree)
+    return facing
 
 
 def gathered(
     batches: Sequence[tuple[Detections, TileGeometry]], classes: tuple[str, ...]
 ) -> tuple[Float64, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Bool]:
-    """Return box_px, score, probability, label, tile number and cut of all detections.
+    """Return box_px, score, probability, label, tile number of all detections, and sides (N, 4)
+    (left, upper, right, lower) at which their tile ends.
 
     Raises
     ------
@@ -187,7 +237,7 @@ def gathered(
         np.empty((0, len(classes)), np.float32),
         np.empty(0, np.int32),
         np.empty(0, np.int32),
-        np.empty(0, np.bool_),
+        np.empty((0, 4), np.bool_),
     )
     parts = [empty]
     for found, where in batches:
@@ -197,7 +247,7 @@ def gathered(
         number = where.number[found.tile]
         limit = np.array(where.size_tile_px) - _EDGE_TILE_PX
         edges = found.box_tile_px
-        cut = np.asarray((edges[:, :2] < _EDGE_TILE_PX).any(1) | (edges[:, 2:] > limit).any(1))
+        cut = np.concatenate([edges[:, :2] < _EDGE_TILE_PX, edges[:, 2:] > limit], axis=1)
         parts.append((box, found.score, found.probability, found.label, number, cut))
     box, score, probability, label, tile, cut = (
         np.concatenate(columns) for columns in zip(*parts, strict=True)

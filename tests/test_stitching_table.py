@@ -121,6 +121,17 @@ def test_the_table_of_both_rules() -> None:
     assert 0.7 < np.mean(all_corners) < np.mean(all_overlap)
 
 
+@pytest.mark.parametrize("diameter", [240, 300, 380, 390, 400, 480])
+def test_megakaryocytes_wider_than_what_tiles_share(diameter: int) -> None:
+    """60 to 120 µm: over one border, and over the corner of four tiles; the box is around all."""
+    border = float(STAGE.tile_px - 2 * STAGE.halo_px)
+    rng = np.random.default_rng(1)
+    for middle in ((2.5 * border, border), (2 * border, 2 * border), (border, 1.5 * border)):
+        for shift in rng.uniform(-90, 90, (20, 2)):
+            centre = (np.array(middle) + shift)[None]
+            assert by_overlap(centre, diameter / 2) == 1, (middle, shift)
+
+
 def test_pieces_are_what_is_seen_of_a_circle() -> None:
     """By hand: a circle of radius 5 at (10, 10), seen from x = 13 on: a cap 2 wide and 8 high."""
     box = seen_of(np.array([[10.0, 10.0]]), 5.0, np.array([11.0, 0, 99, 99]))
