@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from node.config import ModelSettings, Settings
 from node.job_database import prepare_database
 from node.job_queue import ARRIVALS, JobQueue, open_job_queue
+from node.jobs import _try
 from node.pipeline import SlideReference
 from node.receive import _submitted
 from node.web.submission import Submissions
@@ -83,3 +86,19 @@ def test_who_waits_for_a_job_is_told_that_it_was_cancelled(
         assert arguments["url"] == url
         assert arguments["told"]["status"] == "cancelled"
         assert arguments["told"]["series_uid"] == slide.series_uid
+
+
+def test_who_waits_for_a_job_is_told_of_a_defect(
+    settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an error that nobody foresaw, its kind: what it says may be about the patient."""
+    monkeypatch.setattr("node.jobs.DBOS", SimpleNamespace(workflow_id="0-1"))
+    steps: Any = SimpleNamespace(step=lambda name, queued: queued())
+    arguments = {"study_uid": "1.2.3", "series_uid": "1.2.3.4", "callback": "http://localhost:1/"}
+    with pytest.raises(LookupError), _try(settings, queue, steps, arguments):
+        raise LookupError("Doe^Jane")
+    (told,) = queue._open_client().list_workflows(workflow_ids=["0-1.callback"])
+    (queued,) = told.input["args"]
+    assert queued["told"]["status"] == "failed"
+    assert "LookupError" in queued["told"]["error"]
+    assert "Doe" not in str(queued)
