@@ -185,6 +185,7 @@ class FrameRequests:
         """Ask until all came; what came whole is not asked for again."""
         wrong_counts = self._service.retries if len(batch) == 1 else 1  # else fewer are asked for
         while missing := asked.missing(batch):
+            asked.arrived([])
             what = f"frames {missing[0]} to {missing[-1]} of instance {asked.instance.sop_uid}"
             try:
                 self._service.ask(what, lambda: self._request(asked, batch, accept))

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -82,6 +82,7 @@ class _FrameSource(Protocol):
         """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come.
 
         `most_bytes` is what one frame can have: what a server sends beyond that is not taken.
+        `arrived` raises where nobody waits for frames any more, and may be given none to see that.
         """
 
 
@@ -151,6 +152,7 @@ class Pacs:
         self._faults, self._close = faults, close
         self._pool = ThreadPoolExecutor(settings.connections, thread_name_prefix="pacs")
         self._lock = threading.Lock()
+        self._closing = False
         self._bytes_read = 0
         self._frames_read = 0
         self._waited_s: defaultdict[str, float] = defaultdict(float)
@@ -167,6 +169,8 @@ class Pacs:
         self.close()
 
     def close(self) -> None:
+        """End what is still asked for with the request that is on its way."""
+        self._closing = True
         self._pool.shutdown(cancel_futures=True)
         self._close()
         if self._faults.counts:
@@ -456,6 +460,8 @@ class Pacs:
         one_based = [int(number) + 1 for number in numbers]  # DICOM counts frames from 1
 
         def counted(frames: list[bytes]) -> None:
+            if self._closing:
+                raise CancelledError
             n_bytes = sum(map(len, frames))
             with self._lock:
                 self._bytes_read += n_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, SlideTooLarge
+from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsTimeout, SlideTooLarge
 from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
 from dicom_io.search import Search
 from dicom_io.slide import open_slide
@@ -257,6 +258,27 @@ def test_another_instance_than_asked_for_is_not_read(host: Host, tmp_path: Path)
     with open_pacs(host.url, SETTINGS) as pacs, pytest.raises(PacsNotFound) as refused:
         list(pacs.frames(reference, [0], syntax))
     assert "gave another instance than" in str(refused.value.__cause__)
+
+
+def test_closing_does_not_wait_for_what_nobody_wants_any_more(host: Host) -> None:
+    """An archive that gives a frame a request, and is asked for the rest again and again."""
+
+    def answer(path: str) -> Answer:
+        time.sleep(0.1)
+        first = path.rpartition("/")[2].split(",")[0]
+        where = f"Content-Location: {path.rpartition('/')[0]}/{first}".encode()
+        body = b"--x\r\n%s\r\nContent-Length: 5\r\n\r\nframe\r\n--x\r\n\r\ncut" % where
+        return 200, {"Content-Type": "multipart/related; boundary=x"}, body
+
+    host.answer = answer
+    settings = replace(SETTINGS, slide_deadline_s=0.3)
+    reference = InstanceReference("1.2", "1.3", "1.4")
+    with pytest.raises(PacsTimeout), open_pacs(host.url, settings) as pacs:
+        list(pacs.frames(reference, range(20), JPEG))
+    asked = len(host.requests)
+    assert asked <= 6, "not for all twenty"
+    time.sleep(0.3)
+    assert len(host.requests) == asked
 
 
 def test_frame_that_is_not_there_is_named(orthanc_server: Orthanc, slide: WrittenSlide) -> None:
