@@ -114,6 +114,8 @@ def _raw(frame: bytes, form: PixelFormat, header: None) -> UInt8:
     if form.photometric_interpretation == "YBR_FULL_422":
         return _rgb(_paired_chroma(frame, form.size_px), form, header)
     # An odd length is padded by one byte (PS3.5 §8.1.1); archives pass the pad on or not.
+    if len(frame) - width * height * 3 not in {0, 1}:
+        raise ValueError("its length is not that of its pixels")
     samples = np.frombuffer(frame, np.uint8)[: width * height * 3]
     if form.planar:
         return _rgb(np.moveaxis(samples.reshape(3, height, width), 0, 2), form, header)

@@ -185,7 +185,6 @@ class FrameRequests:
         """Ask until all came; what came whole is not asked for again."""
         wrong_counts = self._service.retries if len(batch) == 1 else 1  # else fewer are asked for
         while missing := asked.missing(batch):
-            asked.arrived([])
             what = f"frames {missing[0]} to {missing[-1]} of instance {asked.instance.sop_uid}"
             try:
                 self._service.ask(what, lambda: self._request(asked, batch, accept))
@@ -200,6 +199,7 @@ class FrameRequests:
         missing = asked.missing(batch)
         if not missing:
             return  # the answer was cut after the last frame
+        asked.arrived([])
         path = f"{asked.instance.path}/frames/{','.join(map(str, missing))}"
         came: list[tuple[int | None, bytes]] = []
         n_bytes, whole = 0, False
@@ -253,8 +253,10 @@ class FrameRequests:
         of = f"of instance {asked.instance.sop_uid}"
         found: dict[int, bytes] = {}
         labels = {label for label, _ in came}
-        # One label on every part says nothing of any.
-        if came and labels <= set(missing) and (len(labels) > 1 or len(came) == 1):
+        # One label on every part says nothing of any, unless they are one part, sent again.
+        alike = len({content for _, content in came}) == 1
+        by_label = labels <= set(missing) and (len(labels) > 1 or alike)
+        if came and by_label:
             for label, content in came:
                 if label is not None and found.setdefault(label, content) != content:
                     raise PacsAnswerInvalid(
@@ -273,7 +275,7 @@ class FrameRequests:
             asked.forget()
             raise self._wrong_count(missing, len(came), of)
         asked.twice.clear()
-        if 0 < len(found) < len(missing) and None in labels:
+        if 0 < len(found) < len(missing) and not by_label:
             number, content = found.popitem()
             asked.twice[number] = content
         asked.received.update(found)

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -232,7 +233,8 @@ class Pacs:
             path = f"studies/{study_uid}/series/{series_uid}/metadata"
             with service.get(path, "application/dicom+json") as response:
                 told = joined(response.iter_content(STEP_BYTES), MOST_METADATA_BYTES)
-                if not is_framed(response) and told.rstrip()[-1:] not in {b"]", b"}"}:
+                whole = response.status_code == HTTPStatus.NO_CONTENT or is_framed(response)
+                if not whole and told.rstrip()[-1:] not in {b"]", b"}"}:
                     raise MultipartTruncated("the metadata ends before their end")
                 return told
 

@@ -54,18 +54,40 @@ def transfer_syntax(pacs: Pacs, instance: InstanceReference, image: LevelImage) 
         most_bytes = most_frame_bytes(image.tile_size_px)
         first = next(pacs.frames(instance, [0], most_bytes=most_bytes))
         uid = transfer_syntax_of(first, image.tile_size_px)
+        if uid == EXPLICIT_LE and _is_of_jpeg(image):
+            _check_not_decoded(
+                first, image.tile_size_px, image.photometric_interpretation, image.sop_uid
+            )
     return _readable(uid, image.photometric_interpretation, image.sop_uid)
 
 
 def _is_jpeg(image: LevelImage) -> bool:
-    """Whether the header leaves no other encoding; :func:`told` sees whether that is true.
+    """Whether the header says that it is a JPEG; :func:`told` sees whether that is true.
 
     An archive may refuse to give "whatever is stored", and give a JPEG by its name. Only where
-    the header says that it is one: asked for what is not stored, an archive encodes it anew.
+    the header says that it is one: asked for what is not stored, an archive encodes it anew. Who
+    names no method of lossy compression, though it is required, is taken to mean the usual one.
     """
+    return _is_of_jpeg(image) and image.photometric_interpretation == "YBR_FULL_422"
+
+
+def _is_of_jpeg(image: LevelImage) -> bool:
+    """Whether the pixels have last been through a JPEG, as far as the header says."""
     lossy = value(image.metadata, "LossyImageCompression") == "01"
     method = (values(image.metadata, "LossyImageCompressionMethod") or [JPEG_METHOD])[-1]
-    return lossy and method == JPEG_METHOD and image.photometric_interpretation == "YBR_FULL_422"
+    return bool(lossy and method == JPEG_METHOD)
+
+
+def _check_not_decoded(
+    frame: bytes, size_px: tuple[int, int], photometric_interpretation: str, sop_uid: str
+) -> None:
+    """Raise PixelsUnsupported where an archive that decodes may have turned colours into RGB."""
+    if len(frame) >= 3 * size_px[0] * size_px[1] and photometric_interpretation != "RGB":
+        raise PixelsUnsupported(
+            f"Frames of instance {sop_uid} come decoded, though it is a JPEG in"
+            f" {photometric_interpretation}, so that their colours cannot be told: let the archive"
+            " give what is stored."
+        )
 
 
 def _readable(uid: str | None, photometric_interpretation: str, sop_uid: str) -> str:
@@ -95,17 +117,11 @@ def told(first: bytes, form: PixelFormat, sop_uid: str) -> PixelFormat:
         The colours cannot be decoded in what the frames are, or cannot be told: the header is that
         of the JPEG, and an archive that decodes may have turned them into RGB or not.
     """
-    is_rgb = form.photometric_interpretation == "RGB"
     if form.transfer_syntax_uid == JPEG_BASELINE:
         uid = transfer_syntax_of(first, form.size_px) or JPEG_BASELINE
         uid = _readable(uid, form.photometric_interpretation, sop_uid)
-        width, height = form.size_px
-        if uid == EXPLICIT_LE and len(first) >= 3 * width * height and not is_rgb:
-            raise PixelsUnsupported(
-                f"Frames of instance {sop_uid} come decoded, though it is a JPEG in"
-                f" {form.photometric_interpretation}, so that their colours cannot be told: let the"
-                " archive give what is stored."
-            )
+        if uid == EXPLICIT_LE:
+            _check_not_decoded(first, form.size_px, form.photometric_interpretation, sop_uid)
         form = replace(form, transfer_syntax_uid=uid)
     try:
         contradiction = colour_contradiction(first, form)

@@ -237,14 +237,15 @@ def _items(descriptor: int, at: int) -> Iterator[bytes]:
 def _plain(
     file: BinaryIO, header: Dataset, element_header: int, order: Literal["<", ">"] = "<"
 ) -> tuple[Int64, Int64]:
-    """Frames lie one behind the other, and fill the element but for a byte to make it even."""
+    """Frames lie one behind the other, and fill the element but for what pads it."""
     samples = 2 if header.PhotometricInterpretation == "YBR_FULL_422" else header.SamplesPerPixel
     size = header.Rows * header.Columns * samples * (header.BitsAllocated // 8)
     at = file.tell() + element_header
     file.seek(at - 4)
     (length,) = struct.unpack(f"{order}I", file.read(4))
-    if length - _frames(header) * size not in {0, 1}:
-        raise ValueError("there are not as many bytes of pixels as its header says")
+    said = _frames(header) * size
+    if not 0 <= length - said < max(2, size // 4):
+        raise ValueError(f"it holds {length} bytes of pixels, where its header says {said}")
     start = at + np.arange(_frames(header), dtype=np.int64) * size
     return start, start + size
 

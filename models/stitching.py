@@ -91,9 +91,9 @@ def stitch(
     tiles then overlap by more than `DUPLICATE_IOU` they are one cell whatever their labels, and
     the one with the higher score stays. So it does where the worse is a piece that lies for more
     than `PIECE_SHARE` in the better one. A cell wider than what tiles share is seen whole by none:
-    its pieces face each other at both tiles' edges, and its box is the one around them. Boxes of
-    the same tile are never merged here: what is one cell within a tile was decided by
-    :func:`models.detect.detect`.
+    its pieces face each other at both tiles' edges, and its box is the one around them, up to the
+    width of a core, beyond which a third tile lies between. Boxes of the same tile are never
+    merged here: what is one cell within a tile was decided by :func:`models.detect.detect`.
 
     Tiles may disagree about a cell's type ("the current framework does not integrate mismatching
     classification", Wang et al. 2022, §5): each then speaks for its own with its score times that
@@ -124,12 +124,13 @@ def stitch(
     speaker = kept[_speaker(cell, label[kept], certainty, is_cut, len(classes))][~gone]
     around = _around(box[kept], is_cut, cell, np.concatenate([better[facing], worse[facing]]))
     around, kept = around[~gone], kept[~gone]
+    middle = first_box_holding(centres(around), core_px)
     return Cells(
         box_px=around,
         score=score[kept],
         probability=probability[speaker],
         label=label[speaker],
-        tile=home[kept].astype(np.int32),
+        tile=np.where(middle >= 0, middle, home[kept]).astype(np.int32),
         classes=classes,
         package_digest=package_digest,
     ).sorted()

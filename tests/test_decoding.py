@@ -179,8 +179,14 @@ def test_shared_chroma_of_jpeg_2000_is_turned_into_rgb_once() -> None:
     assert colour_contradiction(frame, how) is None
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-def test_plain_pixels_of_another_length_than_their_colours_have(samples: int) -> None:
-    how = PixelFormat("1.2.840.10008.1.2.1", "YBR_FULL_422", SIZE_PX)
+@pytest.mark.parametrize(
+    ("photometric", "samples"),
+    [("YBR_FULL_422", 1), ("YBR_FULL_422", 3), ("RGB", 2), ("RGB", 4), ("RGB", 48 * 3)],
+)
+def test_plain_pixels_of_another_length_than_their_colours_have(
+    photometric: str, samples: int
+) -> None:
+    """Among others all of them in answer to each."""
+    how = PixelFormat("1.2.840.10008.1.2.1", photometric, SIZE_PX)
     with pytest.raises(ValueError, match="truncated or damaged"):
         decode_frame(bytes(SIZE_PX[0] * SIZE_PX[1] * samples), how)

@@ -172,14 +172,16 @@ def test_decoded_pixels_of_what_was_shared_chroma_are_refused(tmp_path: Path) ->
         read_whole(pacs, written.study_uid, written.series_uid)
 
 
+@pytest.mark.parametrize("photometric", ["YBR_FULL_422", "YBR_FULL"])
 def test_an_archive_that_decodes_a_jpeg_is_not_believed(
-    orthanc_server: Orthanc, tmp_path: Path
+    orthanc_server: Orthanc, tmp_path: Path, photometric: str
 ) -> None:
     """Decoded frames carry the JPEG's header, with colours that they no longer have."""
 
     def by_header(ds: Dataset, level: int) -> None:
         lossy(ds, level)
         ds.LossyImageCompressionMethod = "ISO_10918_1"
+        ds.PhotometricInterpretation = photometric
 
     written = write_slide(tmp_path, levels=1, change=by_header)
     orthanc_server.add(*written.paths)

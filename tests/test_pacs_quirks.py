@@ -95,14 +95,19 @@ def test_archive_that_gives_nothing_is_told_with_its_first_refusal(
         list(pacs.frames(elsewhere, [0, 1], syntax))
 
 
-def test_frame_left_out_before_a_cut_gives_no_frame_a_wrong_number(host: Host) -> None:
-    """Without Content-Location, what came after the gap looks like the frames of the gap."""
+@pytest.mark.parametrize("label", [b"", b"Content-Location: /frames/1\r\n"], ids=["none", "one"])
+def test_frame_left_out_before_a_cut_gives_no_frame_a_wrong_number(
+    host: Host, label: bytes
+) -> None:
+    """Where labels say nothing, what came after the gap looks like the frames of the gap."""
     frames = {number: b"frame %d" % number for number in (1, 2, 4, 5, 6)}
 
     def answer(path: str) -> Answer:
         asked = [int(number) for number in path.rpartition("/")[2].split(",")]
         parts = [
-            b"--x\r\nContent-Length: 7\r\n\r\n%s\r\n" % frames[n] for n in asked if n in frames
+            b"--x\r\n%sContent-Length: 7\r\n\r\n%s\r\n" % (label, frames[n])
+            for n in asked
+            if n in frames
         ]
         cut = len(asked) == 6
         body = b"".join(parts[:4]) + parts[4][:-6] if cut else b"".join(parts) + b"--x--"
@@ -258,6 +263,25 @@ def test_another_instance_than_asked_for_is_not_read(host: Host, tmp_path: Path)
     with open_pacs(host.url, SETTINGS) as pacs, pytest.raises(PacsNotFound) as refused:
         list(pacs.frames(reference, [0], syntax))
     assert "gave another instance than" in str(refused.value.__cause__)
+
+
+def test_a_frame_that_is_sent_twice_is_not_the_next_one(host: Host) -> None:
+    def answer(path: str) -> Answer:
+        part = b"--x\r\nContent-Location: /frames/1\r\nContent-Length: 7\r\n\r\nframe 1\r\n"
+        return 200, {"Content-Type": "multipart/related; boundary=x"}, part * 2 + b"--x--"
+
+    host.answer = answer
+    reference = InstanceReference("1.2", "1.3", "1.4")
+    with open_pacs(host.url, SETTINGS) as pacs, pytest.raises(FrameInvalid):
+        list(pacs.frames(reference, range(2), JPEG))
+
+
+def test_a_series_of_which_nothing_is_there_is_not_taken_for_cut_off(host: Host) -> None:
+    """204 has no length, and no body."""
+    host.answer = lambda path: (204, {}, b"")
+    with open_pacs(host.url, SETTINGS) as pacs:
+        assert pacs.series_metadata_bytes("1.2", "1.3") == b""
+    assert len(host.requests) == 1
 
 
 def test_closing_does_not_wait_for_what_nobody_wants_any_more(host: Host) -> None:

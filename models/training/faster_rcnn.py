@@ -32,7 +32,8 @@ POSITIVE_IOU = 0.5
 LEAST_QUALITY = 1e-3
 SORTING_WEIGHT = 0.5  # λ of eq. 13 and 14
 # Ours, in logits: with the paper's plain step the scores of cells and of ground end up a hair apart
-# (all between 0.0178 and 0.0184 after 900 steps), and what was learnt does not carry over.
+# (all between 0.0178 and 0.0184 after 900 steps), and what was learnt does not carry over. Scores
+# were rounded to bfloat16 on GPUs then; without that the plain step was not tried again.
 MARGIN = 1.0
 BOX_WEIGHT = 1.0  # λ of eq. 9
 SUPPRESSION_IOU = 0.5

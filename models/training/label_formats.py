@@ -211,7 +211,7 @@ def _coco(file: Path) -> tuple[dict[Any, str], dict[Any, list[tuple[str, list[fl
             boxes[each["image_id"]].append(entry)
         except KeyError as error:
             raise TrainingInvalid(f"{where} lacks or misnames {error}: correct it.") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise TrainingInvalid(f"{where}: its box is not four numbers: correct it.") from error
     return images, boxes
 
