@@ -20,10 +20,10 @@ from itertools import groupby, islice
 from queue import SimpleQueue
 
 import numpy as np
+from cachetools import LRUCache
 
 from dicom_io.colour import profile_read, to_srgb
 from dicom_io.decoding import EXPLICIT_LE
-from dicom_io.frame_cache import FrameCache
 from dicom_io.frame_table import Key
 from dicom_io.level_decoder import LevelDecoder
 from dicom_io.pacs import InstanceReference, Pacs
@@ -214,7 +214,9 @@ class _Fetcher:
         self._slide = slide
         self._level = level
         self._window_bytes = settings.window_bytes
-        self._cache = FrameCache(settings.cache_bytes)
+        # Compressed frames for tiles that come later.
+        self._cache: LRUCache[Key, bytes] = LRUCache(settings.cache_bytes, getsizeof=len)
+        self._frames_seen = self._bytes_seen = 0
         self._windows = self._planned(batches)
 
     def fetch_next(self, window: _Window) -> bool:
@@ -255,8 +257,8 @@ class _Fetcher:
         """Frames that the window's bytes allow, in requests as large as may be."""
         width, height = self._level.tile_size_px
         typical = width * height * _stored_bytes_per_px(self._level)
-        if self._cache.mean_bytes is not None:
-            typical = self._cache.mean_bytes
+        if self._frames_seen:
+            typical = self._bytes_seen / self._frames_seen
         frames = max(1, int(self._window_bytes / max(typical, 1.0)))
         in_full_requests = frames - frames % self._pacs.frames_per_request
         return in_full_requests or frames
@@ -278,8 +280,14 @@ class _Fetcher:
             received = self._pacs.frames(reference, numbers, syntax, most_bytes)
             for number, frame in zip(numbers, received, strict=True):
                 frames[instance, number] = frame
-                self._cache.put((instance, number), frame)
+                self._keep((instance, number), frame)
                 yield
+
+    def _keep(self, key: Key, frame: bytes) -> None:
+        self._frames_seen += 1
+        self._bytes_seen += len(frame)
+        if len(frame) <= self._cache.maxsize:
+            self._cache[key] = frame
 
 
 def _keys(batch: Iterable[Plan]) -> Iterator[Key]:

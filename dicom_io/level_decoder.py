@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+
+from cachetools import LRUCache
 
 from dicom_io.decoding import PixelFormat, decode_frame
 from dicom_io.errors import FrameInvalid
@@ -43,9 +44,9 @@ class LevelDecoder:
     ) -> None:
         width, height = level.tile_size_px
         self._level, self._colours, self._budget = level, colours, budget
-        self._most = max(1, kept_bytes // (3 * width * height))
+        most = max(1, kept_bytes // (3 * width * height))
         self._forms: dict[int, PixelFormat] = {}
-        self._kept: OrderedDict[Key, Future[UInt8]] = OrderedDict()
+        self._kept: LRUCache[Key, Future[UInt8]] = LRUCache(most)
         self._lock = threading.Lock()
         self._memory = RecycledMemory((height, width, 3))
 
@@ -64,10 +65,6 @@ class LevelDecoder:
             known = self._kept.get(key)
             if known is None:
                 pixels = self._kept[key] = Future()
-                if len(self._kept) > self._most:
-                    self._kept.popitem(last=False)
-            else:
-                self._kept.move_to_end(key)
         if known is not None:
             return known.result()  # whoever came first may still be at it
         try:
