@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.slide import Slide
-from dicom_io.tile_plan import choose_level, frames_touching, grid_size, level_scale
+from dicom_io.tile_plan import (
+    cells_touching,
+    choose_level,
+    frames_touching,
+    grid_size,
+    level_scale,
+)
 from models.records import Float64, Regions
 
 log = logging.getLogger(__name__)
@@ -38,9 +44,7 @@ def sampled(
     touched = frames_touching(slide, level, within)
     # Frames to read above and left of each corner: sums over boxes are differences of these.
     before = np.pad(touched.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    frame_px, limit = level_scale(slide, level) * level.tile_size_px, touched.shape[::-1]
-    left, top = np.clip(np.floor(box_px[:, :2] / frame_px + 1e-9), 0, limit).astype(int).T
-    right, bottom = np.clip(np.ceil(box_px[:, 2:] / frame_px - 1e-9), 0, limit).astype(int).T
+    left, top, right, bottom = cells_touching(slide, level, box_px).T
     inside = before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
     return box_px[(inside > 0) & (right > left) & (bottom > top)], within
 

@@ -241,12 +241,31 @@ def frames_touching(slide: Slide, level: Level, regions: Regions) -> Bool:
     """
     columns, rows = grid_size(level)
     touched = np.zeros((rows, columns), np.bool_)
-    frame_px = level_scale(slide, level) * level.tile_size_px
-    first = np.floor(regions.box_px[:, :2] / frame_px + 1e-9).astype(int)
-    last = np.ceil(regions.box_px[:, 2:] / frame_px - 1e-9).astype(int)
-    for (c0, r0), (c1, r1) in zip(np.maximum(first, 0), np.maximum(last, 0), strict=True):
+    for c0, r0, c1, r1 in cells_touching(slide, level, regions.box_px).tolist():
         touched[r0:r1, c0:c1] = True
     return touched
+
+
+def cells_touching(slide: Slide, level: Level, box_px: Float64) -> Int64:
+    """Cells of a level, each of a frame's size, that share area with each box.
+
+    Parameters
+    ----------
+    slide, level
+    box_px : (N, 4) float64
+        x0, y0, x1, y1 in base-level pixels; may lie partly outside the slide.
+
+    Returns
+    -------
+    (N, 4) int64
+        First column and row, and the ones behind the last, cut at the grid.
+    """
+    frame_px = level_scale(slide, level) * level.tile_size_px
+    first = np.floor(box_px[:, :2] / frame_px + 1e-9)
+    last = np.ceil(box_px[:, 2:] / frame_px - 1e-9)
+    limit = grid_size(level)
+    cells = np.hstack([np.clip(first, 0, limit), np.clip(last, 0, limit)])
+    return np.asarray(cells, np.int64)
 
 
 def _px_per_tile_px(slide: Slide, level: Level, um_per_px: float) -> Float64:
