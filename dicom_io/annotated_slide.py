@@ -95,7 +95,7 @@ def annotated_tiles(
     Raises
     ------
     InputError
-        An annotation has no area.
+        An annotation has no area, or one box is there twice.
     dicom_io.errors.PacsError, FrameInvalid
         As :func:`dicom_io.frames.read_tiles`.
     """
@@ -105,6 +105,12 @@ def annotated_tiles(
         raise InputError(
             f"Series {slide.series_uid}: annotations with points have no boxes to learn from: "
             "annotate with rectangles or polygons."
+        )
+    if len(np.unique(box, axis=0)) < len(box):
+        # One cell twice could never both be found.
+        raise InputError(
+            f"Series {slide.series_uid}: some of its annotated cells are there twice, box for box: "
+            "name an annotation series with one revision of them."
         )
     side = tile_px * um_per_px / np.array(slide.base.spacing_um)
     place = np.unique(np.floor(centres(box) / side).astype(np.int64), axis=0)

@@ -30,7 +30,7 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
     Raises
     ------
     TrainingInvalid
-        An annotated cell is of none of the recipe's types.
+        An annotated cell is of none of the recipe's types, nor of those to ignore.
     InputError, PacsError
         The slide or its annotations cannot be read.
     """
@@ -45,14 +45,15 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
             pacs, slide, cells, recipe.size_px, recipe.um_per_px, settings.read
         ):
             x, y = (round(value) for value in tile.origin_px)
+            taken = [row for row, key in enumerate(tile.types) if key not in source.ignore]
             images.append(
                 image(
                     f"{source.series_uid} at ({x}, {y})",
                     source.series_uid,
                     (tile.rgb.shape[1], tile.rgb.shape[0]),
                     partial(_same, tile.rgb),
-                    tile.box_tile_px.astype(np.float32),
-                    np.array([_kind(key, source, recipe) for key in tile.types], np.int64),
+                    tile.box_tile_px[taken].astype(np.float32),
+                    np.array([_kind(tile.types[row], source, recipe) for row in taken], np.int64),
                 )
             )
     return images
@@ -63,7 +64,8 @@ def _kind(key: str, source: Any, recipe: Any) -> int:
     if name not in recipe.types:
         raise TrainingInvalid(
             f"Annotations {source.annotation_series_uid}: {key!r} is none of the types"
-            f" {list(recipe.types)} of {recipe.name}: add it, or rename it under names."
+            f" {list(recipe.types)} of {recipe.name}: add it, rename it under 'names', or leave it"
+            " out with 'ignore'."
         )
     return int(recipe.types.index(name))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Container
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ from node.unlabelled_slides import SlideTile, slide_candidates, write_tiles
 IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 
 
+def _scale(_: click.Context, __: click.Parameter, um_per_px: float | None) -> float | None:
+    """Refuse what is no size of a pixel."""
+    if um_per_px is not None and not 0 < um_per_px < math.inf:
+        raise click.BadParameter(f"{um_per_px:g} is no size of a pixel in µm, as 0.25 is.")
+    return um_per_px
+
+
 class _OrRecipe(click.Group):
     """``train CONFIG.toml`` trains; ``train select …`` is a command of its own."""
 
@@ -41,17 +49,22 @@ class _OrRecipe(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_OrRecipe, subcommand_metavar="CONFIG.toml | curve CONFIG.toml | select FOLDER")
+@click.group(
+    cls=_OrRecipe,
+    subcommand_metavar="CONFIG.toml | folds CONFIG.toml | curve CONFIG.toml | select FOLDER",
+)
 def train() -> None:
     """Train a model: 'train CONFIG.toml'; or choose what to annotate next: 'train select'.
 
-    Would more annotations help? 'train curve CONFIG.toml' tells.
+    How good is it on every slide? 'train folds CONFIG.toml' holds each fold out in turn. Would more
+    annotations help? 'train curve CONFIG.toml' tells.
 
     The configuration names one of wang2022, tayebi2021, liu2022, choi2017, the data (Pascal VOC,
     COCO, YOLO, folders of single cells, slides with DICOM annotations, or composed smears) and how
     long; models/training/recipes holds examples. A training that was stopped goes on from its
     checkpoint when the same command is given again. It ends in ONNX, a report with pictures, and
-    a model package.
+    a model package: for that, its types are of the table of cell types, and a training of regions
+    or tiles is named by one of cells (together_with).
     """
 
 
@@ -69,6 +82,36 @@ def run_training(settings: Settings, config: Path, as_json: bool) -> None:
         return
     OUT.print(f"report  {result['report']}", highlight=False, soft_wrap=True)
     OUT.print(f"package {result['package'] or 'none: see --help'}", highlight=False, soft_wrap=True)
+
+
+@train.command()
+@click.option("--json", "as_json", is_flag=True, help="Print every fold and figure as JSON.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.pass_obj
+def folds(settings: Settings, config: Path, as_json: bool) -> None:
+    """Train CONFIG once for every fold that is held out, as the papers do.
+
+    Prints mean and standard deviation of what was measured on the folds, writes folds.csv and the
+    confusion of all folds together into the folder 'out', and goes on where it was stopped. With
+    folds = "each" in CONFIG every slide is held out in turn. No package is made: what is measured
+    so is the way of training, not one of its networks.
+    """
+    training = _training()
+    recipe = training.load_recipe(config)
+    found, spreads, written = training.cross_validate(
+        recipe, ERR, _dicom_reader(settings, recipe, training)
+    )
+    if as_json:
+        rows = [{"fold": f.number, "groups": f.groups, "figures": f.figures} for f in found]
+        figures = {name: asdict(each) for name, each in spreads.items()}
+        click.echo(json.dumps({"folds": rows, "figures": figures}, indent=2))
+        return
+    table = Table("figure", "mean", "SD", box=None)
+    for name, each in spreads.items():
+        table.add_row(name, _shown(each.mean, 4), _shown(each.standard_deviation, 4))
+    OUT.print(table)
+    for path in written:
+        OUT.print(str(path), highlight=False, soft_wrap=True)
 
 
 @train.command()
@@ -99,6 +142,7 @@ def curve(settings: Settings, config: Path, as_json: bool) -> None:
 @click.option(
     "--um-per-px",
     type=float,
+    callback=_scale,
     help="Scale of the images of FOLDER, or of tiles [of slides: the package's own].",
 )
 @click.option("--pacs", "pacs_url", help="Where the slides are.")
@@ -138,7 +182,8 @@ def select(
     """Rank unlabelled images by how rare and uncertain their cells are.
 
     Candidates are the images of FOLDER, or the tiles of slides in the archive where the package's
-    localiser accepts them. Active learning as in Tayebi et al. (2021), section 2.3: correct the
+    localiser accepts them; what has labels there, or in the folder of --out, is left out, and no
+    label is written anew. Active learning as in Tayebi et al. (2021), section 2.3: correct the
     labels that are written for the first ones with LabelImg or alike, and name their folder as a
     source of the next training. Annotations of a whole slide that were corrected in a viewer are a
     source of their own: format dicom.
@@ -148,18 +193,22 @@ def select(
     package = find_package(model or settings.model.name, settings.model.folders)
     settings = replace(settings, pacs_url=pacs_url or settings.pacs_url)
     tiles: dict[Path, SlideTile] = {}
+    labelled = _labelled(folder, out)
     scale = um_per_px or package.manifest.detector.um_per_px
     if folder is not None:
         if um_per_px is None:
             raise click.UsageError("Say with --um-per-px what scale the images of FOLDER have.")
-        candidates = _folder_candidates(settings, package, folder, um_per_px)
+        candidates = _folder_candidates(settings, package, folder, um_per_px, labelled)
     else:
         slides = [SlideReference(study, series, "selection") for study, series in uids]
         found = slide_candidates(settings, package, slides, tile_px, scale)
+        found = {path: each for path, each in found.items() if path.stem not in labelled}
         candidates = [candidate for _, candidate in found.values()]
         tiles = {path: tile for path, (tile, _) in found.items()}
     if not candidates:
-        raise TrainingInvalid(f"{folder or 'No slide'} holds no image to choose from.")
+        raise TrainingInvalid(
+            f"{folder or 'No slide'} holds no image without labels to choose from."
+        )
     chosen = rank(candidates)[:top]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -261,7 +310,12 @@ def compare(
 
 @click.command()
 @click.option("--model", help="Model package, see 'marrow-node models'.")
-@click.option("--um-per-px", type=float, help="Scale of the image, where the file states none.")
+@click.option(
+    "--um-per-px",
+    type=float,
+    callback=_scale,
+    help="Scale of the image, where the file states none.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Picture with the cells drawn [IMAGE.cells.png]."
 )
@@ -299,16 +353,27 @@ def field(
 
 
 def _folder_candidates(
-    settings: Settings, package: ModelPackage, folder: Path, um_per_px: float
+    settings: Settings,
+    package: ModelPackage,
+    folder: Path,
+    um_per_px: float,
+    labelled: Container[str],
 ) -> list[Candidate]:
-    """Every image of a folder, with what the package finds in it."""
+    """Every image of a folder that has no labels, with what the package finds in it."""
     sessions = open_sessions(settings, package)
     candidates = []
-    for path in sorted(p for p in _files(folder) if p.suffix.lower() in IMAGES):
+    images = (path for path in _files(folder) if path.suffix.lower() in IMAGES)
+    for path in sorted(path for path in images if path.stem not in labelled):
         rgb = read_field_image(path).rgb
         cells = find_in_field(rgb, um_per_px, package, sessions)
         candidates.append(Candidate(path, (rgb.shape[1], rgb.shape[0]), cells))
     return candidates
+
+
+def _labelled(folder: Path | None, out: Path | None) -> set[str]:
+    """Names, without suffix, of images whose labels somebody may have corrected."""
+    places = [] if folder is None else [folder, folder / "annotations", folder / "Annotations"]
+    return {path.stem for place in (*places, *filter(None, [out])) for path in place.glob("*.xml")}
 
 
 def _files(folder: Path) -> list[Path]:

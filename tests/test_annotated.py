@@ -61,6 +61,15 @@ def test_images_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert len(read_pascal_voc(tmp_path).images) == 1
 
 
+@pytest.mark.parametrize("named", [".", "Annotations"])
+def test_the_folders_of_pascal_voc_itself_are_read(tmp_path: Path, named: str) -> None:
+    """VOCdevkit's layout, by its folder or by that of the labels."""
+    picture(tmp_path / "JPEGImages" / "a.png")
+    (tmp_path / "Annotations").mkdir()
+    voc(tmp_path / "Annotations" / "a.xml", thing("blast", 1, 1, 10, 20))
+    assert len(read_pascal_voc(tmp_path / named).images) == 1
+
+
 @pytest.mark.parametrize(
     ("objects", "says"),
     [

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 torch = pytest.importorskip("torch")
 
@@ -22,8 +24,14 @@ from models.cell_types import CELL_TYPES  # noqa: E402
 from models.errors import TrainingInvalid  # noqa: E402
 from models.package import load_package  # noqa: E402
 from models.training.annotated import AnnotatedImage, only_kind  # noqa: E402
-from models.training.loop import _identity, _MetricsFile, begin_with, learning_rate  # noqa: E402
-from models.training.packing import _fields, pack  # noqa: E402
+from models.training.loop import (  # noqa: E402
+    _identity,
+    _MetricsFile,
+    begin_with,
+    learning_rate,
+    train,
+)
+from models.training.packing import _fields, lent_stages, pack, without_package  # noqa: E402
 from models.training.recipe import (  # noqa: E402
     PAPERS,
     Optimisation,
@@ -32,7 +40,7 @@ from models.training.recipe import (  # noqa: E402
 )
 from models.training.sources import split_images  # noqa: E402
 from models.training.tasks import task_of  # noqa: E402
-from models.training.tile_task import _accepting, tile_measures  # noqa: E402
+from models.training.tile_task import _accepting, as_accepted, tile_measures  # noqa: E402
 from models.training.yolov4 import YoloV4  # noqa: E402
 from tests.tiny_package import CLASSES, tiny_package  # noqa: E402
 
@@ -79,7 +87,7 @@ from models.training.tasks import task_of
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))
     images = split_images(recipe)
-    print(train(task_of(recipe, images), recipe, Console(file=sys.stderr)))
+    print(train(task_of(recipe, images), recipe, images, Console(file=sys.stderr)))
 """
 
 
@@ -153,10 +161,12 @@ def test_another_recipe_does_not_go_on_from_a_checkpoint(recipe: Path) -> None:
 def test_what_moves_weights_is_a_trainings_identity(recipe: Path) -> None:
     written = recipe.read_text()
 
+    images = split_images(load_recipe(recipe))
+
     def identity(old: str, new: str) -> str:
         assert old in written
         recipe.write_text(written.replace(old, new))
-        return _identity(load_recipe(recipe))
+        return _identity(load_recipe(recipe), images)
 
     same = identity("steps = 12", "steps = 12")
     for old, new in (
@@ -172,6 +182,35 @@ def test_what_moves_weights_is_a_trainings_identity(recipe: Path) -> None:
         ("evaluate_every = 6", "evaluate_every = 3"),
     ):
         assert identity(old, new) == same, new
+
+
+def test_corrected_labels_and_further_images_are_another_training(recipe: Path) -> None:
+    """Of a split made anew, images that were learnt from may be those to test on."""
+    loaded = load_recipe(recipe)
+    before = _identity(loaded, split_images(loaded))
+    assert before == _identity(loaded, split_images(loaded))
+    fields = recipe.parent / "fields"
+    label = (fields / "3.txt").read_text()
+    (fields / "3.txt").write_text(label.replace("1", "0", 1))
+    assert before != _identity(loaded, split_images(loaded))
+    (fields / "3.txt").write_text(label)
+    assert before == _identity(loaded, split_images(loaded))
+    shutil.copy(fields / "3.png", fields / "12.png")
+    assert before != _identity(loaded, split_images(loaded))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_one_sentence(recipe: Path, workers: int) -> None:
+    """Also from a process of its own, where torch would raise a page of it."""
+    recipe.write_text(RECIPE.format(workers=workers))
+    loaded = load_recipe(recipe)
+    images = split_images(loaded)
+    for path in (recipe.parent / "fields").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(TrainingInvalid) as error:
+        train(task_of(loaded, images), loaded, images, Console(file=sys.stderr))
+    assert "cannot be decoded" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
@@ -250,6 +289,10 @@ def described(out: Path, stage: str, package: Path, fields: dict[str, Any]) -> N
         ("steps = 12", "steps = 12\nstepz = 12", "field stepz"),
         ("steps = 12", "stage = 'regions'\nsteps = 12", "no stage 'regions'"),
         ('["WBC", "RBC"]\num', '["WBC", "WBC"]\num', "names a type twice"),
+        ('["WBC", "RBC"]\num', '["WBC", "unclassified"]\num', "name it in the source's 'ignore'"),
+        ('"tayebi2021"\nname', '"choi2017"\nmini_batches = 2\nname', "2 cells or more"),
+        ("[[data]]", "[[test]]", "field data"),
+        ("[[data]]", '[[test]]\nformat = "smear"\nimages = 2\n[[data]]', "goes with validation"),
         ("folds = 3", "folds = 3\nheld_out = 3", "held_out must be less"),
         ("steps = 12", "steps = 12\nmini_batches = 3", "batch must be a multiple of mini_batches"),
         ("steps = 12", "steps = 12\nsampled_grid = [15, 20]", "with the stage tiles only"),
@@ -345,6 +388,86 @@ def test_without_its_own_optimisation_a_recipe_has_the_papers(recipe: Path) -> N
     assert optimisation_of(load_recipe(recipe)) is PAPERS["tayebi2021"]
 
 
+def test_what_a_recipe_leaves_out_of_the_optimisation_is_the_papers(recipe: Path) -> None:
+    """A learning rate of one's own is no other optimiser."""
+    text = recipe.read_text()
+    start, end = text.index("[optimisation]"), text.index("[[data]]")
+    recipe.write_text(text[:start] + "[optimisation]\nlearning_rate = 5e-4\n" + text[end:])
+    own = optimisation_of(load_recipe(recipe))
+    assert own == replace(PAPERS["tayebi2021"], learning_rate=5e-4)
+    assert own.momentum == 0.949
+    recipe.write_text(recipe.read_text().replace("steps = 12", "stage = 'tiles'\nsteps = 12"))
+    own = optimisation_of(load_recipe(recipe))
+    assert (own.kind, own.weight_decay, own.schedule) == ("adamw", 5e-4, "cosine")
+
+
+def test_types_may_be_ignored(recipe: Path) -> None:
+    """As if nothing were marked there."""
+    text = recipe.read_text().replace('types = ["WBC", "RBC"]\num', 'types = ["WBC"]\num', 1)
+    recipe.write_text(text.replace("folds = 3", "folds = 2"))
+    with pytest.raises(TrainingInvalid, match=r"\['RBC'\] are none of the types.*'ignore'"):
+        split_images(load_recipe(recipe))
+    recipe.write_text(recipe.read_text() + 'ignore = ["RBC"]\n')
+    images = split_images(load_recipe(recipe))
+    every = [*images.train, *images.validation, *images.test]
+    assert len(every) == 12
+    assert sum(len(image.kind) for image in every) == 6
+    assert {int(kind) for image in every for kind in image.kind} == {0}
+
+
+def test_a_table_says_which_images_are_of_one_slide(recipe: Path) -> None:
+    table = recipe.parent / "fields" / "groups.csv"
+    rows = [f"{number}.png,{'abcd'[number % 4]}" for number in range(12)]
+    table.write_text("\n".join(["file,group", *rows]))
+    recipe.write_text(recipe.read_text().replace("folds = 3", "folds = 2"))
+    images = split_images(load_recipe(recipe))
+    assert {image.group for image in images.train}.isdisjoint(i.group for i in images.test)
+    assert {i.group for i in (*images.train, *images.validation, *images.test)} == {*"abcd"}
+    table.write_text("\n".join(["file,group", *rows[1:]]))
+    with pytest.raises(TrainingInvalid, match=r"groups.csv has no line for 0: add its group"):
+        split_images(load_recipe(recipe))
+
+
+def test_images_to_report_may_be_others_than_those_to_choose_with(recipe: Path) -> None:
+    text = recipe.read_text()
+    source = text[text.index("[[data]]") :]
+    more = [
+        source.replace("[[data]]", f"[[{name}]]").replace('"fields"', f'"{name}"')
+        for name in ("validation", "test")
+    ]
+    recipe.write_text(text + "\n".join(more))
+    for name, count in (("validation", 3), ("test", 2)):
+        folder = recipe.parent / name
+        shutil.copytree(recipe.parent / "fields", folder)
+        for path in folder.iterdir():
+            if int(path.stem) >= count:
+                path.unlink()
+    images = split_images(load_recipe(recipe))
+    assert [len(each) for each in (images.train, images.validation, images.test)] == [12, 3, 2]
+
+
+def test_a_training_of_cells_lends_both_stages_of_its_package(recipe: Path, tmp_path: Path) -> None:
+    """Its folder holds a detector; the localiser lies in the package alone."""
+    own = tmp_path / "cells"
+    shutil.copytree(tiny_package(tmp_path / "tiny"), own / "package" / "cells")
+    text = (RECIPES / "choi2017.toml").read_text(encoding="utf-8")
+    recipe.write_text(text.replace('"demo-smear"', '"cells"'))
+    lent = lent_stages(load_recipe(recipe))
+    assert {name: each.folder for name, each in lent.items()} == {
+        "localiser": own / "package" / "cells",
+        "detector": own / "package" / "cells",
+    }
+
+
+def test_what_ends_without_a_package_says_so_before(recipe: Path) -> None:
+    """The types of this recipe are no cell types."""
+    (line,) = without_package(load_recipe(recipe))
+    assert "['RBC', 'WBC'] are not in the table of cell types" in line
+    assert list(without_package(load_recipe(RECIPES / "tayebi2021.toml"))) == []
+    (line,) = without_package(load_recipe(RECIPES / "wang2022-regions.toml"))
+    assert "together_with" in line
+
+
 def test_a_line_that_was_cut_off_is_not_taken_for_another_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,learning_rate,loss\n1,0.1,3.0\n2,0.1,2.5\n1")  # of 12 or so
@@ -369,6 +492,15 @@ def test_tile_measures_by_hand() -> None:
 def test_a_threshold_is_one_that_a_tile_has() -> None:
     probability = np.array([0.1, 0.99998, 0.999991])
     assert _accepting(probability, np.array([0, 1, 1])) == 0.99998
+
+
+def test_tiles_are_measured_as_the_node_would_accept_them() -> None:
+    """Of the surest tile alone precision would be 1 for ever: no later epoch could be better."""
+    probability = np.array([0.1, 0.1, 0.4, 0.1, 0.3, 0.4, 0.45, 0.45, 0.48, 0.9])
+    true = np.array([0] * 4 + [1] * 6)
+    assert tile_measures(probability >= 0.5, true == 1)["precision"] == 1
+    measured = as_accepted(probability, true)
+    assert (measured["precision"], measured["recall"]) == pytest.approx((6 / 7, 1))
 
 
 def test_composed_images_do_not_validate_themselves(tmp_path: Path) -> None:

@@ -19,14 +19,22 @@ from models.fields import accepted_places
 from models.package import ModelPackage
 from models.records import Detections, Tiles
 from models.region_table import boxes_as_places, region_table
-from models.training.annotated import AnnotatedImage, only_kind
+from models.training.annotated import AnnotatedImage
 from models.training.as_the_node import finder, reporting_all
+from models.training.cross_validation import cross_validate
 from models.training.learning_curve import learning_curve
 from models.training.recipe import Recipe, load_recipe
-from models.training.run import run
-from models.training.sources import ReadDicom, no_archive, split_images
+from models.training.run import IMAGES, run
+from models.training.sources import ImageSets, ReadDicom, no_archive, split_images
 
-__all__ = ["AnnotatedImage", "evaluate_package", "learning_curve", "load_recipe", "run"]
+__all__ = [
+    "AnnotatedImage",
+    "cross_validate",
+    "evaluate_package",
+    "learning_curve",
+    "load_recipe",
+    "run",
+]
 
 
 def evaluate_package(
@@ -62,7 +70,9 @@ def evaluate_package(
     TrainingInvalid
         The recipe's types are not all known to the package.
     """
-    test = split_images(recipe, read_dicom).test
+    images = split_images(recipe, read_dicom)
+    _check_unlearnt(recipe, package, images)
+    test = images.test
     title = f"{package.manifest.name} on {len(test)} test images of {recipe.name}"
     identity = {"model": package.manifest.name, "digest": package.digest}
     if recipe.stage != "cells":
@@ -75,28 +85,41 @@ def evaluate_package(
             f"Model package {package.manifest.name} does not know the types {missing} of"
             f" {recipe.name}: evaluate one that does."
         )
-    images = [_renamed(image, recipe.types, types) for image in test]
+    known = [_renamed(image, recipe.types, types) for image in test]
     if recipe.system == "choi2017":
-        table = {**identity, **_named(recipe, images, package, sessions)}
+        table = {**identity, **_named(recipe, known, package, sessions)}
         return table, write_report(folder, title, table, types, None)
-    slides = [image.group for image in images]
+    slides = [image.group for image in known]
     if manual is not None and (strange := sorted({*manual} - {*slides, ""})):
         raise TrainingInvalid(
             f"The manual count is of {strange[0]}, of which {recipe.name} has no test image: name"
             f" slides as they are grouped ({', '.join(sorted({*slides})[:5])} …)."
         )
     threshold = package.manifest.detector.score_threshold
-    reported = look_at(images, finder(recipe.um_per_px, package, sessions))
+    reported = look_at(known, finder(recipe.um_per_px, package, sessions))
     # A curve needs what the node would not report, too.
-    everything = look_at(images, finder(recipe.um_per_px, reporting_all(package), sessions))
+    everything = look_at(known, finder(recipe.um_per_px, reporting_all(package), sessions))
     table = {
         **identity,
         **evaluation_table(reported, types, threshold, recipe.seed, slides, manual),
-        **curve_figures(everything, types, recipe.seed),
+        **curve_figures(everything, types, recipe.seed, slides),
     }
     for name in table["types"]:
         table["types"][name] |= type_curve_figures(everything, types.index(name))
     return table, write_report(folder, title, table, types, everything)
+
+
+def _check_unlearnt(recipe: Recipe, package: ModelPackage, images: ImageSets) -> None:
+    """Refuse to measure a training's own package by another split than it was trained by."""
+    trained_on = recipe.out / IMAGES
+    if not package.folder.resolve().is_relative_to(recipe.out.resolve()):
+        return
+    if trained_on.exists() and trained_on.read_text().strip() != images.digest:
+        raise TrainingInvalid(
+            f"{recipe.name}: its images or labels have changed since {recipe.out} was trained, so"
+            " test images may be among those it has learnt from: train again with another 'out',"
+            " or evaluate by a configuration with another 'out' and [[validation]] images."
+        )
 
 
 def _named(
@@ -105,7 +128,7 @@ def _named(
     package: ModelPackage,
     sessions: Sessions,
 ) -> dict[str, Any]:
-    """What the second stage calls single cells, each in the middle of its image.
+    """What the second stage calls the cells of images, each looked at by itself.
 
     Raises
     ------
@@ -122,22 +145,23 @@ def _named(
     scale = replace(package.manifest.detector, um_per_px=recipe.um_per_px)
     as_scaled = replace(package, manifest=replace(package.manifest, detector=scale))
     for image in images:
-        kind, rgb = only_kind(image), image.read()[None]
+        rgb, cells = image.read()[None], len(image.kind)
         one = Tiles(rgb, np.zeros((1, 2)), np.ones(2), np.ones(rgb.shape[:3], np.bool_))
         there = Detections(
-            tile=np.zeros(1, np.int32),
-            box_tile_px=image.box_px[:1],
-            score=np.ones(1, np.float32),
-            probability=np.zeros((1, len(package.manifest.classes)), np.float32),
-            label=np.zeros(1, np.int32),
+            tile=np.zeros(cells, np.int32),
+            box_tile_px=image.box_px,
+            score=np.ones(cells, np.float32),
+            probability=np.zeros((cells, len(package.manifest.classes)), np.float32),
+            label=np.zeros(cells, np.int32),
             classes=package.manifest.classes,
         )
         named = classify(one, there, sessions["classifier"], as_scaled)
-        table[kind, min(int(named.label[0]), types)] += 1
+        np.add.at(table, (image.kind, np.minimum(named.label, types)), 1)
+    cells = max(int(table.sum()), 1)
     return {
         **classification_table(table[:, :types], package.manifest.types, recipe.seed),
         "unclassified": int(table[:, types].sum()),
-        "accuracy_with_unclassified_as_wrong": round(int(np.trace(table)) / len(images), 4),
+        "accuracy_with_unclassified_as_wrong": round(int(np.trace(table)) / cells, 4),
     }
 
 

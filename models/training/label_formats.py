@@ -16,6 +16,8 @@ import numpy as np
 from models.errors import TrainingInvalid
 from models.training.annotated import Annotations, Labelled, gathered, image_size_px
 
+# Which files of a folder belong together: columns file and group.
+GROUPS = "groups.csv"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 
 GroupOf = Callable[[str], str]
@@ -50,14 +52,17 @@ EVERYTHING = Wanted()
 
 
 def read_pascal_voc(folder: Path, wanted: Wanted = EVERYTHING) -> Annotations:
-    """Read ``*.xml`` of `folder` or its ``annotations/``; images lie beside or in ``images/``.
+    """Read ``*.xml`` of `folder`, or of its ``annotations/`` or ``Annotations/``.
+
+    Images lie in ``images/`` or ``JPEGImages/``, or beside the labels.
 
     Raises
     ------
     TrainingInvalid
         Naming the file.
     """
-    files = wanted.of(_existing(folder / "annotations", folder).glob("*.xml"))
+    lower, capital = folder / "annotations", folder / "Annotations"
+    files = wanted.of(_existing(lower, _existing(capital, folder)).glob("*.xml"))
     labelled = (_voc(file, folder, wanted.group_of) for file in files)
     return gathered(labelled, wanted.types, folder)
 
@@ -108,7 +113,7 @@ def read_crops(folder: Path, wanted: Wanted = EVERYTHING) -> Annotations:
     ``groups.csv`` in `folder`, with the columns file (relative) and group, says what belongs
     together, also across types; `wanted.group_of` is asked where there is none.
     """
-    groups = _groups(folder / "groups.csv")
+    groups = read_groups(folder / GROUPS)
 
     def labelled() -> Iterator[Labelled]:
         for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -122,7 +127,7 @@ def read_crops(folder: Path, wanted: Wanted = EVERYTHING) -> Annotations:
                 group = wanted.group_of(image.stem) if groups is None else groups.get(name)
                 if group is None:
                     raise TrainingInvalid(
-                        f"{folder / 'groups.csv'} has no line for {name}: add its group."
+                        f"{folder / GROUPS} has no line for {name}: add its group."
                     )
                 width, height = image_size_px(image)
                 yield Labelled(image, str(image), group, [kind.name], [[0, 0, width, height]])
@@ -177,7 +182,10 @@ def _voc(file: Path, folder: Path, group_of: GroupOf) -> Labelled:
         # Pascal VOC counts pixels from 1, and the last one belongs to the box.
         boxes.append([corners[0] - 1, corners[1] - 1, corners[2], corners[3]])
     wanted = (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
-    places = [folder / "images", folder / "JPEGImages", folder, file.parent]
+    # Beside the labels, or in a folder beside theirs: `folder` may be that of the labels alone.
+    roots = (folder, file.parent.parent)
+    places = [root / name for root in roots for name in ("images", "JPEGImages")]
+    places[2:2] = [folder, file.parent]
     paths = [_inside(place, wanted, str(file)) for place in places]
     image = next((path for path in paths if path.is_file()), paths[0])
     return Labelled(image, str(file), group_of(file.stem), names, boxes)
@@ -266,7 +274,7 @@ def _text(path: Path) -> str:
         raise TrainingInvalid(f"{path} is not UTF-8 text: save it as UTF-8.") from error
 
 
-def _groups(path: Path) -> dict[str, str] | None:
+def read_groups(path: Path) -> dict[str, str] | None:
     """Group of each file; None where there is no table."""
     if not path.exists():
         return None

@@ -7,7 +7,6 @@ would not, and network, scale or labels are the limit.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -120,10 +119,9 @@ def _trained(recipe: Recipe, images: ImageSets, console: Console) -> tuple[str, 
 
     The folder is of these very images: with others, nothing is gone on with.
     """
-    names = "\n".join(f"{image.group} {image.name}" for image in (*images.train, *images.test))
-    folder = recipe.out / CURVE / hashlib.sha256(names.encode()).hexdigest()[:16]
+    folder = recipe.out / CURVE / images.digest[:16]
     task = task_of(recipe, images)
-    trained = train(task, replace(recipe, out=folder, keep="last"), console)
+    trained = train(task, replace(recipe, out=folder, keep="last"), images, console)
     return task.best_by, task.measure(torch.device(trained.device))[task.best_by]
 
 

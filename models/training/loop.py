@@ -11,6 +11,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from models.errors import TrainingInvalid
 from models.training.cross_mini_batch import begin_batch
 from models.training.public_names import with_own_names
 from models.training.recipe import Optimisation, Recipe, optimisation_of
+from models.training.sources import ImageSets
 
 CHECKPOINT, BEST, METRICS = "checkpoint.safetensors", "best.safetensors", "metrics.csv"
 _MAY_CHANGE = (
@@ -91,16 +93,25 @@ class Trained:
     device: str
 
 
-def train(task: Task, recipe: Recipe, console: Console) -> Trained:
-    """Train, or go on where an earlier run of the same recipe stopped.
+def train(task: Task, recipe: Recipe, images: ImageSets, console: Console) -> Trained:
+    """Train, or go on where an earlier run of the same recipe over the same images stopped.
 
     Writes ``checkpoint.safetensors``, ``best.safetensors``, ``metrics.csv`` and TensorBoard events
     into the recipe's folder.
 
+    Parameters
+    ----------
+    task
+    recipe
+    images
+        Those of the task: a checkpoint is of these, with these labels.
+    console
+
     Raises
     ------
     TrainingInvalid
-        The folder holds another training, or the loss is no longer a number.
+        The folder holds another training, an image cannot be read, memory does not suffice, or the
+        loss is no longer a number.
     """
     recipe.out.mkdir(parents=True, exist_ok=True)
     if recipe.threads:
@@ -114,15 +125,19 @@ def train(task: Task, recipe: Recipe, console: Console) -> Trained:
         console.print(f"{recipe.name}: begins with {taken} of {of} tensors of {recipe.init}")
     settings = optimisation_of(recipe)
     optimiser = _optimiser(network, settings)
-    identity = _identity(recipe)
+    identity = _identity(recipe, images)
     state = _resume(recipe.out / CHECKPOINT, network, optimiser, identity)
+    if state.step:
+        what = "is trained already" if state.step >= recipe.steps else "goes on"
+        console.print(f"{recipe.name}: {what}, from step {state.step}", highlight=False)
     log = _MetricsFile(recipe.out / METRICS, state.step)
     board = SummaryWriter(str(recipe.out / "tensorboard"), purge_step=state.step + 1)
     every = recipe.evaluate_every or max(1, recipe.steps // 10)
     for step, parts in _watched(_batches(task, recipe, state.step), recipe, state.step, console):
         _seed(recipe.seed, step)
         rate = learning_rate(settings, step, recipe.steps)
-        terms = _step(task, parts, optimiser, rate, settings, device)
+        with _enough_memory(recipe):
+            terms = _step(task, parts, optimiser, rate, settings, device)
         row: dict[str, float] = {"learning_rate": rate, **terms, "loss": sum(terms.values())}
         if not np.isfinite(row["loss"]):
             raise TrainingInvalid(
@@ -145,6 +160,17 @@ def train(task: Task, recipe: Recipe, console: Console) -> Trained:
     begin_with(network, str(recipe.out / BEST))
     network.eval()
     return Trained(state.best_step, state.best, device.type)
+
+
+@contextmanager
+def _enough_memory(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingInvalid(
+            f"{recipe.name}: the GPU's memory does not hold {recipe.mini_batch} images of"
+            f" {recipe.size_px} px at a time: raise mini_batches, now {recipe.mini_batches}."
+        ) from error
 
 
 def begin_with(network: nn.Module, init: str) -> int:
@@ -235,7 +261,7 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
-class _Steps(Dataset[tuple[int, list[Any]]]):
+class _Steps(Dataset[tuple[int, list[Any] | TrainingInvalid]]):
     """The batches of the steps that are left, each in its parts and made from its own number."""
 
     def __init__(self, task: Task, recipe: Recipe, first: int) -> None:
@@ -245,25 +271,30 @@ class _Steps(Dataset[tuple[int, list[Any]]]):
     def __len__(self) -> int:
         return self._steps - self._first + 1
 
-    def __getitem__(self, place: int) -> tuple[int, list[Any]]:
+    def __getitem__(self, place: int) -> tuple[int, list[Any] | TrainingInvalid]:
+        """Give an image that cannot be read back as its sentence: torch raises it as a page."""
         step = self._first + place
         rng = np.random.default_rng((self._seed, step))
-        return step, [self._task.batch(rng) for _ in range(self._parts)]
+        try:
+            return step, [self._task.batch(rng) for _ in range(self._parts)]
+        except TrainingInvalid as error:
+            return step, error
 
 
 def _batches(task: Task, recipe: Recipe, done: int) -> Iterator[tuple[int, list[Any]]]:
     if done >= recipe.steps:
-        return iter(())
+        return
     steps = _Steps(task, recipe, done + 1)
-    return iter(
-        DataLoader(
-            steps,
-            batch_size=None,
-            num_workers=recipe.workers,
-            collate_fn=_as_it_is,
-            prefetch_factor=4 if recipe.workers else None,
-        )
-    )
+    for step, parts in DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=recipe.workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=4 if recipe.workers else None,
+    ):
+        if isinstance(parts, TrainingInvalid):
+            raise parts
+        yield step, parts
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -297,15 +328,17 @@ class _State:
     best_step: int
 
 
-def _identity(recipe: Recipe) -> str:
+def _identity(recipe: Recipe, images: ImageSets) -> str:
     """What must not change between a training and its continuation: all that moves weights.
 
-    Files may lie elsewhere, and be read by more processes.
+    Files may lie elsewhere, and be read by more processes. Corrected labels and further images are
+    another training: its split may test on what this one has learnt from.
     """
-    values = asdict(recipe) | {"optimisation": asdict(optimisation_of(recipe))}
+    optimisation = asdict(optimisation_of(recipe))
+    values = asdict(recipe) | {"optimisation": optimisation, "images": images.digest}
     for name in _MAY_CHANGE:
         del values[name]
-    for source in (*values["data"], *values["validation"]):
+    for source in (*values["data"], *values["validation"], *values["test"]):
         for name in ("folder", "file", "pacs_url"):
             del source[name]
     return json.dumps(values, sort_keys=True)
@@ -343,7 +376,8 @@ def _resume(
         ) from error
     if about["identity"] != identity:
         raise TrainingInvalid(
-            f"{path} belongs to another training: name another folder 'out' or remove it."
+            f"{path} belongs to another training, of another recipe, other images or other labels:"
+            " name another folder 'out' or remove it."
         )
     network.load_state_dict(_under(stored, "network"))
     entries: dict[int, dict[str, Tensor]] = {}

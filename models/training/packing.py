@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,21 @@ def lent_stages(recipe: Recipe) -> dict[str, Lent]:
         return {}
     others = ("localiser",) if stage == "detector" else ("localiser", "detector")
     return {other: _lent(recipe, other) for other in others}
+
+
+def without_package(recipe: Recipe) -> Iterator[str]:
+    """Say why a training ends in ONNX and a report alone, where it does."""
+    strange = sorted(set(recipe.types) - set(CELL_TYPES))
+    if stage_of(recipe) == "localiser":
+        yield (
+            "ends in ONNX and a report; name its folder 'out' as together_with of a training of"
+            " cells for a model package"
+        )
+    elif strange:
+        yield (
+            f"{strange} are not in the table of cell types (models/cell_types.toml): it ends in"
+            " ONNX and a report, and in no model package"
+        )
 
 
 def pack(recipe: Recipe) -> Path | None:
@@ -291,8 +306,7 @@ def _lent(recipe: Recipe, stage: str) -> Lent:
             f"{recipe.name}: field together_with must name what gives the {stage}: a package, or"
             " the folder of another training."
         )
-    shipped = SHIPPED_PACKAGES / name
-    folder = shipped if (shipped / MANIFEST_FILE).exists() else Path(name)
+    folder = _lending(name, stage)
     try:
         if (folder / MANIFEST_FILE).exists():
             fields = dict(json.loads((folder / MANIFEST_FILE).read_text())["stages"][stage])
@@ -304,6 +318,19 @@ def _lent(recipe: Recipe, stage: str) -> Lent:
     if not there:
         raise _lends_nothing(recipe, stage)
     return Lent(folder, fields)
+
+
+def _lending(name: str, stage: str) -> Path:
+    """A shipped package's folder, a package's own, a training's, or that of a training's package.
+
+    A training of cells has made the detector alone; its localiser lies in its package.
+    """
+    trained = sorted(Path(name).glob(f"package/*/{MANIFEST_FILE}"))
+    if (SHIPPED_PACKAGES / name / MANIFEST_FILE).exists():
+        return SHIPPED_PACKAGES / name
+    if trained and not (Path(name) / f"{stage}.json").exists():
+        return trained[0].parent
+    return Path(name)
 
 
 def _lends_nothing(recipe: Recipe, stage: str) -> TrainingInvalid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from models.errors import TrainingInvalid
+from models.manifest import UNCLASSIFIED
 
 _STRICT = ConfigDict(extra="forbid")
 System = Literal["wang2022", "tayebi2021", "liu2022", "choi2017"]
@@ -41,11 +42,14 @@ class Source:
         Names of YOLO's class numbers, in their order; only with that format.
     group
         Regular expression whose first group, in a file's name, is its slide, patient or
-        near-duplicate group. Without one, each file is a group of its own.
+        near-duplicate group. Without one, ``groups.csv`` in `folder` says it (columns file and
+        group); without that, each file is a group of its own.
     leave_out
         Parts of file names that are not used.
     names
         What the labels of this source call a type → what the recipe does.
+    ignore
+        Types of this source's labels that are left out, as if nothing were marked there.
     pacs_url
         Archive of a ``dicom`` source; empty for that of the node's settings.
     study_uid, series_uid, annotation_series_uid
@@ -64,6 +68,7 @@ class Source:
     group: str = ""
     leave_out: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
     pacs_url: str = ""
     study_uid: str = ""
     series_uid: str = ""
@@ -125,7 +130,9 @@ class Recipe:
         ``cells``; ``regions`` for the low-magnification network of wang2022; ``tiles`` for the tile
         classifier of tayebi2021.
     validation
-        Images to choose and measure with, instead of a split.
+        Images to choose with, instead of a split; measured on as well where `test` is empty.
+    test
+        Images to measure on, beside `validation`.
     folds, held_out
         Of the split by group; the held-out fold is divided 70 to 30 into validation and test.
         ``each`` leaves out one group (slide) at a time, by name, and tests on all of it; as nothing
@@ -165,7 +172,7 @@ class Recipe:
     network
         Settings of the network, as its constructor names them.
     optimisation
-        None for the paper's own.
+        What a file leaves out of it is the paper's; None for all of it.
     """
 
     system: System
@@ -176,6 +183,7 @@ class Recipe:
     steps: Count
     stage: Stage = "cells"
     validation: tuple[Source, ...] = ()
+    test: tuple[Source, ...] = ()
     folds: Annotated[int, Field(ge=2)] | Literal["each"] = 5
     held_out: Annotated[int, Field(ge=0)] = 0
     batch: Count = 4
@@ -235,8 +243,9 @@ def load_recipe(path: Path) -> Recipe:
         raise TrainingInvalid(f"{path} cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TrainingInvalid(f"{path} is not TOML: {error}.") from error
+    placed = _completed(_placed(values, path.parent))
     try:
-        recipe = TypeAdapter(Recipe).validate_python(_placed(values, path.parent))
+        recipe = TypeAdapter(Recipe).validate_python(placed)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -249,9 +258,20 @@ def load_recipe(path: Path) -> Recipe:
 
 def optimisation_of(recipe: Recipe) -> Optimisation:
     """The recipe's own, or the paper's."""
-    if recipe.optimisation is not None:
-        return recipe.optimisation
-    return TILE_CLASSIFIER if recipe.stage == "tiles" else PAPERS[recipe.system]
+    return recipe.optimisation or _of_paper(recipe.system, recipe.stage)
+
+
+def _of_paper(system: str, stage: str) -> Optimisation:
+    return TILE_CLASSIFIER if stage == "tiles" else PAPERS[system]
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of the optimisation, and the paper's where it says nothing."""
+    own, system = values.get("optimisation"), str(values.get("system"))
+    if not isinstance(own, dict) or system not in PAPERS:
+        return values
+    paper = asdict(_of_paper(system, values.get("stage", "cells")))
+    return {**values, "optimisation": {**paper, **own}}
 
 
 def _placed(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -268,7 +288,7 @@ def _placed(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         named = placed.get(key)
         if isinstance(named, str) and named != "scratch" and (folder / named).exists():
             placed[key] = str(folder / named)
-    for key in ("data", "validation"):
+    for key in ("data", "validation", "test"):
         if isinstance(placed.get(key), list):
             placed[key] = [
                 moved(each, "folder", "file") if isinstance(each, dict) else each
@@ -284,6 +304,11 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise TrainingInvalid(f"{path}: {recipe.system} has no stage {recipe.stage!r}: {allowed}.")
     if len(set(recipe.types)) != len(recipe.types):
         raise TrainingInvalid(f"{path}: field types names a type twice; correct it.")
+    if UNCLASSIFIED in recipe.types:
+        raise TrainingInvalid(
+            f"{path}: field types names {UNCLASSIFIED!r}, which is what a package says of a cell"
+            " that is like no type: leave it out, and name it in the source's 'ignore'."
+        )
     if recipe.folds != "each" and recipe.held_out >= recipe.folds:
         raise TrainingInvalid(f"{path}: field held_out must be less than folds, {recipe.folds}.")
     if recipe.sampled_grid is not None and recipe.stage != "tiles":
@@ -292,7 +317,16 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise TrainingInvalid(
             f"{path}: field batch must be a multiple of mini_batches, {recipe.mini_batches}."
         )
-    for number, source in enumerate((*recipe.data, *recipe.validation)):
+    if recipe.system == "choi2017" and recipe.mini_batch < 2:
+        raise TrainingInvalid(
+            f"{path}: field batch must hold 2 cells or more for choi2017, whose batch norms take"
+            " their means over them."
+        )
+    if recipe.test and not recipe.validation:
+        raise TrainingInvalid(
+            f"{path}: field test goes with validation: without both, the data are split."
+        )
+    for number, source in enumerate((*recipe.data, *recipe.validation, *recipe.test)):
         _check_source(
             source, f"{path}: data source {number + 1} ({source.folder or source.format})"
         )
@@ -328,6 +362,11 @@ def _check_composed(recipe: Recipe, path: Path) -> None:
         raise TrainingInvalid(
             f"{path}: composed images share cells, so no split of them is fair: give a"
             " [[validation]] with held_out = true."
+        )
+    if any(source.format == "smear" for source in recipe.test):
+        raise TrainingInvalid(
+            f"{path}: composed images in [[test]] would be of the cells of [[validation]]: name"
+            " images of other cells."
         )
     seen = {source.held_out for source in recipe.data if source.format == "smear"}
     again = {source.held_out for source in recipe.validation if source.format == "smear"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,21 @@ from rich.console import Console
 
 from models.detection_report import write_report
 from models.training.as_the_node import node_threshold
-from models.training.loop import METRICS, train
-from models.training.packing import export_stage, lent_stages, pack, set_threshold, stage_of
+from models.training.loop import METRICS, Task, train
+from models.training.packing import (
+    export_stage,
+    lent_stages,
+    pack,
+    set_threshold,
+    stage_of,
+    without_package,
+)
 from models.training.recipe import Recipe
-from models.training.sources import ReadDicom, no_archive, split_images
+from models.training.sources import ImageSets, ReadDicom, no_archive, split_images
 from models.training.tasks import task_of
+
+# Which images a training was of: a package is not measured on others by the same recipe.
+IMAGES = "images.sha256"
 
 
 def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) -> dict[str, Any]:
@@ -41,27 +52,13 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
     TrainingInvalid
         The data or the recipe cannot be used.
     """
-    lent_stages(recipe)  # what will be missing at the end is said at the beginning
+    # What will be missing at the end is said at the beginning.
+    lent_stages(recipe)
     images = split_images(recipe, read_dicom)
-    console.print(
-        f"{recipe.name}: {len(images.train)} images to train on, {len(images.validation)} to choose"
-        f" with, {len(images.test)} to test on",
-        highlight=False,
-    )
-    absent = [
-        name
-        for kind, name in enumerate(recipe.types)
-        if not any((image.kind == kind).any() for image in images.train)
-    ]
-    if absent:
-        console.print(f"{recipe.name}: no image to train on shows {absent}", highlight=False)
-    task = task_of(recipe, images)
-    trained = train(task, recipe, console)
-    metrics, findings = task.report(torch.device(trained.device))
-    metrics = {"trained": asdict(trained), **metrics}
-    title = f"{recipe.name}: {recipe.system} on {len(images.test)} test images"
-    write_report(recipe.out / "evaluation", title, metrics, recipe.types, findings)
-    draw_learning(recipe.out / METRICS, task.best_by, recipe.out / "evaluation" / "learning.png")
+    for line in (*remarks(recipe, images), *without_package(recipe)):
+        console.print(f"{recipe.name}: {line}", highlight=False)
+    task, metrics = trained_and_measured(recipe, images, console)
+    (recipe.out / IMAGES).write_text(images.digest + "\n")
     export_stage(recipe, task.network.cpu(), images.test, metrics)
     package = pack(recipe)
     if package is not None and stage_of(recipe) == "detector":
@@ -74,6 +71,49 @@ def run(recipe: Recipe, console: Console, read_dicom: ReadDicom = no_archive) ->
         "report": str(recipe.out / "evaluation" / "report.md"),
         "metrics": metrics,
     }
+
+
+def trained_and_measured(
+    recipe: Recipe, images: ImageSets, console: Console
+) -> tuple[Task, dict[str, Any]]:
+    """Train on some images and measure on others; the report lies in the recipe's folder.
+
+    Returns
+    -------
+    tuple
+        The task with its trained network, and the figures on the test images.
+
+    Raises
+    ------
+    TrainingInvalid
+        As :func:`.loop.train`.
+    """
+    task = task_of(recipe, images)
+    trained = train(task, recipe, images, console)
+    measured, findings = task.report(torch.device(trained.device))
+    metrics = {"trained": asdict(trained), **measured}
+    title = f"{recipe.name}: {recipe.system} on {len(images.test)} test images"
+    write_report(recipe.out / "evaluation", title, metrics, recipe.types, findings)
+    draw_learning(recipe.out / METRICS, task.best_by, recipe.out / "evaluation" / "learning.png")
+    return task, metrics
+
+
+def remarks(recipe: Recipe, images: ImageSets) -> Iterator[str]:
+    """How many images there are, and what of them a reader of the result has to know."""
+    yield (
+        f"{len(images.train)} images to train on, {len(images.validation)} to choose with,"
+        f" {len(images.test)} to test on"
+    )
+    absent = [
+        name
+        for kind, name in enumerate(recipe.types)
+        if not any((image.kind == kind).any() for image in images.train)
+    ]
+    if absent:
+        yield f"no image to train on shows {absent}"
+    apart = {image.group for image in images.train}
+    if not recipe.validation and len(apart) == len(images.train):
+        yield "every image counts as a slide of its own: name what belongs together with 'group'"
 
 
 def draw_learning(metrics: Path, best_by: str, path: Path) -> None:

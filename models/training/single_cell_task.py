@@ -13,10 +13,10 @@ from torch.nn import functional
 from models.errors import TrainingInvalid
 from models.evaluation import classification_table, confusion
 from models.records import Int64
-from models.training.annotated import AnnotatedImage, only_kind
+from models.training.annotated import AnnotatedImage
 from models.training.dual_stage_cnn import LOCAL, DualStageCnn, MaturationCnn
 from models.training.recipe import Recipe
-from models.training.single_cells import Crops, batch, crops_of
+from models.training.single_cells import Crops, around, batch, crops_of
 from models.training.sources import ImageSets
 
 
@@ -83,9 +83,20 @@ class SingleCellTask:
 
 
 def _crops(images: Sequence[AnnotatedImage]) -> Crops:
-    """Images at the network's own scale already."""
-    kinds = [only_kind(image) for image in images]
-    return crops_of([image.read() for image in images], kinds)
+    """Every cell of images at the network's own scale already."""
+    cells = [
+        (around(rgb, box), int(kind))
+        for image in images
+        if len(image.kind)
+        for rgb in (image.read(),)
+        for box, kind in zip(image.box_px, image.kind, strict=True)
+        if kind >= 0
+    ]
+    if not cells:
+        raise TrainingInvalid(
+            f"{len(images)} images to train on or to measure with show no cell: add some."
+        )
+    return crops_of([rgb for rgb, _ in cells], [kind for _, kind in cells])
 
 
 def _only(crops: Crops, kinds: Sequence[int]) -> Crops:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.records import Int64, UInt8
+from models.records import Float32, Int64, UInt8
 from models.training.dual_stage_cnn import CROP_PX
 
 SHIFT_PX = 6
@@ -53,8 +53,34 @@ def crops_of(images: Sequence[UInt8], kinds: Sequence[int]) -> Crops:
     kinds
         Index of the type of each.
     """
-    rgb = np.stack([_middle(image) for image in images])
+    rgb = np.stack([around(image, _whole(image)) for image in images])
     return Crops(torch.from_numpy(rgb).permute(0, 3, 1, 2), torch.tensor(kinds))
+
+
+def around(rgb: UInt8, box_px: Float32) -> UInt8:
+    """What an image shows around the middle of a cell's box, and what shifting needs.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3) uint8
+        At the network's scale.
+    box_px : (4,) float32
+        x0, y0, x1, y1.
+
+    Returns
+    -------
+    (108, 108, 3) uint8
+        Reflected where the image ends; never from outside a published one.
+    """
+    wanted = CROP_PX + 2 * SHIFT_PX
+    left, top = (int(sides) for sides in (box_px[:2] + box_px[2:] - wanted) / 2)
+    height, width = rgb.shape[:2]
+    cut = rgb[max(top, 0) : max(top + wanted, 0), max(left, 0) : max(left + wanted, 0)]
+    lacking = [
+        (max(-top, 0), max(top + wanted - height, 0)),
+        (max(-left, 0), max(left + wanted - width, 0)),
+    ]
+    return np.pad(cut, [*lacking, (0, 0)], mode="reflect")
 
 
 def batch(crops: Crops, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
@@ -70,19 +96,8 @@ def batch(crops: Crops, rng: np.random.Generator, size: int) -> tuple[Tensor, Te
     return torch.stack(images).float() / 255, crops.kind[rows]
 
 
-def _middle(image: UInt8) -> UInt8:
-    wanted = CROP_PX + 2 * SHIFT_PX
-    height, width = image.shape[:2]
-    # Reflected where the image is smaller; never from outside a published one.
-    around = [max(0, wanted - length) for length in (height, width)]
-    padded = np.pad(
-        image,
-        [(extra // 2, extra - extra // 2) for extra in around] + [(0, 0)],
-        mode="reflect",
-    )
-    top, left = ((length - wanted) // 2 for length in padded.shape[:2])
-    cut: UInt8 = padded[top : top + wanted, left : left + wanted]
-    return cut
+def _whole(image: UInt8) -> Float32:
+    return np.array([0, 0, image.shape[1], image.shape[0]], np.float32)
 
 
 def _way(rng: np.random.Generator) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +14,16 @@ from PIL import Image
 
 from models.composing import UM_PER_PX
 from models.errors import TrainingInvalid
-from models.records import UInt8
+from models.records import Int64, UInt8
 from models.training.annotated import AnnotatedImage, Annotations
 from models.training.data import TYPES
 from models.training.label_formats import (
+    GROUPS,
     GroupOf,
     Wanted,
     read_coco,
     read_crops,
+    read_groups,
     read_pascal_voc,
     read_yolo,
 )
@@ -53,6 +56,17 @@ class ImageSets:
     train: Sequence[AnnotatedImage]
     validation: Sequence[AnnotatedImage]
     test: Sequence[AnnotatedImage]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of which images are in which set, and of their labels."""
+        digest = hashlib.sha256()
+        for name in ("train", "validation", "test"):
+            digest.update(name.encode())
+            for image in getattr(self, name):
+                digest.update(repr((image.group, image.name, image.size_px)).encode())
+                digest.update(image.box_px.tobytes() + image.kind.tobytes())
+        return digest.hexdigest()
 
 
 def load_sources(
@@ -88,8 +102,20 @@ def split_images(recipe: Recipe, read_dicom: ReadDicom = no_archive) -> ImageSet
     """Read a recipe's images and part them as it says."""
     images = load_sources(recipe.data, recipe, read_dicom)
     if recipe.validation:
-        measured = load_sources(recipe.validation, recipe, read_dicom)
-        return ImageSets(images, measured, measured)
+        chosen_with = load_sources(recipe.validation, recipe, read_dicom)
+        measured = load_sources(recipe.test, recipe, read_dicom) or chosen_with
+        return ImageSets(images, chosen_with, measured)
+    return parted(images, recipe)
+
+
+def parted(images: Sequence[AnnotatedImage], recipe: Recipe) -> ImageSets:
+    """Part images into those outside and inside the recipe's held-out fold.
+
+    Raises
+    ------
+    TrainingInvalid
+        Nothing is left to train or to test on.
+    """
     if recipe.folds == "each":  # one group is too little to choose with, too
         fold = leave_one_out(images)
         split: Split = split_of(images, fold, recipe.held_out, recipe.seed, validation_share=0)
@@ -125,8 +151,9 @@ def _composed(source: Source, recipe: Recipe) -> list[AnnotatedImage]:
 
 
 def _read(source: Source, folder: Path, types: Sequence[str]) -> Annotations:
-    # A source that calls types by other names is read whole, and renamed.
-    wanted = Wanted(None if source.names else types, _group_of(source), source.leave_out)
+    # A source that calls types by other names, or has more, is read whole, and renamed.
+    whole = source.names or source.ignore
+    wanted = Wanted(None if whole else types, _group_of(source, folder), source.leave_out)
     match source.format:
         case "pascal_voc":
             found = read_pascal_voc(folder, wanted)
@@ -142,19 +169,33 @@ def _read(source: Source, folder: Path, types: Sequence[str]) -> Annotations:
 
 
 def _renumbered(found: Annotations, types: Sequence[str], source: Source) -> Annotations:
-    """Labels in the recipe's order of types, by the recipe's names."""
+    """Labels in the recipe's order of types, by the recipe's names, without those to ignore."""
     names = [source.names.get(name, name) for name in found.types]
-    unknown = sorted(set(names) - set(types))
+    ignored = [name in source.ignore for name in found.types]
+    unknown = sorted({*(n for n, out in zip(names, ignored, strict=True) if not out)} - {*types})
     if unknown:
-        raise TrainingInvalid(f"{source.folder}: {unknown} are none of the types {list(types)}.")
-    order = np.array([list(types).index(name) for name in names], np.int64)
-    images = tuple(replace(image, kind=order[image.kind]) for image in found.images)
-    return Annotations(tuple(types), images)
+        raise TrainingInvalid(
+            f"{source.folder}: {unknown} are none of the types {list(types)}: rename them under"
+            " 'names', or leave them out with 'ignore'."
+        )
+    order = np.array(
+        [-1 if out else list(types).index(n) for n, out in zip(names, ignored, strict=True)],
+        np.int64,
+    )
+    images = [_of_known_types(image, order[image.kind]) for image in found.images]
+    # Without its cell, the image of a single one is no image.
+    left = [image for image in images if len(image.kind) or source.format != "crops"]
+    return Annotations(tuple(types), tuple(left))
 
 
-def _group_of(source: Source) -> GroupOf:
+def _of_known_types(image: AnnotatedImage, kind: Int64) -> AnnotatedImage:
+    """Return the image with the cells whose type is none of those to ignore, −1."""
+    return replace(image, box_px=image.box_px[kind >= 0], kind=kind[kind >= 0])
+
+
+def _group_of(source: Source, folder: Path) -> GroupOf:
     if not source.group:
-        return str
+        return _group_in_table(folder / GROUPS)
     try:
         pattern = re.compile(source.group)
     except re.error as error:
@@ -169,6 +210,21 @@ def _group_of(source: Source) -> GroupOf:
                 f"{source.folder}: 'group' {source.group!r} finds nothing in the name {stem!r}."
             )
         return found.group(1)
+
+    return group_of
+
+
+def _group_in_table(path: Path) -> GroupOf:
+    """Groups by the names of files without suffix, for which labels and images share one."""
+    table = read_groups(path)
+    if table is None:
+        return str
+    by_stem = {Path(name).stem: group for name, group in table.items()}
+
+    def group_of(stem: str) -> str:
+        if stem not in by_stem:
+            raise TrainingInvalid(f"{path} has no line for {stem}: add its group.")
+        return by_stem[stem]
 
     return group_of
 

@@ -57,8 +57,7 @@ class TileTask:
         return {"tile": functional.cross_entropy(self.network(tile.float() / 255), kind)}
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        probability, true = self._probabilities(self._images.validation, device)
-        return tile_measures(probability >= 0.5, true == 1)
+        return as_accepted(*self._probabilities(self._images.validation, device))
 
     def report(self, device: torch.device) -> tuple[dict[str, Any], None]:
         chosen = _accepting(*self._probabilities(self._images.validation, device))
@@ -120,6 +119,20 @@ def tile_measures(said: Bool, true: Bool) -> dict[str, float]:
         "accuracy": (hits + rejected) / max(len(true), 1),
         "negative_predictive_value": rejected / max(int((~said).sum()), 1),
     }
+
+
+def as_accepted(probability: Float64, true: Int64) -> dict[str, float]:
+    """Measures of the tiles that the node would accept.
+
+    By a fixed probability a network could accept one tile alone, with perfect precision.
+
+    Parameters
+    ----------
+    probability : (N,) float64
+    true : (N,) int64
+        1 for appropriate ones.
+    """
+    return tile_measures(probability >= _accepting(probability, true), true == 1)
 
 
 def _accepting(probability: Float64, true: Int64) -> float:
