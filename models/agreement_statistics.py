@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,33 @@ def bootstrap_interval(
     if not values:
         return None
     return [round(float(end), 4) for end in np.percentile(values, [2.5, 97.5])]
+
+
+def bootstrap_by_slide(
+    statistic: Callable[[Int64], float | None], slides: Sequence[str], rng: np.random.Generator
+) -> list[float] | None:
+    """95 % of what a statistic of images is of as many slides drawn with replacement.
+
+    Images of one slide are alike, so a slide is drawn as a whole.
+
+    Parameters
+    ----------
+    statistic
+        Rows of images, (n,) int64, as often as they are drawn → value; None where they have none.
+    slides
+        Slide of each image.
+    rng
+
+    Returns
+    -------
+    list or None
+        As of :func:`bootstrap_interval`.
+    """
+    names = np.array(slides)
+    images = [np.flatnonzero(names == name) for name in dict.fromkeys(slides)]
+    return bootstrap_interval(
+        lambda drawn: statistic(np.concatenate([images[row] for row in drawn])), len(images), rng
+    )
 
 
 def cohens_kappa(confusion: Int64) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from models.agreement_statistics import bootstrap_interval
+from models.agreement_statistics import bootstrap_by_slide
 from models.average_precision import right_ones
 from models.detection_table import Findings, above, detection_table, map_interval
 from models.manual_count import differentials_difference
@@ -61,7 +62,7 @@ def evaluation_table(
         Names, in the order of the labels.
     score_threshold
     seed
-        Of the bootstraps over images.
+        Of the bootstraps over slides.
     slides
         Slide of each image.
     manual
@@ -80,15 +81,15 @@ def evaluation_table(
     counts = image_counts(findings, len(types), score_threshold)
     for kind, name in enumerate(types):
         if name in table["types"]:
-            rows = {f"{rate}_interval": _interval(counts, rate, seed, kind) for rate in RATES}
-            table["types"][name] |= rows
+            table["types"][name] |= _intervals(counts, slides, seed, kind)
     together = set(manual) == {""} if manual is not None else len({*slides}) == len(slides)
-    slides = [""] * len(slides) if together else slides
-    called, true = (_by_slide(each, types, slides) for each in (counts.called, counts.true))
+    compared = [""] * len(slides) if together else slides
+    called, true = (_by_slide(each, types, compared) for each in (counts.called, counts.true))
+    over_all = _intervals(counts, slides, seed, None)
     return {
         **table,
-        "map_50_interval": map_interval(findings, len(types), seed),
-        **{f"mean_{rate}_interval": _interval(counts, rate, seed, None) for rate in RATES},
+        "map_50_interval": map_interval(findings, len(types), seed, slides),
+        **{f"mean_{name}": interval for name, interval in over_all.items()},
         "ndc_reference": "true cells" if manual is None else "manual count",
         "ndc_of": "all images together" if together else "each slide",
         **differentials_difference(called, true if manual is None else manual),
@@ -119,12 +120,19 @@ def image_counts(findings: Findings, types: int, score_threshold: float) -> Imag
     return ImageCounts(right, called, true)
 
 
-def _interval(counts: ImageCounts, rate: str, seed: int, kind: int | None) -> list[float] | None:
-    """Of one type, or of the mean over those that the drawn images hold."""
+def _intervals(
+    counts: ImageCounts, slides: Sequence[str], seed: int, kind: int | None
+) -> dict[str, list[float] | None]:
+    """Of the rates of one type, or of their means over those that the drawn images hold."""
 
-    def of(chosen: Int64) -> float | None:
+    def of(chosen: Int64, rate: str) -> float | None:
         values = counts.rates(chosen)[rate]
         known = values[np.isfinite(values)] if kind is None else values[[kind]]
         return float(known.mean()) if np.isfinite(known).any() else None
 
-    return bootstrap_interval(of, len(counts.true), np.random.default_rng(seed))
+    return {
+        f"{rate}_interval": bootstrap_by_slide(
+            partial(of, rate=rate), slides, np.random.default_rng(seed)
+        )
+        for rate in RATES
+    }

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from models.agreement_statistics import bootstrap_interval, cohens_kappa
+from models.agreement_statistics import bootstrap_by_slide, cohens_kappa
 from models.average_precision import (
     ScoredBoxes,
     curve,
@@ -143,7 +143,9 @@ def best_threshold(findings: Findings, types: int) -> float:
     return float(score[order][last][f1_of[last].argmax()]) if len(order) else 0.5
 
 
-def curve_figures(findings: Findings, types: Sequence[str], seed: int) -> dict[str, Any]:
+def curve_figures(
+    findings: Findings, types: Sequence[str], seed: int, slides: Sequence[str]
+) -> dict[str, Any]:
     """What needs all that was found, whatever its score: mean average precisions.
 
     Parameters
@@ -152,11 +154,13 @@ def curve_figures(findings: Findings, types: Sequence[str], seed: int) -> dict[s
     types
         Names, in the order of the labels.
     seed
-        Of the bootstrap over images.
+        Of the bootstrap over slides.
+    slides
+        Slide of each image.
     """
     return {
         "map_50": rounded(mean_ap_50(findings, len(types))),
-        "map_50_interval": map_interval(findings, len(types), seed),
+        "map_50_interval": map_interval(findings, len(types), seed, slides),
         "map_coco": rounded(mean_average_precision(findings.found, findings.truth, len(types))),
     }
 
@@ -223,14 +227,16 @@ def _confusion(findings: Findings, types: int, score_threshold: float) -> Int64:
     return table
 
 
-def map_interval(findings: Findings, types: int, seed: int) -> list[float] | None:
-    """95 % of the mean average precisions of as many images drawn with replacement.
+def map_interval(
+    findings: Findings, types: int, seed: int, slides: Sequence[str]
+) -> list[float] | None:
+    """95 % of the mean average precisions of as many slides drawn with replacement.
 
     None where nothing is true.
     """
-    return bootstrap_interval(
+    return bootstrap_by_slide(
         lambda chosen: mean_ap_50(findings.drawn(chosen), types),
-        findings.images,
+        slides,
         np.random.default_rng(seed),
     )
 

@@ -106,21 +106,35 @@ def test_what_has_the_same_score_is_reported_together() -> None:
 
 
 def test_the_bootstrap_holds_the_value(findings: Findings) -> None:
-    interval = map_interval(findings, 2, seed=0)
+    each = [str(number) for number in range(findings.images)]
+    interval = map_interval(findings, 2, 0, each)
     value = mean_ap_50(findings, 2)
     assert interval is not None
     assert value is not None
     assert interval[0] < value < interval[1]
-    assert interval == map_interval(findings, 2, seed=0)
+    assert interval == map_interval(findings, 2, 0, each)
+
+
+def test_images_of_one_slide_are_drawn_together() -> None:
+    """Two slides of three images, one found and one missed: a draw has all, half or nothing."""
+    box = np.tile(np.array([[0, 0, 10, 10]], np.float32), (6, 1))
+    truth = ScoredBoxes(np.arange(6), box, np.zeros(6, int), np.ones(6))
+    found = ScoredBoxes(np.arange(3), box[:3], np.zeros(3, int), np.ones(3))
+    findings = Findings(found, truth, 6)
+    by_slide = map_interval(findings, 1, 0, [*"aaabbb"])
+    by_image = map_interval(findings, 1, 0, [*"abcdef"])
+    assert by_slide == [0.0, 1.0]
+    assert by_image is not None
+    assert by_image[1] < 1.0
 
 
 def test_images_without_a_cell_are_not_images_where_none_is_found() -> None:
     """A perfect detector, three images, all cells in one: a third of the draws hold none."""
     box = np.array([[0, 0, 10, 10]], np.float32)
     cell = ScoredBoxes(np.zeros(1, int), box, np.zeros(1, int), np.ones(1))
-    assert map_interval(Findings(cell, cell, 3), 2, seed=0) == [1.0, 1.0]
+    assert map_interval(Findings(cell, cell, 3), 2, 0, [*"abc"]) == [1.0, 1.0]
     none = ScoredBoxes(np.empty(0, int), np.empty((0, 4)), np.empty(0, int), np.empty(0))
-    assert map_interval(Findings(none, none, 3), 2, seed=0) is None
+    assert map_interval(Findings(none, none, 3), 2, 0, [*"abc"]) is None
     assert mean_ap_50(Findings(none, none, 3), 2) is None
 
 
