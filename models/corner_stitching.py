@@ -42,7 +42,8 @@ def stitch_by_corners(
     """
     box, score, probability, label, tile, _ = gathered(batches, classes)
     scale = float(batches[0][1].px_per_tile_px.max()) if batches else 1.0
-    patch = np.rint(core_px[:, :2] / np.ptp(core_px[:, ::2], axis=1)[:, None]).astype(np.int64)
+    # Of each axis by itself: px are not always square.
+    patch = np.rint(core_px[:, :2] / (core_px[:, 2:] - core_px[:, :2])).astype(np.int64)
     joined, best = rejoin(box, score, patch[tile], EPSILON_PX * scale)
     centre = centres(joined)
     home = first_box_holding(centre, core_px)

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.corner_stitching import EPSILON_PX, rejoin
-from models.records import Float64, Int64
+from models.corner_stitching import EPSILON_PX, rejoin, stitch_by_corners
+from models.records import Detections, Float64, Int64, Regions
+from models.stitching import TileGeometry
 
 PATCH_PX = 640
 
@@ -114,3 +115,35 @@ def test_the_order_of_detections_does_not_matter(seed: int) -> None:
     one, _ = rejoin(pieces, score, patches)
     two, _ = rejoin(pieces[shuffled], score[shuffled], patches[shuffled])
     np.testing.assert_array_equal(sorted_rows(one), sorted_rows(two))
+
+
+def test_rows_and_columns_of_patches_have_sizes_of_their_own() -> None:
+    """Where px are not square, patches of 640 px are not either; over every border pieces join."""
+    wide, high = 640.0, 640 * 0.25 / 0.26
+    place = np.stack(np.meshgrid(np.arange(2), np.arange(20), indexing="ij"), -1).reshape(-1, 2)
+    core = np.concatenate([place * (wide, high), (place + 1) * (wide, high)], 1)
+    border = (np.arange(19) + 1) * high
+    above = np.stack([np.full(19, 100.0), border - 40, np.full(19, 180.0), border], 1)
+    below = np.stack([np.full(19, 100.0), border, np.full(19, 180.0), border + 40], 1)
+    classes = ("myeloblast", "unclassified")
+    found = [
+        (
+            Detections(
+                tile=np.zeros(len(box), np.int32),
+                box_tile_px=(box - np.tile(core[row, :2], 2)).astype(np.float32),
+                score=np.full(len(box), 0.9, np.float32),
+                probability=np.tile(np.array([1, 0], np.float32), (len(box), 1)),
+                label=np.zeros(len(box), np.int32),
+                classes=classes,
+            ),
+            TileGeometry(
+                np.array([row], np.int32), core[row : row + 1, :2], np.ones(2), (640, 616)
+            ),
+        )
+        for row in range(20)
+        for box in (np.concatenate([above[row : row + 1], below[max(row - 1, 0) : row]]),)
+    ]
+    regions = Regions(np.array([[0, 0, 2 * wide, 20 * high]]), np.ones(1, np.float32), "all")
+    cells = stitch_by_corners(found, core, regions, classes, "")
+    assert len(cells) == 19
+    np.testing.assert_allclose(cells.box_px[:, 3] - cells.box_px[:, 1], 80, atol=1e-3)
