@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.pixels.utils import pixel_array
 
 from dicom_io.errors import InputError, PixelsUnsupported
@@ -42,7 +43,7 @@ def read_field_image(path: Path) -> FieldImage:
     InputError
         The file cannot be read or is no image.
     PixelsUnsupported
-        A DICOM image that is not 8-bit colour, or has many frames.
+        More than 8 bits; or a DICOM image that is not colour, or has many frames.
     """
     try:
         start = path.open("rb").read(132)
@@ -52,8 +53,11 @@ def read_field_image(path: Path) -> FieldImage:
         return _dicom(path)
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):  # would be cut off at 255
+                raise PixelsUnsupported(f"{path} has more than 8 bits: save it as 8-bit RGB.")
             return FieldImage(np.asarray(picture.convert("RGB")), None)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    # All of these come out of broken files.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is no image that can be read: save it as PNG.") from error
 
 
@@ -84,6 +88,9 @@ def _um_per_px(document: Dataset) -> float | None:
     """PS3.3 C.8.12.2: spacing is (row, column) in mm; of equal sides only."""
     for keyword in _SPACINGS:
         spacing = document.get(keyword)
-        if spacing and abs(float(spacing[0]) / float(spacing[1]) - 1) < 0.01:
-            return float(spacing[0]) * 1000
+        if not isinstance(spacing, MultiValue) or len(spacing) != 2:
+            continue
+        rows_mm, columns_mm = map(float, spacing)
+        if min(rows_mm, columns_mm) > 0 and abs(rows_mm / columns_mm - 1) < 0.01:
+            return rows_mm * 1000
     return None

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from dicom_io.errors import InputError
 from models.errors import MarrowNodeError
 from node import __version__
 from node.config import load_settings
@@ -105,6 +106,13 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+# Of a file or folder that the command line or the settings name.
+_PATH_ERRORS = (
+    *(FileNotFoundError, FileExistsError, PermissionError),
+    *(NotADirectoryError, IsADirectoryError),
+)
+
+
 def _epilog() -> str:
     rows = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exit_code_table())
     return f"\b\nExit codes:\n{rows}"
@@ -119,6 +127,15 @@ class _Commands(click.Group):
         except MarrowNodeError as error:
             click.echo(f"marrow-node: {error}", err=True)
             ctx.exit(error.exit_code)
+        except _PATH_ERRORS as error:
+            if error.filename is None:
+                raise
+            click.echo(
+                f"marrow-node: {error.filename}: {error.strerror}: name another path, or let it be"
+                " read and written.",
+                err=True,
+            )
+            ctx.exit(InputError.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)

@@ -98,7 +98,15 @@ def field_as_json(result: FieldResult) -> dict[str, Any]:
 
 
 def draw_field(result: FieldResult, path: Path) -> None:
-    """The image with a box around every cell, in its type's colour, and a legend with counts."""
+    """The image with a box around every cell, in its type's colour, and a legend with counts.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        The path's suffix is not PNG's.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigurationInvalid(f"{path}: the picture is written as PNG: name it .png.")
     height, width = result.image.rgb.shape[:2]
     figure = Figure(figsize=(10, 10 * height / width + 0.8), layout="constrained")
     axes = figure.add_subplot()

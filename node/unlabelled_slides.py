@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -64,8 +66,8 @@ def slide_candidates(
     Returns
     -------
     dict
-        File name of each tile, made of the slide's number and the tile's place → tile and what
-        was found in it.
+        File name of each tile → tile and what was found in it. A name holds a digest of the
+        slide's UID and the tile's place: the same tile has the same name whenever it is chosen.
 
     Raises
     ------
@@ -75,7 +77,8 @@ def slide_candidates(
     sessions = open_sessions(settings, package)
     where = open_sessions(settings, package, localiser=True)
     candidates = {}
-    for number, reference in enumerate(slides, start=1):
+    for reference in slides:
+        name = hashlib.sha256(reference.series_uid.encode()).hexdigest()[:12]
         with _opened(settings, reference) as (pacs, slide):
             regions = _regions(settings, pacs, slide, package, where)
             stage = replace(
@@ -87,7 +90,7 @@ def slide_candidates(
             for box, tile in zip(boxes, tiles, strict=True):
                 rgb = tile.rgb[0]
                 cells = find_in_field(rgb, um_per_px, package, sessions)
-                path = Path(f"slide{number}_x{round(box[0]):06}_y{round(box[1]):06}.png")
+                path = Path(f"slide_{name}_x{round(box[0]):06}_y{round(box[1]):06}.png")
                 found = Candidate(path, (rgb.shape[1], rgb.shape[0]), cells)
                 candidates[path] = (SlideTile(reference, box), found)
     return candidates
@@ -97,6 +100,9 @@ def write_tiles(
     settings: Settings, tiles: Mapping[Path, SlideTile], um_per_px: float, folder: Path
 ) -> None:
     """Read tiles again and write them as PNG into a folder.
+
+    Its ``groups.csv`` tells trainings which slide each is of: by its series, as a source of the
+    format dicom does.
 
     Parameters
     ----------
@@ -114,6 +120,19 @@ def write_tiles(
             read = read_tiles(pacs, slide, boxes, um_per_px, batch_size=1, settings=settings.read)
             for path, tile in zip(own, read, strict=True):
                 Image.fromarray(tile.rgb[0]).save(folder / path)
+    _add_groups(folder / "groups.csv", {str(p): t.slide.series_uid for p, t in tiles.items()})
+
+
+def _add_groups(path: Path, groups: Mapping[str, str]) -> None:
+    """Write lines of a table with the columns file and group, beside those it has."""
+    known: dict[str, str] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            known = {row["file"]: row["group"] for row in csv.DictReader(file)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "group"])
+        writer.writerows(sorted({**known, **groups}.items()))
 
 
 @contextmanager

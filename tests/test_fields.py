@@ -117,6 +117,37 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr
 
 
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "field.png"
+    Image.fromarray(blobs(200, 200)[0]).save(path)
+    known = (str(path), "--um-per-px", "0.25", "--model", "tiny", "--out")
+    for out, code, says in (
+        (tmp_path / "missing" / "cells.png", 20, "No such file or directory"),
+        (path / "cells.png", 20, "Not a directory"),
+        (tmp_path / "cells.bmp", 26, "written as PNG"),
+    ):
+        ended = field(tmp_path, *known, str(out))
+        assert ended.returncode == code, ended.stderr
+        assert f"{out}: " in ended.stderr
+        assert says in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_more_than_eight_bits_are_not_cut_off(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(tmp_path / "grey.png")
+    with pytest.raises(PixelsUnsupported, match="more than 8 bits"):
+        read_field_image(tmp_path / "grey.png")
+
+
+@pytest.mark.parametrize("spacing", [[0, 0], [-0.00025, -0.00025], [], 0.00025])
+def test_a_scale_that_is_none_is_not_taken(tmp_path: Path, spacing: object) -> None:
+    path = tmp_path / "field.dcm"
+    microscopic(np.zeros((8, 8, 3), np.uint8), PixelSpacing=spacing).save_as(
+        path, enforce_file_format=True
+    )
+    assert read_field_image(path).um_per_px is None
+
+
 def test_only_one_colour_image_of_eight_bits(tmp_path: Path) -> None:
     rgb = np.zeros((8, 8, 3), np.uint8)
     path = tmp_path / "field.dcm"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -48,10 +50,12 @@ def test_tiles_of_a_slide_are_ranked_and_written(smear: Smear, tmp_path: Path) -
     assert scores == sorted(scores, reverse=True)
     assert {row["series_uid"] for row in rows} == {smear.slide.series_uid}
     read = read_as_training(tmp_path / "chosen")
+    # Of the slide, in whatever order and with whatever others it is named.
+    name = hashlib.sha256(smear.slide.series_uid.encode()).hexdigest()[:12]
     for row in rows:
         x0, y0, x1, y1 = row["box_px"]
         assert (x1 - x0, y1 - y0) == (256, 256)
-        assert row["image"] == f"slide1_x{x0:06}_y{y0:06}.png"
+        assert row["image"] == f"slide_{name}_x{x0:06}_y{y0:06}.png"
         assert np.asarray(Image.open(tmp_path / "chosen" / row["image"])).shape == (256, 256, 3)
         assert len(read[row["image"]]) == row["cells"]
     # Every true cell lies in a box that was written, at its tile's place on the slide.
@@ -61,6 +65,24 @@ def test_tiles_of_a_slide_are_ranked_and_written(smear: Smear, tmp_path: Path) -
     held = ((middle > boxes[:, None, :2]) & (middle < boxes[:, None, 2:])).all(2)
     assert held.any(0).all()
     assert len(boxes) < 1.5 * len(truth)  # a cell on the border of two tiles is in both
+
+
+def test_labels_that_are_there_are_left_alone(smear: Smear, tmp_path: Path) -> None:
+    """Somebody corrects one tile's labels; the next choice is of other tiles, beside them."""
+    first = select(smear, *of_slide(smear), "--top", "1", "--out", str(tmp_path))
+    (chosen,) = json.loads(first.stdout)
+    label = (tmp_path / chosen["image"]).with_suffix(".xml")
+    label.write_text(label.read_text().replace("<name>", "<name>corrected "))
+    corrected = label.read_bytes()
+    second = select(smear, *of_slide(smear), "--out", str(tmp_path))
+    names = {row["image"] for row in json.loads(second.stdout)}
+    assert chosen["image"] not in names
+    assert label.read_bytes() == corrected
+    with (tmp_path / "groups.csv").open(newline="") as file:
+        rows = {row["file"]: row["group"] for row in csv.DictReader(file)}
+    assert rows.keys() == names | {chosen["image"]}
+    assert set(rows.values()) == {smear.slide.series_uid}
+    assert select(smear, *of_slide(smear), "--out", str(tmp_path)).exit_code != 0  # none is left
 
 
 def test_only_the_first_are_written(smear: Smear, tmp_path: Path) -> None:
@@ -86,6 +108,8 @@ def read_as_training(folder: Path) -> dict[str, np.ndarray]:
         (["."], "--um-per-px"),
         (["--slide", "1.2", "1.3", "."], "Name a FOLDER of images, or slides"),
         (["--um-per-px", "0.25", "nowhere"], "nowhere cannot be read"),
+        (["--um-per-px", "-0.25", "."], "-0.25 is no size of a pixel"),
+        (["--um-per-px", "nan", "."], "nan is no size of a pixel"),
     ],
 )
 def test_what_is_missing_is_said(smear: Smear, arguments: list[str], says: str) -> None:
