@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dicom_io.annotated_slide import annotated_tiles, read_annotations
 from dicom_io.pacs import open_pacs
@@ -16,7 +19,7 @@ from node.config import Settings
 
 
 def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -> list[Any]:
-    """The annotated tiles of one slide, read into memory.
+    """The annotated tiles of one slide; their pixels lie as PNG in the recipe's folder.
 
     Parameters
     ----------
@@ -35,6 +38,9 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
         The slide or its annotations cannot be read.
     """
     images = []
+    name = hashlib.sha256(source.series_uid.encode()).hexdigest()[:12]
+    folder = recipe.out / "tiles" / name
+    folder.mkdir(parents=True, exist_ok=True)
     url = source.pacs_url or settings.pacs_url
     with open_pacs(url, settings.pacs) as pacs:
         slide = open_slide(
@@ -45,13 +51,15 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
             pacs, slide, cells, recipe.size_px, recipe.um_per_px, settings.read
         ):
             x, y = (round(value) for value in tile.origin_px)
+            path = folder / f"x{x:06}_y{y:06}.png"
+            Image.fromarray(tile.rgb).save(path, compress_level=1)
             taken = [row for row, key in enumerate(tile.types) if key not in source.ignore]
             images.append(
                 image(
                     f"{source.series_uid} at ({x}, {y})",
                     source.series_uid,
                     (tile.rgb.shape[1], tile.rgb.shape[0]),
-                    partial(_same, tile.rgb),
+                    partial(_pixels, path),
                     tile.box_tile_px[taken].astype(np.float32),
                     np.array([_kind(tile.types[row], source, recipe) for row in taken], np.int64),
                 )
@@ -70,5 +78,6 @@ def _kind(key: str, source: Any, recipe: Any) -> int:
     return int(recipe.types.index(name))
 
 
-def _same(rgb: UInt8) -> UInt8:
-    return rgb
+def _pixels(path: Path) -> UInt8:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
