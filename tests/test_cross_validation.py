@@ -19,29 +19,13 @@ from models.errors import TrainingInvalid  # noqa: E402
 from models.training.cross_validation import cross_validate  # noqa: E402
 from models.training.recipe import load_recipe  # noqa: E402
 from node.cli import main  # noqa: E402
+from tests.test_learning_curve import RECIPE as OF_CROPS  # noqa: E402
+from tests.test_learning_curve import TYPES  # noqa: E402
 
-TYPES = ("band_neutrophil", "segmented_neutrophil")
-RECIPE = """
-system = "choi2017"
-name = "tiny"
-out = "run"
-types = ["band_neutrophil", "segmented_neutrophil"]
-um_per_px = 0.16
-batch = 4
-steps = 2
-threads = 1
-workers = 0
-folds = 2
-
-[network]
-width = 0.03125
-
-[[data]]
-format = "pascal_voc"
-folder = "fields"
-um_per_px = 0.16
-group = "^(.)"
-"""
+RECIPE = OF_CROPS.replace(
+    'format = "crops"\nfolder = "crops"',
+    'format = "pascal_voc"\nfolder = "fields"\ngroup = "^(.)"',
+)
 LABELS = "<annotation><filename>{name}.png</filename>{objects}</annotation>"
 OBJECT = (
     "<object><name>{name}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax>"
