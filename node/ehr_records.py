@@ -123,6 +123,23 @@ def identifier_of(resource: Mapping[str, Any]) -> str:
     return str(identifiers[0]["value"]) if identifiers else ""
 
 
+def has_identifier(resource: Mapping[str, Any], system: str, value: str) -> bool:
+    """Whether a resource carries an identifier, in any spelling of its system.
+
+    Servers pad values with blanks, and write the same system as a URI or as a bare OID, in other
+    case or with a slash at its end.
+    """
+    wanted = (_spelt_alike(system), value.strip())
+    return any(
+        (_spelt_alike(str(each.get("system", ""))), str(each.get("value", "")).strip()) == wanted
+        for each in resource.get("identifier", [])
+    )
+
+
+def _spelt_alike(system: str) -> str:
+    return system.strip().casefold().removeprefix("urn:oid:").rstrip("/")
+
+
 def report_in(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entry of the DiagnosticReport."""
     return next(

@@ -29,6 +29,7 @@ from node.ehr_records import (
     EhrSettings,
     Resource,
     device_references,
+    has_identifier,
     is_local,
     key_of,
     receipt,
@@ -70,7 +71,7 @@ class FhirServer:
         return []
 
     def read_report(self, identifier: str) -> list[Resource]:
-        reports = self._search("DiagnosticReport", UID_SYSTEM, identifier)
+        reports = self._ours("DiagnosticReport", UID_SYSTEM, identifier)
         if len(reports) != 1:
             raise EhrAnswerInvalid(
                 f"The EHR {self._http.host} has {len(reports)} DiagnosticReports {identifier} "
@@ -161,7 +162,7 @@ class FhirServer:
         subject = report_in(bundle)["resource"].get("subject")
         system = "" if subject is None else self._patient_system(subject["identifier"])
         patients = (
-            self._search("Patient", system, subject["identifier"]["value"])
+            self._patients(system, subject["identifier"]["value"])
             if subject is not None and system
             else []
         )
@@ -189,14 +190,34 @@ class FhirServer:
             ],
         }
 
+    def _patients(self, system: str, value: str) -> list[Resource]:
+        """Patients that carry the identifier, not whomever the server answers with."""
+        answered = self._search("Patient", system, value)
+        return [each for each in answered if has_identifier(each, system, value)]
+
     def _patient_system(self, identifier: Mapping[str, str]) -> str:
         return identifier.get("system", "") or self._settings.patient_system
 
     def _find(self, entry: Mapping[str, Any]) -> Resource | None:
         resource = entry["resource"]
         identifier = resource["identifier"][0]
-        found = self._search(resource["resourceType"], identifier["system"], identifier["value"])
+        found = self._ours(resource["resourceType"], identifier["system"], identifier["value"])
         return found[0] if found else None
+
+    def _ours(self, kind: str, system: str, value: str) -> list[Resource]:
+        """What the server has of a resource of the node's.
+
+        A server may leave out a search parameter that it does not know (R4 3.1.1.3), and what it
+        answers then is another patient's: it is neither replaced, nor is another made beside it.
+        """
+        answered = self._search(kind, system, value)
+        found = [each for each in answered if has_identifier(each, system, value)]
+        if answered and not found:
+            raise EhrAnswerInvalid(
+                f"The EHR {self._http.host} answered a search for {kind} {value} with others: it "
+                "must search by identifier before reports can be delivered to it."
+            )
+        return found
 
     def _find_provenance(
         self, entry: Mapping[str, Any], addresses: Mapping[str, str]
@@ -208,7 +229,7 @@ class FhirServer:
             return None
         answer = self._ask("GET", f"{PROVENANCE}?target={quote(target, safe='')}")
         for found in _resources(answer, PROVENANCE):
-            if found.get("recorded") == resource["recorded"]:
+            if found.get("recorded") == resource["recorded"] and _is_about(found, target):
                 return found
         return None
 
@@ -314,6 +335,11 @@ def _outcome(entry: Mapping[str, Any], code: str) -> str:
 
 def _is_provenance(entry: Mapping[str, Any]) -> bool:
     return bool(entry["resource"]["resourceType"] == PROVENANCE)
+
+
+def _is_about(provenance: Resource, target: str) -> bool:
+    """Whether a Provenance has a target, whatever address and version it names it by."""
+    return any(f"{target}/" in f"{each.get('reference')}/" for each in provenance.get("target", []))
 
 
 def _is_there(

@@ -26,7 +26,7 @@ from dicom_io.slide import Slide
 from node.ehr import EhrSettings, open_ehr
 from node.fhir import build_bundle, report_identifier
 from tests.analyses import small_slide, some_analysis
-from tests.faulty_proxy import Fault, Proxy, faulty_proxy
+from tests.faulty_proxy import Answer, Fault, Forward, Proxy, Request, faulty_proxy
 from tests.fhir_fixture import FhirServer
 
 QUICK = EhrSettings(timeout_s=5, retries=2, retry_wait_s=0.01)
@@ -263,6 +263,61 @@ def test_a_site_names_the_system_of_its_patient_ids(slide: Slide, fhir_server: F
     patient = register(fhir_server, "urn:test:mrn", "778")
     analysis = fresh(of_patient(slide, "778", "HOSPITAL A"), 107)
     ehr = open_ehr(fhir_server.url, replace(QUICK, patient_system="urn:test:mrn"))
+    ehr.deliver(build_bundle(analysis, {}, {}))
+    subject = ehr.read_report(report_identifier(analysis))[0]["subject"]
+    assert subject["reference"] == f"Patient/{patient}"
+
+
+def lenient(request: Request, forward: Forward) -> Answer:
+    """A server that leaves out search parameters it does not know, as R4 3.1.1.3 lets it."""
+    return forward(replace(request, path=request.path.partition("?")[0]))
+
+
+def test_what_a_lenient_search_gives_is_not_taken_for_ours(
+    slide: Slide, fhir_server: FhirServer, ehr_proxy: Proxy
+) -> None:
+    others = fresh(of_patient(slide, "780", HOSPITAL), 151)
+    open_ehr(fhir_server.url, QUICK).deliver(build_bundle(others, {}, {}))
+    kinds = ("DiagnosticReport", "Observation", "Device")
+    before = {kind: search(fhir_server, kind, _count="1000") for kind in kinds}
+    ehr_proxy.fault = Fault(path=r"\?identifier=", habit=lenient)
+    ours = fresh(of_patient(slide, "781", HOSPITAL), 152)
+    ours = replace(ours, model=replace(ours.model, digest=f"{152:064x}"))
+    with pytest.raises(EhrAnswerInvalid, match="search by identifier") as caught:
+        open_ehr(ehr_proxy.url, QUICK).deliver(build_bundle(ours, {}, {}))
+    assert "781" not in str(caught.value)
+    assert {kind: search(fhir_server, kind, _count="1000") for kind in kinds} == before
+    with pytest.raises(EhrAnswerInvalid, match="search by identifier"):
+        open_ehr(ehr_proxy.url, QUICK).read_report(report_identifier(ours))
+
+
+def test_a_patient_is_referred_to_by_identifier_only(
+    slide: Slide, fhir_server: FhirServer, ehr_proxy: Proxy
+) -> None:
+    register(fhir_server, HOSPITAL, "782")
+    ehr_proxy.fault = Fault(path=r"/Patient\?", habit=lenient)
+    analysis = fresh(of_patient(slide, "783", HOSPITAL), 153)
+    ehr = open_ehr(ehr_proxy.url, QUICK)
+    ehr.deliver(build_bundle(analysis, {}, {}))
+    assert "reference" not in ehr.read_report(report_identifier(analysis))[0]["subject"]
+    with pytest.raises(EhrRefused, match="0 Patients"):
+        open_ehr(ehr_proxy.url, replace(QUICK, patient_required=True)).deliver(
+            build_bundle(analysis, {}, {})
+        )
+
+
+@pytest.mark.parametrize(
+    ("system", "value"),
+    [("urn:oid:1.2.3", "784"), ("1.2.3", " 784"), ("URN:OID:1.2.3", "784 ")],
+)
+def test_a_patients_identifier_may_be_spelt_otherwise(
+    slide: Slide, fhir_server: FhirServer, ehr_proxy: Proxy, system: str, value: str
+) -> None:
+    """The server found it by its own rules, and shows it as it was registered."""
+    patient = register(fhir_server, system, value)
+    ehr_proxy.fault = Fault(path=r"/Patient\?", habit=lenient)
+    analysis = fresh(of_patient(slide, "784", "1.2.3"), 154)
+    ehr = open_ehr(ehr_proxy.url, replace(QUICK, patient_system="urn:oid:1.2.3"))
     ehr.deliver(build_bundle(analysis, {}, {}))
     subject = ehr.read_report(report_identifier(analysis))[0]["subject"]
     assert subject["reference"] == f"Patient/{patient}"
