@@ -28,6 +28,7 @@ from dicom_io.decoding import ENCODINGS
 from dicom_io.dimse import STUDY_ROOT_FIND, UNCOMPRESSED
 from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.pacs import PacsSettings
+from dicom_io.pacs_settings import is_setting
 from dicom_io.receiver import DOCUMENTS, LARGEST_PDU_BYTES
 
 PRODUCT = "marrow-node"
@@ -113,7 +114,10 @@ CHANGES = (
 def settings(tree: type[Any]) -> list[tuple[str, str]]:
     """(name, default) of a settings class."""
     defaults = tree()
-    return [(entry.name, _shown(getattr(defaults, entry.name))) for entry in fields(tree)]
+    return [
+        (entry.name, _shown(getattr(defaults, entry.name)))
+        for entry in filter(is_setting, fields(tree))
+    ]
 
 
 def _shown(default: object) -> str:

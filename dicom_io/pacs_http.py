@@ -385,6 +385,8 @@ class Service:
 
 def service_urls(url: str, settings: PacsSettings) -> tuple[str, str, str]:
     """Base URL of the query, retrieve and store service of the archive at `url`."""
+    if settings.services_of and settings.services_of.rstrip("/") != url.rstrip("/"):
+        return url, url, url
     return settings.query_url or url, settings.retrieve_url or url, settings.store_url or url
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dicom_io.errors import ConfigurationInvalid
 
@@ -17,8 +18,9 @@ class PacsSettings:
     Attributes
     ----------
     query_url, retrieve_url, store_url
-        Base URL of QIDO-RS, of WADO-RS and of STOW-RS where the archive has them on different
-        hosts or paths; empty for that of the archive itself.
+        Base URL of QIDO-RS, of WADO-RS and of STOW-RS where the archive at pacs_url has them on
+        different hosts or paths; empty for pacs_url. An archive elsewhere, as at results_url, is
+        asked at its own.
     further_hosts
         Origins (https://host or https://host:port) beside those of the URLs to which redirects
         and bulk data may lead; they are sent no credentials.
@@ -74,6 +76,9 @@ class PacsSettings:
         Some archives refuse those that they do not know.
     ca_bundle
         PEM file of the certificate authority of an archive inside the hospital.
+    services_of
+        Follows from the others: base URL of the archive that query_url, retrieve_url and store_url
+        belong to; empty for whichever is opened.
     """
 
     query_url: str = ""
@@ -106,6 +111,12 @@ class PacsSettings:
     search_keys: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "marrow-node"
     ca_bundle: Path | None = None
+    services_of: str = field(default="", metadata={"derived": True})
+
+
+def is_setting(entry: Field[Any]) -> bool:
+    """Whether a field is for the user to set, and does not follow from other settings."""
+    return not entry.metadata.get("derived")
 
 
 def hidden(reference: str) -> str:

@@ -12,7 +12,7 @@ import inspect
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dicom_io.annotation_settings import GROUP_SIZE, CoordinateType, GraphicType
 from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid
-from dicom_io.pacs_settings import PacsSettings
+from dicom_io.pacs_settings import PacsSettings, is_setting
 from dicom_io.slide_settings import ReadSettings, SlideSettings
 from node.audit_settings import AuditSettings
 from node.batch_settings import BatchSettings
@@ -224,7 +224,7 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
     source = str(path) if path is not None else "the environment"
     _refuse_unknown(Settings, values, source, "")
     try:
-        return TypeAdapter(Settings).validate_python(values)
+        settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -232,6 +232,16 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
             f"Setting {where} in {source} is not usable: {first['msg']}. Correct it; "
             "'marrow-node config' lists every setting with its default."
         ) from error
+    return replace(settings, pacs=replace(settings.pacs, services_of=_site_archive(settings)))
+
+
+def _site_archive(settings: Settings) -> str:
+    """The DICOMweb archive that the services in [pacs] belong to: of slides, else of results.
+
+    Empty where the command line is to say where slides are.
+    """
+    urls = (settings.pacs_url, settings.results_url, settings.dimse.ask_url)
+    return next((url for url in urls if url.startswith("http")), "") if settings.pacs_url else ""
 
 
 def settings_rows(settings: Settings) -> Iterator[tuple[str, Any, str]]:
@@ -241,7 +251,7 @@ def settings_rows(settings: Settings) -> Iterator[tuple[str, Any, str]]:
 
 def _rows(tree: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
     reasons = _reasons(type(tree))
-    for entry in fields(tree):
+    for entry in filter(is_setting, fields(tree)):
         value = getattr(tree, entry.name)
         if is_dataclass(value):
             yield from _rows(value, f"{prefix}{entry.name}.")
@@ -287,7 +297,7 @@ def _apply_environment(values: dict[str, Any], environment: Mapping[str, str]) -
 
 def _refuse_unknown(tree: type, values: Mapping[str, Any], source: str, prefix: str) -> None:
     hints = get_type_hints(tree)
-    known = {entry.name for entry in fields(tree)}
+    known = {entry.name for entry in filter(is_setting, fields(tree))}
     for key, value in values.items():
         if key not in known:
             raise ConfigurationInvalid(

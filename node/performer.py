@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from dicom_io.dicom_json import Json, value
 from dicom_io.errors import JobNotFound, WorkitemRefused
+from dicom_io.pacs_http import service_urls
 from dicom_io.workitem import (
     CANCELED,
     COMPLETED,
@@ -395,7 +396,7 @@ def retrieval(settings: Settings) -> dict[str, str]:
     """Where outputs can be had: the archive that they were stored in, or this node's service."""
     stored = settings.results_url or settings.pacs_url
     if stored.startswith("http"):
-        return {"url": settings.pacs.retrieve_url or stored}
+        return {"url": service_urls(stored, settings.pacs)[1]}
     if stored.startswith("dimse"):
         return {"ae_title": stored.partition("://")[2].partition("@")[0]}
     if settings.serve.public_url:

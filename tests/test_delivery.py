@@ -6,7 +6,9 @@ import copy
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +16,19 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_io.errors import PacsReadBackDiffers, ResultsDisagree
-from dicom_io.pacs import Pacs
-from node.config import OutputSettings
-from node.delivery import deliver_to_pacs, read_back, reconcile
+from dicom_io.dimse import DimseArchive
+from dicom_io.errors import PacsError, PacsReadBackDiffers, ResultsDisagree
+from dicom_io.pacs import Pacs, open_pacs
+from node.config import OutputSettings, load_settings
+from node.delivery import deliver_to_pacs, open_destination, read_back, reconcile
 from node.fhir import build_bundle
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, Renditions, encode_documents
+from node.performer import retrieval
 from node.pictures import draw_differential
+from node.receive import received_settings
+from node.rules import settings_by
 from tests.analyses import small_slide, some_analysis
+from tests.loopback_host import Host, running_host
 from tests.slides import WrittenSlide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -257,3 +264,61 @@ def test_a_slide_without_cells_is_delivered_too(
         read_back(pacs, artifacts, documents),
         [entry["resource"] for entry in bundle["entry"]],
     )
+
+
+def spoken_to(pacs: Pacs | DimseArchive, document: Dataset, hosts: dict[str, Host]) -> set[str]:
+    """Which hosts an archive's search, store and retrieve services are asked at."""
+    for host in hosts.values():
+        host.requests.clear()
+    with pacs:
+        pacs.has_instance(*reference(document))
+        with suppress(PacsError):
+            pacs.retrieve_instance(*reference(document))
+        if isinstance(pacs, Pacs):
+            with suppress(PacsError):
+                pacs.store([document])
+    return {name for name, host in hosts.items() if host.requests}
+
+
+@pytest.mark.parametrize("rule", [False, True])
+@pytest.mark.parametrize("received", [False, True])
+@pytest.mark.parametrize(
+    ("results", "asked"),
+    [
+        ("", {"query", "retrieve", "store"}),
+        ("other", {"other"}),
+        ("dimse", {"query", "retrieve"}),
+    ],
+)
+def test_services_of_their_own_are_those_of_the_slides_archive(
+    made: tuple[dict[str, Dataset], list[Dataset]],
+    tmp_path: Path,
+    results: str,
+    asked: set[str],
+    received: bool,
+    rule: bool,
+) -> None:
+    """Results for another archive do not end at the services of that which slides come from."""
+    with ExitStack() as stack:
+        names = ("slides", "query", "retrieve", "store", "other")
+        hosts = {name: stack.enter_context(running_host()) for name in names}
+        url = {"": "", "other": f"{hosts['other'].url}/rs", "dimse": "dimse://A@127.0.0.1:9"}
+        config = tmp_path / "node.toml"
+        config.write_text(
+            f'pacs_url = "{hosts["slides"].url}/rs"\nwork_folder = "{tmp_path}"\n'
+            + (f'results_url = "{url[results]}"\n' if results and not rule else "")
+            + "[pacs]\nretries = 0\n"
+            + "".join(f'{name}_url = "{hosts[name].url}/{name}"\n' for name in names[1:4])
+            + (f'[[rules]]\nname = "r"\nresults_url = "{url[results]}"\n' if rule else "")
+        )
+        settings = load_settings(config, {})
+        if received:
+            settings = received_settings(settings)
+        if rule:
+            settings = settings_by(settings, settings.rules[0])
+        assert spoken_to(open_destination(settings), made[0]["SR"], hosts) == asked
+        if results == "other":
+            assert retrieval(settings) == {"url": url["other"]}
+        if not received:
+            slides = open_pacs(settings.pacs_url, settings.pacs)
+            assert spoken_to(slides, made[0]["SR"], hosts) == {"query", "retrieve", "store"}
