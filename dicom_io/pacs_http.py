@@ -180,6 +180,11 @@ def _prefixes(url: str) -> set[str]:
     return spelt
 
 
+def same_origin(url: str, other: str) -> bool:
+    """Whether two URLs lead to one scheme, host and port."""
+    return url.startswith("http") and not _prefixes(url).isdisjoint(_prefixes(other))
+
+
 def _unusable(scheme: str) -> ConfigurationInvalid:
     return ConfigurationInvalid(
         f"The PACS URL with scheme {scheme!r} is not usable: write https://host/dicom-web,"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,25 @@ class PacsSettings:
 def is_setting(entry: Field[Any]) -> bool:
     """Whether a field is for the user to set, and does not follow from other settings."""
     return not entry.metadata.get("derived")
+
+
+def without_credentials(settings: PacsSettings) -> PacsSettings:
+    """The settings for an archive that is not the site's own, nor has its services."""
+    return replace(
+        settings,
+        query_url="",
+        retrieve_url="",
+        store_url="",
+        username=None,
+        password=None,
+        bearer_token=None,
+        token_url=None,
+        client_id=None,
+        client_secret=None,
+        certificate=None,
+        certificate_key=None,
+        headers={},
+    )
 
 
 def hidden(reference: str) -> str:

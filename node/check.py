@@ -16,9 +16,9 @@ from conformance.result_set import ResultSet
 from conformance.telling import as_json, as_junit
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.folder import UID
-from dicom_io.pacs import open_pacs
 from node.config import Settings
 from node.console import OUT
+from node.named_archive import open_named
 
 EXIT_CODES = {"conformant": 0, "warnings": 1, "errors": 3}
 STYLES = {"error": "red", "warning": "yellow"}
@@ -36,9 +36,10 @@ def check(settings: Settings, json_wanted: bool, junit: Path | None, what: tuple
     """Check DICOM objects and FHIR Bundles against the standards, viewers and each other.
 
     PATH is a file or a folder; URL a study, https://…/dicom-web/studies/UID; UID a study in the
-    archive of the settings. All that is given is taken for one set: results of one slide, with
-    the slide itself so that places and references can be looked at. Validators by others
-    (dciodvfy, dcentvfy, dsrdump) are asked where they are installed.
+    archive of the settings, whose credentials no other host is shown. All that is given is taken
+    for one set: results of one slide, with the slide itself so that places and references can be
+    looked at. Validators by others (dciodvfy, dcentvfy, dsrdump) are asked where they are
+    installed.
 
     \b
     Exit codes:
@@ -80,7 +81,7 @@ def _given(settings: Settings, what: tuple[str, ...], scratch: Path) -> Given:
 
 def _study(settings: Settings, url: str, uid: str, scratch: Path) -> Given:
     scratch.mkdir()
-    with open_pacs(url, settings.pacs) as pacs:
+    with open_named(url, settings) as pacs:
         return read_study(pacs, uid, scratch)
 
 

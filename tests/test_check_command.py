@@ -15,6 +15,7 @@ from node.cli import main
 from node.outputs import to_bytes
 from tests.kit.bases import Case, base
 from tests.kit.faults import all_faults
+from tests.loopback_host import running_host
 from tests.servers import Orthanc
 
 
@@ -100,6 +101,31 @@ def test_a_study_in_an_archive(
     assert done.exit_code == 0, done.output
     kinds = [each["kind"] for each in json.loads(done.output)["objects"]]
     assert sorted(kinds) == ["ANN", "SEG", "SM", "SM", "SR"]
+
+
+@pytest.mark.parametrize("name", ["pacs_url", "results_url", "pacs__store_url", ""])
+def test_credentials_are_for_the_archives_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SECRET", "top-secret")
+    given = {
+        "pacs_url": "https://pacs.example/rs",
+        "pacs__query_url": "http://127.0.0.1:9/rs",
+        "pacs__username": "node",
+        "pacs__password": "env:SECRET",
+        "pacs__headers__x_api_key": "key",
+        "pacs__retries": "0",
+    }
+    with running_host() as host:
+        for key, value in (given | ({name: f"{host.url}/rs"} if name else {})).items():
+            monkeypatch.setenv(f"MARROW_NODE__{key.upper()}", value)
+        if name == "pacs_url":  # whose searches go elsewhere
+            monkeypatch.delenv("MARROW_NODE__PACS__QUERY_URL")
+        done = _run(f"{host.url}/rs/studies/1.2.3")
+    assert done.exit_code != 0
+    assert host.requests, done.output
+    shown = {"authorization", "x_api_key"} & set(host.last)
+    assert shown == ({"authorization", "x_api_key"} if name else set())
 
 
 def test_an_archive_that_keeps_coordinates_from_viewers_is_named(
