@@ -106,7 +106,7 @@ CHANGES = (
     ("one of these three filled in that the slide does not have", "Accepted."),
     ("PatientName in other capitals, blanks or separators", "Accepted."),
     ("other groups, coordinates, types or values of an ANN; other pixels, another PDF", _DIFFERS),
-    ("other counts, percentages or references of the SR", "The job ends with code 63."),
+    ("other counts, percentages, references or standing of the SR", _DIFFERS),
     ("other attributes", "Accepted."),
 )
 

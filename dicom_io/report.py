@@ -158,6 +158,25 @@ class ReportContent:
     withdrawn: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ReportItem:
+    """What one content item says.
+
+    Attributes
+    ----------
+    value_type
+    name
+        Scheme and code of its concept; empty for items without one.
+    said
+        Number, code, text, UID or referenced SOP Instance UID; empty for names of persons and
+        times, which archives spell in their own way.
+    """
+
+    value_type: str
+    name: str
+    said: str | float
+
+
 def encode_report(
     analysis: Analysis,
     annotation: Dataset | None,
@@ -514,6 +533,24 @@ def decode_report(document: Dataset) -> ReportContent:
         verification=str(document.VerificationFlag),
         withdrawn=withdrawn,
     )
+
+
+def report_items(document: Dataset) -> list[ReportItem]:
+    """Every content item of a report, in its order."""
+    return [
+        ReportItem(str(item.ValueType), ":".join(_concept(item)[::-1]).strip(":"), _said(item))
+        for item in _items(document)
+    ]
+
+
+def _said(item: Dataset) -> str | float:
+    if item.get("MeasuredValueSequence"):
+        return _value(item)
+    if item.get("ConceptCodeSequence"):
+        return str(item.ConceptCodeSequence[0].CodeValue)
+    if item.get("ReferencedSOPSequence"):
+        return str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+    return str(item.get("UID") or item.get("TextValue") or "").strip()
 
 
 def _says(item: Dataset | None, code: CodedConcept) -> bool:

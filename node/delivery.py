@@ -34,6 +34,7 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.pacs_errors import FOREIGN_ERRORS
+from dicom_io.report import report_items
 from dicom_io.segmentation import decode_segmentation
 from dicom_io.source_header import text_of
 from node.config import Settings
@@ -229,7 +230,7 @@ def check_unchanged(sent: Mapping[str, Dataset], returned: Mapping[str, Dataset]
             elif kind == "SEG":
                 _same_mask(document, returned[kind])
             elif kind == "SR":
-                _same_length(document, returned[kind])
+                _same_report(document, returned[kind])
             else:
                 _same_payload(kind, document, returned[kind])
 
@@ -312,18 +313,21 @@ def _drawn(annotation: Dataset) -> list[tuple[str | bytes, ...]]:
     return groups
 
 
-def _same_length(sent: Dataset, returned: Dataset) -> None:
-    """Of a report the number of its content items; what they say is compared with the others."""
-    ours, theirs = _content_items(sent), _content_items(returned)
-    if ours != theirs:
-        raise PacsReadBackDiffers(
-            f"SR {sent.SOPInstanceUID} came back from the PACS with {theirs} content items instead "
-            f"of {ours}: do not use it, and check whether the archive cuts or alters reports."
-        )
-
-
-def _content_items(item: Dataset) -> int:
-    return sum(1 + _content_items(each) for each in item.get("ContentSequence", []))
+def _same_report(sent: Dataset, returned: Dataset) -> None:
+    """Of a report what its content items say and refer to, and whether a person verified it."""
+    ours, theirs = report_items(sent), report_items(returned)
+    if len(ours) != len(theirs):
+        what = f"{len(theirs)} content items instead of {len(ours)}"
+    elif differ := [one.name for one, other in zip(ours, theirs, strict=True) if one != other]:
+        what = f"{len(differ)} other content items, the first of them {differ[0]}"
+    elif sent.VerificationFlag != returned.VerificationFlag:
+        what = f"the VerificationFlag {returned.VerificationFlag}"
+    else:
+        return
+    raise PacsReadBackDiffers(
+        f"SR {sent.SOPInstanceUID} came back from the PACS with {what}: do not use it, and check "
+        "whether the archive cuts or alters reports."
+    )
 
 
 def _same_payload(kind: str, sent: Dataset, returned: Dataset) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,7 @@ from dicom_io.dimse import DimseArchive
 from dicom_io.errors import PacsError, PacsReadBackDiffers, ResultsDisagree
 from dicom_io.pacs import Pacs, open_pacs
 from node.config import OutputSettings, load_settings
-from node.delivery import deliver_to_pacs, open_destination, read_back, reconcile
+from node.delivery import check_unchanged, deliver_to_pacs, open_destination, read_back, reconcile
 from node.fhir import build_bundle
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, Renditions, encode_documents
 from node.performer import retrieval
@@ -138,12 +138,35 @@ def other_probability(returned: dict[str, Dataset]) -> None:
     returned["PM"].FloatPixelData = bytes(len(returned["PM"].FloatPixelData))
 
 
+def items_of(document: Dataset) -> Iterator[Dataset]:
+    for item in document.get("ContentSequence", []):
+        yield item
+        yield from items_of(item)
+
+
+def other_count(returned: dict[str, Dataset]) -> None:
+    number = next(each for each in items_of(returned["SR"]) if each.ValueType == "NUM")
+    number.MeasuredValueSequence[0].NumericValue += 1
+
+
+def other_reference(returned: dict[str, Dataset]) -> None:
+    image = next(each for each in items_of(returned["SR"]) if "ReferencedSOPSequence" in each)
+    image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+
+
+def other_standing(returned: dict[str, Dataset]) -> None:
+    returned["SR"].VerificationFlag = "VERIFIED"
+
+
 ALTERED: dict[Callable[[dict[str, Dataset]], None], str] = {
     moved_coordinates: "ANN",
     other_type: "ANN",
     other_certainty: "ANN",
     lost_group: "ANN",
     other_patient: "SR",
+    other_count: "SR",
+    other_reference: "SR",
+    other_standing: "SR",
     other_name: "SEG",
     other_mask: "SEG",
     other_page: "PDF",
@@ -193,12 +216,12 @@ def test_an_archive_that_alters_an_object_is_named(
     change: Callable[[dict[str, Dataset]], None],
     made: tuple[dict[str, Dataset], list[Dataset]],
 ) -> None:
-    documents, fhir = made
+    documents, _ = made
     returned = copy.deepcopy(documents)
     change(returned)
     kind = ALTERED[change]
     with pytest.raises(PacsReadBackDiffers, match=str(documents[kind].SOPInstanceUID)) as raised:
-        reconcile(documents, returned, fhir)
+        check_unchanged(documents, returned)
     assert str(documents["SR"].PatientID) not in str(raised.value)
 
 
