@@ -232,8 +232,17 @@ class EhrUnauthorized(EhrError):
 
 
 class EhrRefused(EhrError):
+    """The server will not take a resource.
+
+    Attributes
+    ----------
+    status
+        Of its answer; None where it did not come to that.
+    """
+
     exit_code = 53
     meaning = "EHR: the report was refused"
+    status: int | None = None
 
 
 class EhrAnswerInvalid(EhrError):

@@ -3,7 +3,8 @@
 Records are written to a folder first and sent from there, to a FHIR repository as AuditEvent (as
 IHE BALP shapes them) and to a syslog collector over TLS as DICOM audit messages (PS3.15 A.5 and
 A.6, RFC 5424, RFC 5425). While a repository is down they wait; one that was not taken is never
-dropped. Syslog has no acknowledgement: what was written to the connection counts as sent.
+dropped. One that a repository refuses for what it says is put aside in ``refused/``, so that the
+others are sent. Syslog has no acknowledgement: what was written to the connection counts as sent.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dicom_io.errors import AuditUnreachable, ConfigurationInvalid
+from dicom_io.errors import AuditUnreachable, ConfigurationInvalid, EhrRefused
 from models.errors import MarrowNodeError
 from node.audit_messages import AuditRecord, audit_event, audit_message, syslog_line
 from node.audit_settings import AuditSettings
@@ -37,6 +39,13 @@ TIMEOUT_S = 10.0
 BATCH = 100
 FORWARD_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
+REFUSED = "refused"
+# Answers that are about the one record; others, as 404, are about where it was sent.
+_RECORD_REFUSED = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
 
 
 class AuditTrail:
@@ -70,7 +79,11 @@ class AuditTrail:
 
     def waiting(self) -> int:
         """Records that a repository has not taken yet."""
-        return sum(1 for target in self._targets for _ in _records(self._folder / target))
+        return sum(len(_records(self._folder / target)) for target in self._targets)
+
+    def refused(self) -> int:
+        """Records that a repository refused, and that were put aside."""
+        return sum(len(_records(self._folder / each / REFUSED)) for each in self._targets)
 
 
 @contextmanager
@@ -139,12 +152,27 @@ def _send_all(open_target: OpenTarget, folder: Path, stopped: threading.Event) -
         taken: list[Path] = []
         with open_target() as send:
             for path in batch:
-                if send(AuditRecord(**json.loads(path.read_bytes()))):
+                try:
+                    acknowledged = send(AuditRecord(**json.loads(path.read_bytes())))
+                except EhrRefused as error:
+                    if error.status not in _RECORD_REFUSED:
+                        raise
+                    _put_aside(path, error)
+                    continue
+                if acknowledged:
                     path.unlink()
                 else:
                     taken.append(path)
         for path in taken:
             path.unlink()
+
+
+def _put_aside(path: Path, error: Exception) -> None:
+    """Let the records after one that will never be taken be sent."""
+    aside = path.parent / REFUSED / path.name
+    aside.parent.mkdir(exist_ok=True)
+    path.rename(aside)
+    log.error("The audit record %s was put aside: %s Move it back to send it again.", aside, error)
 
 
 def _records(folder: Path) -> list[Path]:

@@ -52,6 +52,8 @@ class AuditRecord:
         C, R, U, D or E.
     outcome
         0 success, 4 minor failure, 8 serious failure.
+    outcome_description
+        More about the outcome; may be empty.
     at
         ISO 8601, UTC.
     users
@@ -80,6 +82,7 @@ class AuditRecord:
     patient_id: str = ""
     what: str = ""
     query: str = ""
+    outcome_description: str = ""
 
 
 def audit_message(record: AuditRecord, source_id: str, site_id: str) -> bytes:
@@ -95,6 +98,9 @@ def audit_message(record: AuditRecord, source_id: str, site_id: str) -> bytes:
     _code(event, "EventID", record.event, EVENTS[record.event])
     if record.kind:
         _code(event, "EventTypeCode", record.kind, TYPES[record.kind])
+    if record.outcome_description:
+        described = ElementTree.SubElement(event, "EventOutcomeDescription")
+        described.text = record.outcome_description
     for user in record.users:
         _participant(root, user)
     source = ElementTree.SubElement(root, "AuditSourceIdentification", AuditSourceID=source_id)
@@ -151,6 +157,8 @@ def audit_event(record: AuditRecord, source_id: str, site_id: str) -> dict[str, 
             ],
         },
     }
+    if record.outcome_description:
+        event["outcomeDesc"] = record.outcome_description
     if record.kind:
         kind = {"system": _DCM, "code": record.kind, "display": TYPES[record.kind]}
         event["subtype"] = [kind]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydicom import dcmread
 
+from models.errors import MarrowNodeError
 from node.audit import AuditTrail, audited_now
 from node.audit_messages import AuditRecord
 from node.config import Settings
@@ -20,6 +23,9 @@ from node.review import Review
 from node.stages import FILE_NAMES
 from node.work_files import open_work_files
 
+log = logging.getLogger(__name__)
+
+MOST_ADDRESSES = 1000
 _NODE: dict[str, Any] = {"id": "marrow-node", "requestor": True}
 _SOURCE, _DESTINATION, _APPLICATION = "110153", "110152", "110150"
 
@@ -49,10 +55,56 @@ def application_audited(settings: Settings, name: str) -> Iterator[None]:
         record("110121")
 
 
-def login_refused(trail: AuditTrail, address: str) -> None:
-    """Record credentials that were not known; not the credentials."""
-    user = {"id": "unknown", "requestor": True, "address": address}
-    trail.record(AuditRecord("110114", "E", audited_now(), [user], kind="110122", outcome="4"))
+class RefusedLogins:
+    """Records credentials that were not known; not the credentials.
+
+    Anybody may send such requests, and each record is a file until it is sent: of an address the
+    first is recorded, and what follows within a minute as one, with their number.
+    """
+
+    def __init__(self, trail: AuditTrail, together_s: float = 60.0) -> None:
+        self._trail, self._together_s = trail, together_s
+        self._further: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def saw(self, address: str) -> None:
+        """Record, or count, a refusal."""
+        with self._lock:
+            if address not in self._further and len(self._further) >= MOST_ADDRESSES:
+                address = ""  # together, however many there are
+            if address in self._further:
+                self._further[address] += 1
+                return
+            if not self._further:
+                timer = threading.Timer(self._together_s, self._record_further)
+                timer.daemon = True
+                timer.start()
+            self._further[address] = 0
+        self._record(address, "")
+
+    def _record_further(self) -> None:
+        with self._lock:
+            counted, self._further = self._further, {}
+        try:
+            for address, number in counted.items():
+                if number:
+                    self._record(address, f"{number} further within {self._together_s:g} s")
+        except MarrowNodeError as error:
+            log.error("Refused credentials could not be recorded: %s", error)
+
+    def _record(self, address: str, description: str) -> None:
+        user = {"id": "unknown", "requestor": True, "address": address}
+        self._trail.record(
+            AuditRecord(
+                "110114",
+                "E",
+                audited_now(),
+                [user],
+                kind="110122",
+                outcome="4",
+                outcome_description=description,
+            )
+        )
 
 
 def job_submitted(trail: AuditTrail, user: str, address: str, study_uid: str, job: str) -> None:

@@ -144,7 +144,10 @@ def _raise_for_status(response: requests.Response, host: str, kind: str) -> None
         make, remedy = EhrUnreachable, "it was changed meanwhile, so ask for it anew"
     elif code == 429 or code >= 500:
         make, remedy = EhrUnreachable, "look at the server's log and try later"
-    raise make(f"The EHR {host} answered {code} to a {kind}{_diagnosis(response)}: {remedy}.")
+    error = make(f"The EHR {host} answered {code} to a {kind}{_diagnosis(response)}: {remedy}.")
+    if isinstance(error, EhrRefused):
+        error.status = code
+    raise error
 
 
 def _diagnosis(response: requests.Response) -> str:

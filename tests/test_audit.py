@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ from dicom_io.errors import ConfigurationInvalid
 from node.audit import AuditTrail, forwarding
 from node.audit_messages import AuditRecord, audit_event, audit_message, syslog_line
 from node.audit_settings import AuditSettings
+from node.audited import MOST_ADDRESSES, RefusedLogins
 from tests.fhir_fixture import FhirServer
 from tests.served import served
 from tests.service import running_service
@@ -225,36 +226,99 @@ def _until(holds: Any, seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-def test_what_a_repository_has_acknowledged_is_not_sent_again(tmp_path: Path) -> None:
-    """Its third record is refused for a while: those before it are there once, the others wait."""
-    seen: list[bytes] = []
-    refusing = threading.Event()
-    refusing.set()
+class Repository:
+    """A FHIR repository that answers as told; `seen` are the records that it took."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            taken = len(seen) < 2 or not refusing.is_set()
-            if taken:
-                seen.append(body)
-            self.send_response(201 if taken else 422)
-            self.send_header("Content-Type", "application/fhir+json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def __init__(self, status_of: Callable[[bytes], int]) -> None:
+        self.status_of = status_of
+        self.seen: list[bytes] = []
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
+    @contextmanager
+    def running(self) -> Iterator[AuditSettings]:
+        repository = self
 
-    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
-        settings = AuditSettings(fhir_url=url)
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = repository.status_of(body)
+                if status == 201:
+                    repository.seen.append(body)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/fhir+json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+            yield AuditSettings(fhir_url=url)
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_what_a_repository_has_acknowledged_is_not_sent_again(tmp_path: Path, status: int) -> None:
+    """It takes nothing from its third record on, for a while: those before it are there once."""
+    repository = Repository(lambda _: 201 if len(repository.seen) < 2 else status)
+    with repository.running() as settings:
         trail = AuditTrail(settings, tmp_path)
         for number in range(5):
             trail.record(replace(TRANSFER, study_uid=f"1.2.{number}"))
         with forwarding(settings, tmp_path):
             _until(lambda: trail.waiting() == 3)
             time.sleep(0.5)
-        refusing.clear()
+        repository.status_of = lambda _: 201
         with forwarding(settings, tmp_path):
             _until(lambda: trail.waiting() == 0)
-    assert len(seen) == len(set(seen)) == 5
+    assert len(repository.seen) == len(set(repository.seen)) == 5
+    assert trail.refused() == 0
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path, status: int) -> None:
+    repository = Repository(lambda body: status if b"1.2.1" in body else 201)
+    with repository.running() as settings:
+        trail = AuditTrail(settings, tmp_path)
+        for number in range(3):
+            trail.record(replace(TRANSFER, study_uid=f"1.2.{number}"))
+        with forwarding(settings, tmp_path):
+            _until(lambda: trail.waiting() == 0)
+        assert (len(repository.seen), trail.refused()) == (2, 1)
+        (aside,) = (tmp_path / "fhir" / "refused").iterdir()
+        assert "1.2.1" in aside.read_text()
+        # Put back when the repository was mended, it is sent like any other.
+        repository.status_of = lambda _: 201
+        aside.rename(tmp_path / "fhir" / aside.name)
+        with forwarding(settings, tmp_path):
+            _until(lambda: trail.waiting() == 0)
+    assert (len(repository.seen), trail.refused()) == (3, 0)
+
+
+def test_refused_credentials_are_recorded_together(tmp_path: Path) -> None:
+    settings = AuditSettings(fhir_url="http://127.0.0.1:9")
+    refusals = RefusedLogins(AuditTrail(settings, tmp_path), together_s=0.5)
+    for _ in range(50):
+        refusals.saw("192.0.2.7")
+    refusals.saw("192.0.2.8")
+    records = tmp_path / "fhir"
+    assert len(list(records.iterdir())) == 2
+    _until(lambda: len(list(records.iterdir())) == 3)
+    last = AuditRecord(**json.loads(max(records.iterdir()).read_bytes()))
+    assert last.users[0]["address"] == "192.0.2.7"
+    assert last.outcome_description == "49 further within 0.5 s"
+    AuditEvent.model_validate(audit_event(last, "node 1", ""))
+    message = ElementTree.fromstring(audit_message(last, "node 1", ""))  # noqa: S314
+    described = message.find("EventIdentification/EventOutcomeDescription")
+    assert described is not None
+    assert described.text == last.outcome_description
+    refusals.saw("192.0.2.7")
+    assert len(list(records.iterdir())) == 4
+
+
+def test_refused_credentials_from_everywhere_are_a_bounded_number_of_records(
+    tmp_path: Path,
+) -> None:
+    refusals = RefusedLogins(AuditTrail(AuditSettings(fhir_url="http://127.0.0.1:9"), tmp_path))
+    for number in range(MOST_ADDRESSES + 100):
+        refusals.saw(f"2001:db8::{number:x}")
+    assert len(list((tmp_path / "fhir").iterdir())) == MOST_ADDRESSES + 1

@@ -30,7 +30,7 @@ from dicom_io.errors import (
 from dicom_io.pacs_settings import hidden
 from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefused
 from node.audit import AuditTrail
-from node.audited import audit_trail, login_refused, result_read, results_searched
+from node.audited import RefusedLogins, audit_trail, result_read, results_searched
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.metrics import count_request
@@ -109,7 +109,7 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     )
     forms = CSRFProtect(app)
     trail = audit_trail(settings)
-    access = Access(settings.serve, lambda address: login_refused(trail, address))
+    access = Access(settings.serve, RefusedLogins(trail).saw)
     submissions = Submissions(settings, queue)
     app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))

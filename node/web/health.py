@@ -104,6 +104,10 @@ def _gauges(
             "Audit records that a repository has not taken yet.",
             trail.waiting(),
         ),
+        "marrow_node_audit_refused": (
+            "Audit records that a repository refused, and that were put aside.",
+            trail.refused(),
+        ),
         "marrow_node_paused": ("1 while no further slide is begun.", float(queue.paused)),
         "marrow_node_workers": ("Worker processes that live.", workers()),
     }
