@@ -7,6 +7,7 @@ A :class:`Credentials` belongs to the origins of the configured URLs alone; the 
 from __future__ import annotations
 
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,7 +17,6 @@ import requests
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.requests_client import OAuth2Session
 from authlib.oauth2.rfc6749 import OAuth2Token
-from requests.auth import HTTPBasicAuth
 
 from dicom_io.errors import ConfigurationInvalid, PacsUnauthorized
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error
@@ -170,10 +170,12 @@ def _scheme(settings: PacsSettings) -> Scheme:
         raise ConfigurationInvalid(
             "Basic authentication needs username and password in the PACS settings: give both."
         )
-    basic = HTTPBasicAuth(settings.username, hidden(settings.password))
-    return Fixed(
-        basic(requests.Request("GET", "http://archive").prepare()).headers["Authorization"]
-    )
+    return Fixed(basic(settings.username, hidden(settings.password)))
+
+
+def basic(username: str, password: str) -> str:
+    """``Authorization`` of HTTP basic authentication, in the only charset of RFC 7617 §2.1."""
+    return "Basic " + b64encode(f"{username}:{password}".encode()).decode("ascii")
 
 
 def _certificate(settings: PacsSettings) -> str | tuple[str, str] | None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+_Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +43,16 @@ class DimseSettings:
     """
 
     calling_ae_title: str = "MARROW_NODE"
-    timeout_s: float = 30.0
-    retries: int = 3
-    retry_wait_s: float = 0.5
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    retries: Annotated[int, Field(ge=0)] = 3
+    retry_wait_s: Annotated[float, Field(ge=0)] = 0.5
     ca_bundle: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     ask_url: str = ""
     commitment: bool = True
-    commitment_port: int = 0
-    commitment_wait_s: float = 30.0
+    commitment_port: _Port = 0
+    commitment_wait_s: Annotated[float, Field(ge=0)] = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +88,17 @@ class ReceiveSettings:
 
     ae_title: str = "MARROW_NODE"
     address: str = ""
-    port: int = 11112
+    port: _Port = 11112
     folder: Path = Path("received")
     allowed_addresses: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     allowed_ae_titles: tuple[str, ...] = ()
-    associations: int = 8
-    timeout_s: float = 60.0
+    associations: Annotated[int, Field(ge=1)] = 8
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
     certificate: Path | None = None
     key: Path | None = None
     ca_bundle: Path | None = None
-    settle_s: float = 10.0
-    quiet_s: float = 300.0
+    settle_s: Annotated[float, Field(ge=0)] = 10.0
+    quiet_s: Annotated[float, Field(ge=0)] = 300.0
 
     @property
     def archive(self) -> Path:

@@ -38,7 +38,7 @@ from dicom_io.pacs_errors import (
     refusal_in,
     remark_in,
 )
-from dicom_io.pacs_http import Faults, Service, services
+from dicom_io.pacs_http import Faults, Service, services, url_parts
 from dicom_io.pacs_settings import PacsSettings, secret
 from dicom_io.read_budget import MOST_FRAME_BYTES, ReadBudget
 from dicom_io.request_size import Bounds, RequestSizes
@@ -511,7 +511,7 @@ def open_pacs(url: str, settings: PacsSettings, budget: ReadBudget | None = None
     )
     faults = Faults()
     budget = budget or ReadBudget()
-    parts = urlsplit(url)
+    parts = url_parts(url)
     if parts.scheme == "file" and not parts.netloc:
         folder = _Folder(url)
         archive = (folder, folder, folder)

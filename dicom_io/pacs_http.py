@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import (
+    SplitResult,
+    parse_qsl,
+    quote,
+    urlencode,
+    urljoin,
+    urlsplit,
+    urlunsplit,
+)
 
 import pybreaker
 import requests
@@ -164,9 +172,23 @@ def _search_url(url: str, keys: Mapping[str, str]) -> str:
     return urlunsplit(parts._replace(query=query.replace("%2A", "*").replace("%3F", "?")))
 
 
+def url_parts(url: str) -> SplitResult:
+    """A URL of the settings, taken apart.
+
+    Raises
+    ------
+    ConfigurationInvalid
+        It cannot be, as where a bracket is missing.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise _unusable(url.partition(":")[0]) from error
+
+
 def _prefixes(url: str) -> set[str]:
     """Spellings of a URL's origin, up to and with the slash that ends it."""
-    parts = urlsplit(url)
+    parts = url_parts(url)
     try:
         port = parts.port or DEFAULT_PORTS[parts.scheme]
     except (KeyError, ValueError) as error:

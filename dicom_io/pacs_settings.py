@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from dicom_io.errors import ConfigurationInvalid
 
@@ -85,19 +88,19 @@ class PacsSettings:
     retrieve_url: str = ""
     store_url: str = ""
     further_hosts: tuple[str, ...] = ()
-    timeout_s: float = 30.0
-    request_deadline_s: float = 300.0
-    slide_deadline_s: float = 4 * 3600.0
-    retries: int = 3
-    retry_wait_s: float = 0.5
-    retry_after_max_s: float = 60.0
-    breaker_failures: int = 20
-    breaker_wait_s: float = 30.0
-    shown_within_s: float = 30.0
-    connections: int = 4
-    frames_per_request: int = 2000
-    bytes_in_flight: int = 64 * 2**20
-    max_instance_bytes: int = 4 * 2**30
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    request_deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    slide_deadline_s: Annotated[float, Field(gt=0)] = 4 * 3600.0
+    retries: Annotated[int, Field(ge=0)] = 3
+    retry_wait_s: Annotated[float, Field(ge=0)] = 0.5
+    retry_after_max_s: Annotated[float, Field(ge=0)] = 60.0
+    breaker_failures: Annotated[int, Field(ge=1)] = 20
+    breaker_wait_s: Annotated[float, Field(ge=0)] = 30.0
+    shown_within_s: Annotated[float, Field(ge=0)] = 30.0
+    connections: Annotated[int, Field(ge=1)] = 4
+    frames_per_request: Annotated[int, Field(ge=1)] = 2000
+    bytes_in_flight: Annotated[int, Field(ge=1)] = 64 * 2**20
+    max_instance_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
     username: str | None = None
     password: str | None = None
     bearer_token: str | None = None
@@ -114,7 +117,7 @@ class PacsSettings:
     services_of: str = field(default="", metadata={"derived": True})
 
 
-def is_setting(entry: Field[Any]) -> bool:
+def is_setting(entry: dataclasses.Field[Any]) -> bool:
     """Whether a field is for the user to set, and does not follow from other settings."""
     return not entry.metadata.get("derived")
 
@@ -154,12 +157,16 @@ def secret(reference: str) -> str:
     if kind == "env":
         if where not in os.environ:
             raise ConfigurationInvalid(f"The environment variable {where} is not set: set it.")
-        return os.environ[where]
+        return os.environ[where].strip()
     if kind == "file":
         try:
             return Path(where).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigurationInvalid(
                 f"The secret file {where} cannot be read ({error.strerror}): check path and rights."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationInvalid(
+                f"The secret file {where} is not text in UTF-8: write it anew in that."
             ) from error
     return reference

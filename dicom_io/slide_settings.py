@@ -6,7 +6,9 @@ Apart from the code that reads, because every command loads the settings, and no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 Icc = Literal["none", "srgb"]
 
@@ -35,11 +37,11 @@ class ReadSettings:
         stored, as models are trained.
     """
 
-    cache_bytes: int = 128 * 2**20
-    window_bytes: int = 16 * 2**20
-    frames_bytes: int = 64 * 2**20
-    decoded_bytes: int = 64 * 2**20
-    threads: int = 0
+    cache_bytes: Annotated[int, Field(ge=0)] = 128 * 2**20
+    window_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    frames_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
+    decoded_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
+    threads: Annotated[int, Field(ge=0)] = 0
     icc: Icc = "none"
 
 

@@ -48,7 +48,10 @@ def open_ehr(url: str, settings: EhrSettings) -> Ehr | MllpEhr:
     ConfigurationInvalid
         When the URL has another scheme, or a secret is not where the settings say.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # as where a bracket is missing
+        parts = urlsplit("")
     if parts.scheme == "file":
         return FolderEhr(Path(url2pathname(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:

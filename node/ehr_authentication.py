@@ -19,7 +19,7 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from dicom_io.authentication import Fixed, Renewed, Scheme
+from dicom_io.authentication import Fixed, Renewed, Scheme, basic
 from dicom_io.errors import ConfigurationInvalid, EhrUnauthorized, EhrUnreachable
 from dicom_io.pacs_settings import secret
 from node.ehr_records import EhrSettings
@@ -58,9 +58,7 @@ def ehr_scheme(base_url: str, settings: EhrSettings) -> Scheme:
         raise ConfigurationInvalid(
             "Basic authentication needs username and password in the EHR settings: give both."
         )
-    basic = requests.auth.HTTPBasicAuth(settings.username, _hidden(settings.password))
-    signed = basic(requests.Request("GET", "http://ehr").prepare())
-    return Fixed(signed.headers["Authorization"])
+    return Fixed(basic(settings.username, _hidden(settings.password)))
 
 
 def client_certificate(settings: EhrSettings) -> str | tuple[str, str] | None:

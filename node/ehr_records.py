@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 Resource = dict[str, Any]
 
@@ -69,9 +71,9 @@ class EhrSettings:
         carries the patient's identifier alone. Never is a Patient created.
     """
 
-    timeout_s: float = 30.0
-    retries: int = 3
-    retry_wait_s: float = 0.5
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    retries: Annotated[int, Field(ge=0)] = 3
+    retry_wait_s: Annotated[float, Field(ge=0)] = 0.5
     username: str | None = None
     password: str | None = None
     bearer_token: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ssl
 import time
 from collections.abc import Iterator
@@ -198,6 +199,15 @@ def test_authority_that_is_not_known(tls_host: Host) -> None:
         search(pacs)
 
 
+def test_a_password_in_any_letters(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARROW_PASSWORD", "zł€ü")
+    settings = replace(QUICK, username="nœud", password="env:MARROW_PASSWORD")  # noqa: S106
+    with open_pacs(host.url, settings) as pacs:
+        pacs.search_instances("1.2", "1.3")
+    shown = base64.b64decode(host.last["authorization"].removeprefix("Basic "))
+    assert shown.decode("utf-8") == "nœud:zł€ü"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -210,6 +220,7 @@ def test_authority_that_is_not_known(tls_host: Host) -> None:
         {"certificate": Path("/nowhere/node.pem")},
         {"ca_bundle": Path("/nowhere/ca.pem")},
         {"query_url": "https://user:secret@pacs.example/rs"},
+        {"query_url": "https://[::1/rs"},
         {"further_hosts": ("cdn.example",)},
         {"store_url": "https://pacs.example:port/rs"},
     ],

@@ -35,6 +35,17 @@ def test_the_file_and_then_the_environment(tmp_path: Path) -> None:
         ("[model]\nthreads = 'many'", "model.threads"),
         ("[output]\ngraphic_type = 'CIRCLE'", "output.graphic_type"),
         ("pacs_url = ", "not TOML"),
+        ("[pacs]\nconnections = 0", "pacs.connections"),
+        ("[pacs]\ntimeout_s = 0", "pacs.timeout_s"),
+        ("[pacs]\nretries = -1", "pacs.retries"),
+        ("[pacs]\nframes_per_request = 0", "pacs.frames_per_request"),
+        ("[pacs]\nservices_of = 'x'", "pacs.services_of"),
+        ("[read]\nwindow_bytes = 0", "read.window_bytes"),
+        ("[read]\nthreads = -1", "read.threads"),
+        ("[dimse]\ntimeout_s = 0", "dimse.timeout_s"),
+        ("[receive]\nport = 70000", "receive.port"),
+        ("[receive]\nassociations = 0", "receive.associations"),
+        ("[ehr]\ntimeout_s = 0", "ehr.timeout_s"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, named: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -446,9 +447,10 @@ def test_no_patient_data_in_the_names_of_files(slide: Slide, tmp_path: Path) -> 
     assert not [name for name in names if "SECRET" in name]
 
 
-def test_an_address_must_be_one() -> None:
-    with pytest.raises(ConfigurationInvalid, match="ftp://x"):
-        open_ehr("ftp://x", QUICK)
+@pytest.mark.parametrize("url", ["ftp://x", "http://[::1/fhir"])
+def test_an_address_must_be_one(url: str) -> None:
+    with pytest.raises(ConfigurationInvalid, match=re.escape(url)):
+        open_ehr(url, QUICK)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from dicom_io.errors import (
     PacsUnreachable,
     PixelsUnsupported,
 )
-from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
+from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs, secret
 from dicom_io.search import Search
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
@@ -255,7 +255,14 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host/x", "dicom-web", "file://host/folder", "https://user:secret@host/dicom-web"]
+    "url",
+    [
+        "ftp://host/x",
+        "dicom-web",
+        "file://host/folder",
+        "https://user:secret@host/dicom-web",
+        "http://[::1/rs",
+    ],
 )
 def test_url_that_is_none(url: str) -> None:
     with pytest.raises(ConfigurationInvalid) as caught:
@@ -395,6 +402,20 @@ def test_secret_that_cannot_be_read(where: str) -> None:
     assert "MARROW_NOT_SET" not in os.environ
     with pytest.raises(ConfigurationInvalid, match=where.partition(":")[2]):
         open_pacs("http://127.0.0.1:1/dicom-web", PacsSettings(bearer_token=where))
+
+
+def test_a_secret_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe\x00secret")
+    with pytest.raises(ConfigurationInvalid, match="UTF-8"):
+        secret(f"file:{tmp_path / 'key'}")
+
+
+def test_blanks_around_a_secret_are_not_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MARROW_KEY", " se cret\n")
+    (tmp_path / "key").write_text(" se cret\n")
+    assert secret("env:MARROW_KEY") == secret(f"file:{tmp_path / 'key'}") == "se cret"
 
 
 def test_connections_are_reused_and_bounded(proxy: Proxy, orthanc: Orthanc, tmp_path: Path) -> None:
