@@ -10,20 +10,26 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from http import HTTPStatus
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.requests_client import OAuth2Session
 from authlib.oauth2.rfc6749 import OAuth2Token
 
+from dicom_io.bounded_body import BoundedBody
+from dicom_io.deadline import TimedAdapter
 from dicom_io.errors import ConfigurationInvalid, PacsUnauthorized
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error
 from dicom_io.pacs_settings import PacsSettings, hidden, secret
 
 EXPIRY_MARGIN_S = 60
 """A token this close to its end is renewed before it is used (at most half its life)."""
+
+MOST_TOKEN_BYTES = 2**20
 
 
 class Scheme(Protocol):
@@ -76,6 +82,28 @@ class Renewed:
         return min(EXPIRY_MARGIN_S, life_s / 2)
 
 
+def bound_answers(session: requests.Session) -> None:
+    """Let no token endpoint send for ever, or more than a token: all threads wait for the one.
+
+    Its requests need a :func:`whole_timeout`.
+    """
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, TimedAdapter())
+    session.hooks["response"].append(_bounded)
+
+
+def whole_timeout(seconds: float) -> Any:
+    """A urllib3.Timeout for connection and answer together, which requests takes too."""
+    return urllib3.Timeout(connect=seconds, read=seconds, total=seconds)
+
+
+def _bounded(response: requests.Response, **_: Any) -> None:
+    response.raw = BoundedBody(response.raw, MOST_TOKEN_BYTES, fails=True)
+    if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+        # It may be told in JSON, which would be taken for a refusal of the client.
+        response.raise_for_status()
+
+
 class ClientCredentials:
     """Fetches tokens by OAuth 2 client credentials (RFC 6749 §4.4)."""
 
@@ -88,8 +116,9 @@ class ClientCredentials:
         key = hidden(settings.client_secret or "")
         self._session = OAuth2Session(settings.client_id, key, scope=settings.scope)
         self._session.headers["User-Agent"] = settings.user_agent
+        bound_answers(self._session)
         self._options = {
-            "timeout": settings.timeout_s,
+            "timeout": whole_timeout(settings.timeout_s),
             "verify": str(settings.ca_bundle) if settings.ca_bundle else True,
             "allow_redirects": False,  # the client's secret goes to this address alone
         }

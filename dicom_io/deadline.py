@@ -2,7 +2,8 @@
 
 The timeouts of sockets, urllib3 and requests are for one read at a time, so a server that sends a
 byte every few seconds is never cut off by them. Here each read of a response gets what is left of
-the seconds that the request has in all: the ``total`` of its :class:`urllib3.Timeout`.
+the seconds that the request has in all: the ``total`` of its :class:`urllib3.Timeout`, which each
+request through a :class:`TimedAdapter` has to have.
 """
 
 from __future__ import annotations
@@ -14,18 +15,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _request = threading.local()
-
-
-def begin(total_s: float) -> None:
-    """Start the clock of the request that this thread is about to send."""
-    _request.until = time.monotonic() + total_s
 
 
 class _TimedReader(io.RawIOBase):
@@ -77,5 +75,21 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-TIMED_POOLS = {"http": _Pool, "https": _SecurePool}
-"""For ``pool_classes_by_scheme`` of a urllib3 pool manager."""
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
+class TimedAdapter(HTTPAdapter):
+    """Transport of requests whose answers end with their deadline."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:
+        manager: urllib3.ProxyManager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
+        _request.until = time.monotonic() + options["timeout"].total
+        return super().send(request, **options)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -31,12 +31,11 @@ import requests
 import stamina
 import urllib3
 from dicomweb_client import DICOMwebClient
-from requests.adapters import HTTPAdapter
 
 from dicom_io.authentication import Credentials, credentials
-from dicom_io.deadline import TIMED_POOLS, begin
+from dicom_io.bounded_body import BoundedBody
+from dicom_io.deadline import TimedAdapter
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsUnreachable
-from dicom_io.multipart import AnswerTooLarge
 from dicom_io.pacs_errors import FOREIGN_ERRORS, fault_kind, pacs_error
 from dicom_io.pacs_settings import PacsSettings
 from dicom_io.search import LEVELS
@@ -75,7 +74,7 @@ class Faults:
         log.log(logging.WARNING if first else logging.DEBUG, "%s: %s", kind, sentence)
 
 
-class _OriginAdapter(HTTPAdapter):
+class _OriginAdapter(TimedAdapter):
     """Transport to the origins that share `credentials`; None for hosts that get none."""
 
     def __init__(
@@ -85,15 +84,6 @@ class _OriginAdapter(HTTPAdapter):
         super().__init__(
             pool_connections=4, pool_maxsize=settings.connections + 1, pool_block=False
         )
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = TIMED_POOLS
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:
-        manager: urllib3.ProxyManager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = TIMED_POOLS
-        return manager
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
         request = request.copy()
@@ -109,10 +99,10 @@ class _OriginAdapter(HTTPAdapter):
         if self._proof is None:
             if request.method != "GET":
                 raise requests.exceptions.InvalidSchema(f"nothing is sent to {request.url}")
-            return self._sent(request, {**options, "cert": None})
+            return super().send(request, **options | {"cert": None})
         options["cert"] = self._proof.certificate
         self._proof.sign(request)
-        answer = self._sent(request, options)
+        answer = super().send(request, **options)
         if answer.status_code != HTTPStatus.UNAUTHORIZED:
             return answer
         if not self._proof.scheme.renewed(request.headers.get("Authorization")):
@@ -121,12 +111,6 @@ class _OriginAdapter(HTTPAdapter):
         if self._faults is not None:
             self._faults.saw("token refused", f"{urlsplit(request.url).netloc!s}: renewed")
         self._proof.sign(request)
-        return self._sent(request, options)
-
-    def _sent(
-        self, request: requests.PreparedRequest, options: dict[str, Any]
-    ) -> requests.Response:
-        begin(options["timeout"].total)
         return super().send(request, **options)
 
 
@@ -222,42 +206,12 @@ def _plain_media_type(response: requests.Response, **_: Any) -> requests.Respons
     return response
 
 
-class _BoundedBody:
-    """A body of which so many bytes are read and no more; in all else as `raw` is.
-
-    Parameters
-    ----------
-    raw
-        Body of a :class:`requests.Response`, not read yet.
-    most_bytes
-    fails
-        Whether more raise :class:`dicom_io.multipart.AnswerTooLarge`; else they are left out.
-    """
-
-    def __init__(self, raw: Any, most_bytes: int, fails: bool) -> None:
-        self._raw, self._most_bytes, self._fails = raw, most_bytes, fails
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._raw, name)
-
-    def stream(self, size: int, decode_content: bool | None = None) -> Iterator[bytes]:
-        left = self._most_bytes
-        for piece in self._raw.stream(size, decode_content=decode_content):
-            left -= len(piece)
-            if left < 0:
-                self._raw.close()  # and with it the connection, where more would come
-                if self._fails:
-                    raise AnswerTooLarge(f"more than {self._most_bytes} bytes came")
-                return
-            yield piece
-
-
 def _bounded(response: requests.Response, **options: Any) -> requests.Response:
     """Bound what requests itself reads into memory: errors, redirects, and what is not streamed."""
     if response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
-        response.raw = _BoundedBody(response.raw, MOST_ERROR_BYTES, fails=False)
+        response.raw = BoundedBody(response.raw, MOST_ERROR_BYTES, fails=False)
     elif not options.get("stream"):
-        response.raw = _BoundedBody(response.raw, MOST_ANSWER_BYTES, fails=True)
+        response.raw = BoundedBody(response.raw, MOST_ANSWER_BYTES, fails=True)
     return response
 
 

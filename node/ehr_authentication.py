@@ -19,7 +19,14 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from dicom_io.authentication import Fixed, Renewed, Scheme, basic
+from dicom_io.authentication import (
+    Fixed,
+    Renewed,
+    Scheme,
+    basic,
+    bound_answers,
+    whole_timeout,
+)
 from dicom_io.errors import ConfigurationInvalid, EhrUnauthorized, EhrUnreachable
 from dicom_io.pacs_settings import secret
 from node.ehr_records import EhrSettings
@@ -94,7 +101,7 @@ class EhrClientCredentials:
         self._key = _private_key(settings.client_key) if settings.client_key else None
         self._secret = _hidden(settings.client_secret) if settings.client_secret else None
         self._options: dict[str, Any] = {
-            "timeout": settings.timeout_s,
+            "timeout": whole_timeout(settings.timeout_s),
             "verify": str(settings.ca_bundle) if settings.ca_bundle else True,
             "cert": client_certificate(settings),
             "allow_redirects": False,  # an assertion goes to the token endpoint alone
@@ -127,13 +134,16 @@ class EhrClientCredentials:
         """A session for one token, because an assertion may be shown once."""
         settings = self._settings
         if self._key is None:
-            return OAuth2Session(settings.client_id, self._secret, scope=settings.scope)
+            session = OAuth2Session(settings.client_id, self._secret, scope=settings.scope)
+            bound_answers(session)
+            return session
         session = OAuth2Session(
             settings.client_id,
             self._key,
             scope=settings.scope,
             token_endpoint_auth_method=PrivateKeyJWT.name,
         )
+        bound_answers(session)
         session.register_client_auth_method(
             PrivateKeyJWT(
                 url,
@@ -147,8 +157,10 @@ class EhrClientCredentials:
     def _discovered(self) -> str:
         """Token endpoint as the FHIR server names it (SMART App Launch 2.2, Discovery)."""
         host = urlsplit(self._base_url).hostname
+        session = requests.Session()
+        bound_answers(session)
         try:
-            answer = requests.get(  # noqa: S113 - the timeout is among the options
+            answer = session.get(
                 f"{self._base_url}/{_WELL_KNOWN}",
                 headers={"Accept": "application/json"},
                 **self._options,

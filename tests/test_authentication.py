@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import ssl
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,19 @@ from pydicom import dcmread
 
 from dicom_io.errors import (
     ConfigurationInvalid,
+    EhrUnreachable,
     PacsAnswerInvalid,
+    PacsBusy,
     PacsError,
+    PacsTimeout,
     PacsUnauthorized,
     PacsUnreachable,
 )
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
+from node.ehr_authentication import ehr_scheme
+from node.ehr_records import EhrSettings
 from tests.loopback_host import Answer, Host, running_host
+from tests.served import served
 from tests.servers import free_port
 from tests.slides import write_slide
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
@@ -141,6 +150,72 @@ def test_token_endpoint_that_is_none(host: Host, elsewhere: Host, body: bytes) -
         pytest.raises(PacsError, match="token endpoint"),
     ):
         search(pacs)
+
+
+@pytest.mark.usefixtures("client_secret")
+@pytest.mark.parametrize("body", [b'{"error": "slow_down"}', b'{"message": "wait"}', b"wait"])
+def test_token_endpoint_that_is_busy_is_asked_again(
+    host: Host, elsewhere: Host, body: bytes
+) -> None:
+    elsewhere.answer = lambda path: (429, {"Retry-After": "0"}, body)
+    settings = with_tokens(TokenServer(url=elsewhere.url))
+    with open_pacs(host.url, settings) as pacs, pytest.raises(PacsBusy, match="token endpoint"):
+        search(pacs)
+    assert len(elsewhere.requests) == 1 + settings.retries
+
+
+@contextmanager
+def endless_answers(piece: bytes, pause_s: float) -> Iterator[str]:
+    """A server whose every answer goes on for ever, `piece` after `piece`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            with suppress(OSError):
+                while not ended.wait(pause_s):
+                    self.wfile.write(piece)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    ended = threading.Event()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        try:
+            yield url
+        finally:
+            ended.set()
+
+
+@pytest.mark.usefixtures("client_secret")
+@pytest.mark.parametrize(
+    ("piece", "pause_s", "error"),
+    [(b" ", 0.1, PacsTimeout), (bytes(2**16), 0.0, PacsAnswerInvalid)],
+    ids=["slow", "large"],
+)
+def test_token_endpoint_that_never_ends(
+    host: Host, piece: bytes, pause_s: float, error: type[PacsError]
+) -> None:
+    with endless_answers(piece, pause_s) as url:
+        settings = replace(with_tokens(TokenServer(url=url)), timeout_s=1, retries=0)
+        begin_s = time.monotonic()
+        with open_pacs(host.url, settings) as pacs, pytest.raises(error, match="token endpoint"):
+            search(pacs)
+        assert time.monotonic() - begin_s < 4
+        scheme = ehr_scheme(
+            "http://ehr.example/fhir",
+            EhrSettings(
+                timeout_s=1,
+                client_id=CLIENT_ID,
+                client_secret="env:MARROW_CLIENT_SECRET",  # noqa: S106
+                token_url=url,
+            ),
+        )
+        with pytest.raises(EhrUnreachable, match="token endpoint"):
+            scheme.value()
+        assert time.monotonic() - begin_s < 8
 
 
 @pytest.fixture(scope="module")
