@@ -7,15 +7,16 @@ several. No label holds anything of a patient or a slide.
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 from models.errors import MarrowNodeError
 from node.gpu_use import GpuUse
@@ -40,9 +41,29 @@ def join_metrics(folder: Path) -> None:
         os.environ[SHARED_FOLDER] = str(folder.absolute())
 
 
-def _process() -> str:
-    """Names the counter files of a process: containers number their processes alike."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+def _process() -> int:
+    """Number of this process among those that count, after which its counter files are named."""
+    return _numbered(os.getpid())[0]
+
+
+@cache
+def _numbered(pid: int) -> tuple[int, IO[str]]:
+    """The first number that no living process has, and the lock that keeps it.
+
+    Who takes the number of one that is gone counts on in its files: there are as many as ever
+    counted at a time, however often processes and containers are replaced. After a fork the child
+    takes a number of its own, for it has another `pid`.
+    """
+    folder = Path(os.environ[SHARED_FOLDER])
+    for number in itertools.count():
+        lock = (folder / f"{number}.lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            return number, lock
+    raise AssertionError
 
 
 @cache

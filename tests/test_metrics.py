@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,78 @@ def test_counters_that_could_not_be_made_on_a_full_disk_are_made_later(tmp_path:
     assert told.returncode == 0, told.stderr
     assert 'marrow_node_stage_seconds_count{stage="open"} 1.0' in told.stdout
     assert "marrow_node_failures_total{" in told.stdout
+
+
+COUNTS_UNTIL_TOLD = """
+import sys
+from pathlib import Path
+from node import metrics
+
+metrics.join_metrics(Path(sys.argv[1]))
+with metrics.stage_timed("open"):
+    pass
+print("counted", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def counting(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has counted once, killed at the end as one whose container is removed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COUNTS_UNTIL_TOLD, str(folder / "metrics")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "counted\n"
+        yield process
+        process.kill()
+
+
+TELLS = """
+import sys
+from pathlib import Path
+from node import metrics
+
+metrics.join_metrics(Path(sys.argv[1]))
+sys.stdout.buffer.write(metrics.exposition({}))
+"""
+
+
+def test_processes_that_follow_one_another_count_on_in_the_same_files(tmp_path: Path) -> None:
+    for _ in range(3):
+        with counting(tmp_path), counting(tmp_path):
+            files = {path.name for path in (tmp_path / "metrics").glob("*.db")}
+            assert files == {f"{kind}_{n}.db" for kind in ("counter", "histogram") for n in (0, 1)}
+    told = run(TELLS, tmp_path)
+    assert 'marrow_node_stage_seconds_count{stage="open"} 6.0' in told.stdout, told.stderr
+
+
+COUNTS_IN_A_FORK = """
+import os, sys
+from pathlib import Path
+from node import metrics
+
+metrics.join_metrics(Path(sys.argv[1]))
+with metrics.stage_timed("open"):
+    pass
+child = os.fork()
+for _ in range(100):
+    with metrics.stage_timed("open"):
+        pass
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+sys.stdout.buffer.write(metrics.exposition({}))
+"""
+
+
+def test_a_forked_process_counts_for_itself(tmp_path: Path) -> None:
+    told = run(COUNTS_IN_A_FORK, tmp_path)
+    assert 'marrow_node_stage_seconds_count{stage="open"} 201.0' in told.stdout, told.stderr
+    assert len(list((tmp_path / "metrics").glob("histogram_*.db"))) == 2
 
 
 COUNTS_INVENTED_METHODS = """
