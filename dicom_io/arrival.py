@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
@@ -20,6 +19,7 @@ from dicom_io.dicom_json import key
 from dicom_io.errors import PacsAnswerInvalid, PacsRefused
 from dicom_io.folder import UID
 from dicom_io.pacs_errors import FOREIGN_ERRORS
+from dicom_io.stored_frames import FILE_ERRORS, header_of
 
 LONGEST_UID = 64
 READ = (
@@ -82,9 +82,8 @@ def read_arrival(path: Path) -> Arrival:
         When the file is no DICOM instance, or a UID is missing or malformed.
     """
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(READ))
-        return _arrival(header)
-    except FOREIGN_ERRORS as error:
+        return _arrival(header_of(path, READ))
+    except FILE_ERRORS as error:
         raise PacsRefused(
             f"A received object cannot be read ({type(error).__name__}): check what its sender"
             " makes of it, and send it again."

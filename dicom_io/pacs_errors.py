@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import time
+import zlib
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
@@ -43,6 +44,7 @@ FOREIGN_ERRORS = (
     AttributeError,
     NotImplementedError,
     struct.error,
+    zlib.error,
 )
 
 DUPLICATE = 0x0111

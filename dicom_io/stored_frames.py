@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from dicom_io.decoding import DEFLATED_EXPLICIT_LE, EXPLICIT_BE, IMPLICIT_LE
@@ -120,8 +120,8 @@ def header_of(path: Path, keywords: Sequence[str] = ()) -> Dataset:
             return dcmread(file, stop_before_pixels=True, specific_tags=list(keywords) or None)
         # dcmread would inflate all of it into memory.
         with _inflated(file) as inflated:
-            header = read_dataset(inflated, False, True, stop_when=_at_pixels)
-            return Dataset({e.tag: e for e in header if not keywords or e.keyword in keywords})
+            tags = [Tag(keyword) for keyword in keywords] or None
+            return read_dataset(inflated, False, True, stop_when=_at_pixels, specific_tags=tags)
 
 
 def frame_table(path: Path) -> FrameTable:
@@ -292,6 +292,8 @@ def _transfer_syntax(file: BinaryIO) -> str:
     meta = read_dataset(
         file, False, True, stop_when=lambda tag, vr, length: tag.group != META_GROUP
     )
+    if "TransferSyntaxUID" not in meta:
+        raise InvalidDicomError("it does not say how it is encoded")
     return str(meta.TransferSyntaxUID)
 
 

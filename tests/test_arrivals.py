@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from dicom_io.arrival import Arrival, is_whole, read_arrival
 from dicom_io.errors import PacsRefused
 from node.arrivals import Arrivals
+from tests.encodings import write_encoded
 from tests.slides import write_slide
 
 LEVEL = Arrival("1.1", "1.2", "1.3", "1.4", True, (100, 100), frames=4, frames_of_level=4)
@@ -82,6 +84,27 @@ def test_what_is_no_dicom_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"no DICOM at all" * 100)
     with pytest.raises(PacsRefused, match="InvalidDicomError"):
         read_arrival(tmp_path / "file")
+
+
+def test_a_deflated_slide_is_counted_without_being_held_in_memory(tmp_path: Path) -> None:
+    written = write_encoded(tmp_path, "Deflated", size_px=(4096, 4096))
+    tracemalloc.start()
+    try:
+        read = read_arrival(written.paths[0])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert is_whole([read])
+    assert peak_bytes < 4096 * 4096 * 3 / 4
+
+
+def test_a_damaged_deflated_object_is_refused(tmp_path: Path) -> None:
+    (path,) = write_encoded(tmp_path, "Deflated").paths
+    whole = path.read_bytes()
+    begin = 144 + int.from_bytes(whole[140:144], "little")  # behind the file meta information
+    path.write_bytes(whole[:begin] + b"\xff" + whole[begin + 1 :])  # no such kind of block
+    with pytest.raises(PacsRefused, match="cannot be read"):
+        read_arrival(path)
 
 
 def due(arrivals: Arrivals, busy: tuple[tuple[str, str], ...] = ()) -> list[bool]:
