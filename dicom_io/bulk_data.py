@@ -14,7 +14,8 @@ from dicom_io.pacs_http import Service
 MOST_BYTES = 512 * 2**20
 """Enough for the coordinates of ten million annotations; more would not fit beside a model."""
 
-ACCEPT = 'multipart/related; type="application/octet-stream"'
+# One attribute without multipart is what some archives know alone.
+ACCEPTS = ('multipart/related; type="application/octet-stream"', "application/octet-stream")
 INSTANCE = re.compile(r"/instances/([0-9.]{1,64})(?:/|$)")
 
 
@@ -27,7 +28,7 @@ def read_bulk_data(service: Service, uri: str) -> bytes:
 
 
 def _read(service: Service, uri: str, what: str) -> bytes:
-    with closing(service.get(_address(service, uri), ACCEPT)) as response:
+    with closing(service.get_any(_address(service, uri), ACCEPTS)) as response:
         kind, parameters = media_type(response.headers.get("Content-Type", ""))
         chunks = chunks_of(lambda size: response.raw.read1(size, decode_content=True))
         if not kind.startswith("multipart/"):

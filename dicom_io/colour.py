@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -18,10 +19,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from dicom_io.dicom_json import key, nested, value, values
-from dicom_io.errors import PacsNotFound, PixelsUnsupported
+from dicom_io.errors import (
+    PacsAnswerInvalid,
+    PacsNotFound,
+    PacsRefused,
+    PacsUnauthorized,
+    PixelsUnsupported,
+)
 from dicom_io.slide import Slide
 
 UInt8 = NDArray[np.uint8]
+
+log = logging.getLogger(__name__)
 
 MAX_PROFILE_BYTES = 16 * 2**20
 PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
@@ -66,10 +75,13 @@ def profile_read(slide: Slide, fetch: Callable[[str], bytes]) -> bytes:
 
 
 def carried_profile(slide: Slide, fetch: Callable[[str], bytes]) -> bytes:
-    """The same for documents to carry; empty without one."""
+    """The same for documents to carry; empty without one, or where the archive will not give it."""
     try:
         return profile_read(slide, fetch)
     except (PixelsUnsupported, PacsNotFound):
+        return b""
+    except (PacsRefused, PacsAnswerInvalid, PacsUnauthorized) as error:
+        log.warning("Results carry no ICC profile: %s", error)
         return b""
 
 

@@ -26,7 +26,7 @@ from dicom_io.frame_answers import (
     transfer_syntax_given,
 )
 from dicom_io.multipart import AnswerTooLarge, Part
-from dicom_io.pacs_http import Faults, Service
+from dicom_io.pacs_http import OTHER_MEDIA_MAY_HELP, Faults, Service
 from dicom_io.read_budget import most_of_frames
 from dicom_io.request_size import RequestSizes
 from dicom_io.whole_instances import WholeInstances
@@ -38,11 +38,6 @@ FEWER_MAY_HELP = {
     HTTPStatus.REQUEST_URI_TOO_LONG,
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     HTTPStatus.NOT_IMPLEMENTED,
-}
-OTHER_MEDIA_MAY_HELP = {
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.NOT_ACCEPTABLE,
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 }
 # What an archive answers that knows no frames at all; the others are about one transfer syntax.
 NO_FRAMES_HERE = {

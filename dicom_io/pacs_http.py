@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -50,6 +50,11 @@ IN_ONE_PIECE = 2**62
 MOST_ERROR_BYTES = 2**20
 # Searches and results that are read back, of which the largest are the coordinates of all cells.
 MOST_ANSWER_BYTES = 2**30
+OTHER_MEDIA_MAY_HELP = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_ACCEPTABLE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+}
 SECRET_HEADERS = ("Authorization", "Cookie", "Proxy-Authorization")
 
 
@@ -296,6 +301,19 @@ class Service:
         )
         response.raise_for_status()
         return response
+
+    def get_any(
+        self, path: str, accepts: Sequence[str], deadline_s: float | None = None
+    ) -> requests.Response:
+        """The same in the first of several media types that is not refused."""
+        *others, last = accepts
+        for accept in others:
+            try:
+                return self.get(path, accept, deadline_s)
+            except requests.HTTPError as error:
+                if error.response.status_code not in OTHER_MEDIA_MAY_HELP:
+                    raise
+        return self.get(path, last, deadline_s)
 
     def send(self, method: str, path: str, items: list[dict[str, Any]]) -> requests.Response:
         """Send DICOM JSON to a path below the service; raises what requests raises."""

@@ -7,7 +7,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from http import HTTPStatus
 from typing import BinaryIO
 
 import requests
@@ -24,9 +23,11 @@ from dicom_io.multipart import (
 from dicom_io.pacs_http import Service
 from dicom_io.stored_frames import FILE_ERRORS, FrameTable, opened_frame_table, read_frames
 
-AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 # PS3.18 table 10.4.4-1 also allows one instance without multipart; some archives know only that.
-ALONE = "application/dicom; transfer-syntax=*"
+ACCEPTS = (
+    'multipart/related; type="application/dicom"; transfer-syntax=*',
+    "application/dicom; transfer-syntax=*",
+)
 
 
 class WholeInstances:
@@ -98,7 +99,7 @@ class WholeInstances:
     def _received(self, path: str, sop_uid: str, file: BinaryIO) -> None:
         file.seek(0)
         file.truncate()
-        with closing(self._answer(path)) as response:
+        with closing(self._service.get_any(path, ACCEPTS, self._deadline_s)) as response:
             for piece in _instance(response):
                 if file.tell() + len(piece) > self._most_bytes:
                     raise SlideTooLarge(
@@ -111,17 +112,6 @@ class WholeInstances:
             file.flush()
             if _may_be_cut(response) and not _holds_last_frame(file):
                 raise MultipartTruncated("the instance ends before its last frame")
-
-    def _answer(self, path: str) -> requests.Response:
-        try:
-            return self._service.get(path, AS_STORED, self._deadline_s)
-        except requests.HTTPError as error:
-            if error.response.status_code not in {
-                HTTPStatus.BAD_REQUEST,
-                HTTPStatus.NOT_ACCEPTABLE,
-            }:
-                raise
-            return self._service.get(path, ALONE, self._deadline_s)
 
     def _room(self, file: BinaryIO, coming: int) -> None:
         """Give up the oldest instances for the one that comes."""

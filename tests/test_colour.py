@@ -15,15 +15,16 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicom_io.colour import carried_profile, icc_profile, to_srgb
-from dicom_io.errors import PacsError, PacsRefused, PixelsUnsupported
+from dicom_io.errors import PacsBusy, PacsError, PacsRefused, PixelsUnsupported
 from dicom_io.frames import read_tiles
 from dicom_io.optical_path import OpticalPath
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
-from dicom_io.slide import open_slide
+from dicom_io.slide import Slide, open_slide
 from dicom_io.slide_settings import ReadSettings, SlideSettings
 from tests.conftest import QUICK
 from tests.faulty_proxy import Proxy
 from tests.layered_slides import layers, write_layers
+from tests.loopback_host import Host
 from tests.slides import WrittenSlide, picture, write_slide
 
 Archive = Callable[[WrittenSlide | None], Pacs]
@@ -87,6 +88,39 @@ def test_the_profile_of_the_path_that_was_read_is_carried(archive: Archive, tmp_
     assert carried_profile(replace(slide, colour_metadata={}), pacs.bulk_data) == b""
     neither = replace(several, optical_path=replace(read, identifier="3"))
     assert carried_profile(neither, pacs.bulk_data) == b""  # not that of another path
+
+
+@pytest.mark.parametrize(
+    ("uri", "status", "media_type"),
+    [
+        ("http://elsewhere.invalid/other/1", 200, "application/octet-stream"),
+        *(("{0}/bulk/1", status, "application/json") for status in (400, 401, 403, 404, 406, 501)),
+        ("{0}/bulk/1", 200, "text/html"),
+    ],
+)
+def test_documents_do_without_a_profile_that_is_not_given(
+    host: Host, tmp_path: Path, uri: str, status: int, media_type: str
+) -> None:
+    slide, bulk_data = with_profile_at(host, tmp_path, uri)
+    host.answer = lambda path: (status, {"Content-Type": media_type}, b"no profile")
+    assert carried_profile(slide, bulk_data) == b""
+
+
+def test_a_profile_that_an_archive_may_give_later_is_waited_for(host: Host, tmp_path: Path) -> None:
+    slide, bulk_data = with_profile_at(host, tmp_path, "{0}/bulk/1")
+    host.answer = lambda path: (503, {}, b"")
+    with pytest.raises(PacsBusy):
+        carried_profile(slide, bulk_data)
+
+
+def with_profile_at(host: Host, folder: Path, uri: str) -> tuple[Slide, Callable[[str], bytes]]:
+    """A slide whose metadata say that its profile lies there, and how its archive is asked."""
+    written = write_slide(folder, levels=1)
+    with open_pacs(f"file://{folder}", QUICK) as pacs:
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+    metadata = {"00282000": {"vr": "OB", "BulkDataURI": uri.format(host.url)}}
+    with open_pacs(host.url, QUICK) as asked:
+        return replace(slide, colour_metadata=metadata), asked.bulk_data
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["one instance", "an instance each"])

@@ -163,6 +163,18 @@ def test_relative_bulk_data_counts_from_the_retrieve_service(
     assert elsewhere.last["authorization"] == "Bearer top-secret"
 
 
+@pytest.mark.parametrize("refusal", [400, 406, 415])
+def test_bulk_data_come_from_an_archive_that_knows_no_multipart(host: Host, refusal: int) -> None:
+    def answer(path: str) -> Answer:
+        if host.last["accept"] != "application/octet-stream":
+            return refusal, {}, b""
+        return 200, {"Content-Type": "application/octet-stream"}, b"profile"
+
+    host.answer = answer
+    with open_pacs(host.url, PacsSettings(retries=0)) as pacs:
+        assert pacs.bulk_data("bulk/1") == b"profile"
+
+
 def test_profile_from_a_real_archive(orthanc: Orthanc, tmp_path: Path) -> None:
     profile = bytes(range(256)) * 8
 
