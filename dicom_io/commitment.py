@@ -2,7 +2,8 @@
 
 The promise is an N-EVENT-REPORT, and it may come on the association that asked, on a new one to
 this node's port, within a second or days later. So outcomes are noted in a folder: whichever
-process of the node hears the report writes it there, and the one that asked reads it.
+process of the node hears the report writes it there, and the one that asked reads it. Where nobody
+waits any more, what an archive does not keep stands in the log.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import json
 import logging
 import os
 import ssl
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +32,9 @@ from dicom_io.folder import UID as SPELLED_UID
 LOG = logging.getLogger(__name__)
 
 POLL_S = 0.1
+BIND_AGAIN_S = 0.5
+# How long a transaction is known of which nothing was heard.
+AWAITED_S = 7 * 86_400.0
 # PS3.4 Annexes A and J; the push model has one well-known instance.
 VERIFICATION = UID("1.2.840.10008.1.1")
 STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
@@ -77,6 +82,7 @@ class Commitments:
         transaction = str(generate_uid(prefix=None))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._forget_old()
             self._path(transaction).write_text("", encoding="ascii")
         except OSError as error:
             raise DiskFull(
@@ -86,17 +92,28 @@ class Commitments:
         return transaction
 
     def wait(self, transaction: str, seconds: float) -> Report | None:
-        """The report, once it has come; None while there is none."""
+        """The report, once it has come, and its transaction is forgotten; None while there is none.
+
+        A transaction without one stays known, for a report that comes when nobody waits for it.
+        """
         end = time.monotonic() + seconds
         while not (text := self._path(transaction).read_text(encoding="ascii")):
             if time.monotonic() > end:
                 return None
             time.sleep(POLL_S)
+        self.forget(transaction)
         noted = json.loads(text)
         return Report(tuple(noted["kept"]), noted["failed"])
 
     def forget(self, transaction: str) -> None:
         self._path(transaction).unlink(missing_ok=True)
+
+    def _forget_old(self) -> None:
+        oldest_s = time.time() - AWAITED_S
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # another process forgets too
+                if path.stat().st_mtime < oldest_s:
+                    path.unlink()
 
     def handlers(self) -> list[EventHandlerType]:
         """Of pynetdicom, for whatever association a report may come on."""
@@ -117,6 +134,8 @@ class Commitments:
         except OSError as error:
             LOG.warning("A storage commitment report could not be noted (%s).", error.strerror)
             return NOT_TAKEN, None
+        for sop_uid, code in outcome.failed.items():
+            LOG.warning("The archive does not keep instance %s: %s.", sop_uid, _reason(code))
         return TAKEN, None
 
     def _path(self, transaction: str) -> Path:
@@ -158,17 +177,20 @@ def verdict(name: str, sop_uid: str, report: Report | None, seconds: float) -> s
     if report is None:
         return f"storage commitment asked for, no report within {seconds:g} s"
     if sop_uid in report.failed:
-        code = report.failed[sop_uid]
-        meaning = COMMITMENT_FAILURES.get(code, "reason not known")
         raise PacsRefused(
-            f"{name} does not commit itself to keep instance {sop_uid}: {meaning}"
-            f" (0x{code:04X}); look for the object there and ask its administrator."
+            f"{name} does not commit itself to keep instance {sop_uid}:"
+            f" {_reason(report.failed[sop_uid])}; look for the object there and ask its"
+            " administrator."
         )
     if sop_uid not in report.kept:
         # Committed is what the report lists, and nothing else (PS3.4 J.3.3).
         LOG.warning("%s reports storage commitment without instance %s.", name, sop_uid)
         return "storage commitment asked for, the report does not name the instance"
     return "storage committed"
+
+
+def _reason(code: int) -> str:
+    return f"{COMMITMENT_FAILURES.get(code, 'reason not known')} (0x{code:04X})"
 
 
 def accept_reports(ae: AE) -> None:
@@ -182,7 +204,8 @@ def listening(
 ) -> Iterator[None]:
     """Hear reports on `port` for a while; 0 hears only those on the association that asked.
 
-    Where the port is taken by this node's own receiver, that one notes them in the same folder.
+    Where the port is taken by another process of this node, that one notes them in the same folder;
+    as soon as it lets go of the port, this one listens.
 
     Parameters
     ----------
@@ -197,20 +220,36 @@ def listening(
     ae.require_called_aet = True
     ae.add_supported_context(VERIFICATION)
     accept_reports(ae)
-    server = None
-    try:
-        server = ae.start_server(
-            ("", port), block=False, ssl_context=tls, evt_handlers=commitments.handlers()
-        )
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise ConfigurationInvalid(
-                f"Port {port} cannot be listened on ({error.strerror}): set another"
-                " dimse.commitment_port."
-            ) from error
+    handlers, done = commitments.handlers(), threading.Event()
+
+    def listen_later() -> None:
+        while not done.wait(BIND_AGAIN_S) and not _listens(ae, port, tls, handlers):
+            pass
+
+    later = threading.Thread(target=listen_later, name="commitment port", daemon=True)
+    if not _listens(ae, port, tls, handlers):
         LOG.info("Port %d is taken; its owner notes storage commitment reports.", port)
+        later.start()
     try:
         yield
     finally:
-        if server is not None:
-            ae.shutdown()
+        done.set()
+        if later.is_alive():
+            later.join()
+        ae.shutdown()
+
+
+def _listens(
+    ae: AE, port: int, tls: ssl.SSLContext | None, handlers: Sequence[EventHandlerType]
+) -> bool:
+    """Listen on a port; false where it is taken."""
+    try:
+        ae.start_server(("", port), block=False, ssl_context=tls, evt_handlers=list(handlers))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise ConfigurationInvalid(
+            f"Port {port} cannot be listened on ({error.strerror}): set another"
+            " dimse.commitment_port."
+        ) from error
+    return True

@@ -135,8 +135,6 @@ class DimseArchive:
                 raise
             LOG.warning("%s", error)  # the object is stored all the same
             return "storage commitment could not be asked for"
-        finally:
-            self._commitments.forget(transaction)
 
     def _report_port(self) -> int:
         """Port to hear reports on; none where TLS is spoken, and there is nothing to show."""
@@ -156,6 +154,7 @@ class DimseArchive:
         contexts = [(STORAGE_COMMITMENT, ExplicitVRLittleEndian)]
         with self._peer.association(what, contexts, self._commitments.handlers()) as association:
             if not accepts(association, STORAGE_COMMITMENT):
+                self._commitments.forget(transaction)
                 return "storage commitment not offered"
             status, _ = association.send_n_action(
                 action_information(document, transaction),
@@ -166,6 +165,7 @@ class DimseArchive:
             error = answer_error(self.name, what, status)
             if error is not None and not error.transient:
                 LOG.warning("%s", error)
+                self._commitments.forget(transaction)
                 return f"storage commitment refused (0x{int(status.Status):04X})"
             if error is not None:
                 raise error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 
-from dicom_io.commitment import STORAGE_COMMITMENT, VERIFICATION, Commitments
+from dicom_io.commitment import STORAGE_COMMITMENT, VERIFICATION, Commitments, listening
 from dicom_io.dimse import STUDY_ROOT_FIND, DimseArchive, open_dimse
 from dicom_io.dimse_association import DimsePeer
 from dicom_io.dimse_settings import DimseSettings, ReceiveSettings
@@ -44,6 +45,7 @@ from tests.servers import (
     wait_for_port,
 )
 from tests.test_delivery import artifacts_of, reference
+from tests.test_receiver import until
 
 QUICK = DimseSettings(timeout_s=5, retries=1, retry_wait_s=0.01, commitment_wait_s=10)
 
@@ -340,6 +342,64 @@ def test_a_report_that_does_not_name_the_instance_commits_nothing(
     with told_archive(documents["SR"], kept=kept) as (port, _):
         said = open_told(port, tmp_path).commitment(documents["SR"])
     assert said == "storage commitment asked for, the report does not name the instance"
+
+
+def reported(port: int, transaction: str, failed: bool = False) -> int | None:
+    """Status that an archive gets for its report of one instance; None where nobody listens."""
+    item = Dataset()
+    item.ReferencedSOPInstanceUID = "1.2.3"
+    if failed:
+        item.FailureReason = 0x0112
+    report = Dataset()
+    report.TransactionUID = transaction
+    setattr(report, "FailedSOPSequence" if failed else "ReferencedSOPSequence", [item])
+    ae = AE("TOLD")
+    ae.add_requested_context(STORAGE_COMMITMENT)
+    role = build_role(STORAGE_COMMITMENT, scp_role=True)
+    association = ae.associate("127.0.0.1", port, ae_title="MARROW_NODE", ext_neg=[role])
+    if not association.is_established:
+        return None
+    uids = (STORAGE_COMMITMENT, "1.2.840.10008.1.20.1.1")
+    status, _ = association.send_n_event_report(report, 2 if failed else 1, *uids)
+    association.release()
+    code: int = status.Status
+    return code
+
+
+def test_reports_are_heard_by_the_next_one_when_the_ports_owner_leaves(
+    tmp_path: Path, node_port: int
+) -> None:
+    first, second = Commitments(tmp_path), Commitments(tmp_path)
+    transaction = second.expect()
+    with ExitStack() as owner:
+        owner.enter_context(listening(first, "MARROW_NODE", node_port, None))
+        with listening(second, "MARROW_NODE", node_port, None):
+            owner.close()
+            assert until(lambda: reported(node_port, transaction) == 0)
+            report = second.wait(transaction, 5)
+    assert report is not None
+    assert report.kept == ("1.2.3",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_that_is_reported_late_stands_in_the_log(
+    tmp_path: Path, node_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    commitments = Commitments(tmp_path)
+    transaction = commitments.expect()
+    assert commitments.wait(transaction, 0) is None
+    with listening(commitments, "MARROW_NODE", node_port, None):
+        assert reported(node_port, transaction, failed=True) == 0
+    assert "does not keep instance 1.2.3: it has no such instance (0x0112)" in caplog.text
+
+
+def test_a_report_is_not_awaited_for_ever(tmp_path: Path) -> None:
+    commitments = Commitments(tmp_path)
+    for _ in range(2):
+        transaction = commitments.expect()
+        (noted,) = tmp_path.iterdir()
+        assert noted.stem == transaction
+        os.utime(noted, (0, 0))
 
 
 def test_an_association_that_ends_too_early_is_the_archives_error(
