@@ -89,14 +89,14 @@ class FrameRequests:
         """Give stored bytes of frames, counted from 1, in the order of `numbers`, as they come."""
         asked = _Asked(instance, numbers, transfer_syntax_uid, most_bytes, arrived)
         if self._gives_instances_only or transfer_syntax_uid in self._whole_only:
-            arrived(self._whole.frames(instance.path, instance.sop_uid, numbers))
+            arrived(self._from_whole(asked, numbers))
             return
         try:
             self._in_batches(asked)
         except PacsError as refused:
             if not self._whole_may_help(asked, refused):
                 raise
-            self._from_whole_instance(asked, refused)
+            self._from_whole_after(asked, refused)
 
     def _whole_may_help(self, asked: _Asked, refused: PacsError) -> bool:
         """Unless frames came before: of this transfer syntax, or of any if it is about frames."""
@@ -109,10 +109,10 @@ class FrameRequests:
         uid = asked.transfer_syntax_uid
         return uid is not None and uid in self._media
 
-    def _from_whole_instance(self, asked: _Asked, refused: PacsError) -> None:
-        instance, numbers = asked.instance, asked.numbers[asked.given :]
+    def _from_whole_after(self, asked: _Asked, refused: PacsError) -> None:
+        instance = asked.instance
         try:
-            frames = self._whole.frames(instance.path, instance.sop_uid, numbers)
+            frames = self._from_whole(asked, asked.numbers[asked.given :])
         except PacsError as error:
             raise refused from error  # the frames were asked for; the instance is not there either
         self._learnt("whole instances only", instance, "no frames are given")
@@ -121,6 +121,12 @@ class FrameRequests:
         elif asked.transfer_syntax_uid is not None:
             self._whole_only.add(asked.transfer_syntax_uid)
         asked.arrived(frames)
+
+    def _from_whole(self, asked: _Asked, numbers: Sequence[int]) -> list[bytes]:
+        instance = asked.instance
+        return self._whole.frames(
+            instance.path, instance.sop_uid, numbers, lambda: asked.arrived([])
+        )
 
     def _in_batches(self, asked: _Asked) -> None:
         """Fewer at a time where more are refused."""

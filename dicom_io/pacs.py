@@ -395,7 +395,8 @@ class Pacs:
         """
         pending: deque[_Answer] = deque()
         start = 0
-        ask = partial(self._part, instance, transfer_syntax_uid, most_bytes)
+        left = threading.Event()
+        ask = partial(self._part, instance, transfer_syntax_uid, most_bytes, left)
         try:
             while pending or start < len(numbers):
                 start = self._submitted(instance, numbers, start, ask, pending)
@@ -405,6 +406,7 @@ class Pacs:
                     yield from frames
                 pending.popleft()
         finally:
+            left.set()
             for answer in pending:
                 answer.request.cancel()
 
@@ -456,13 +458,14 @@ class Pacs:
         instance: InstanceReference,
         transfer_syntax_uid: str | None,
         most_bytes: int,
+        left: threading.Event,
         numbers: Sequence[int],
         arrived: Callable[[list[bytes]], None],
     ) -> None:
         one_based = [int(number) + 1 for number in numbers]  # DICOM counts frames from 1
 
         def counted(frames: list[bytes]) -> None:
-            if self._closing:
+            if self._closing or left.is_set():
                 raise CancelledError
             n_bytes = sum(map(len, frames))
             with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import BinaryIO
 
@@ -47,8 +47,12 @@ class WholeInstances:
                 file.close()
             self._kept.clear()
 
-    def frames(self, path: str, sop_uid: str, one_based: Sequence[int]) -> list[bytes]:
+    def frames(
+        self, path: str, sop_uid: str, one_based: Sequence[int], waiting: Callable[[], None]
+    ) -> list[bytes]:
         """Stored frames of the instance at `path` below the service.
+
+        `waiting` is called for every piece, and raises where nobody waits for frames any more.
 
         Raises
         ------
@@ -58,7 +62,7 @@ class WholeInstances:
         """
         with self._lock:  # one file at a time: several would only share the link
             if sop_uid not in self._kept:
-                self._fetch(path, sop_uid)
+                self._fetch(path, sop_uid, waiting)
             _, stored = self._kept[sop_uid]
             return [self._frame(stored, sop_uid, number) for number in one_based]
 
@@ -71,11 +75,11 @@ class WholeInstances:
                 f" {self._service.name} gave ({error}): store the instance again, complete."
             ) from error
 
-    def _fetch(self, path: str, sop_uid: str) -> None:
+    def _fetch(self, path: str, sop_uid: str, waiting: Callable[[], None]) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - kept open for as long as it is needed
         try:
             what = f"instance {sop_uid}"
-            self._service.ask(what, lambda: self._received(path, sop_uid, file))
+            self._service.ask(what, lambda: self._received(path, sop_uid, file, waiting))
             self._kept[sop_uid] = (file, self._opened(file, sop_uid))
         except BaseException:
             file.close()
@@ -96,11 +100,15 @@ class WholeInstances:
             )
         return table
 
-    def _received(self, path: str, sop_uid: str, file: BinaryIO) -> None:
+    def _received(
+        self, path: str, sop_uid: str, file: BinaryIO, waiting: Callable[[], None]
+    ) -> None:
+        waiting()
         file.seek(0)
         file.truncate()
         with closing(self._service.get_any(path, ACCEPTS, self._deadline_s)) as response:
             for piece in _instance(response):
+                waiting()
                 if file.tell() + len(piece) > self._most_bytes:
                     raise SlideTooLarge(
                         f"Instance {sop_uid} is larger than max_instance_bytes"

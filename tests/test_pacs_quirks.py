@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsTimeout
 from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs
 from dicom_io.search import Search
 from dicom_io.slide import open_slide
+from tests.faulty_proxy import Fault, Proxy, faulty_proxy
 from tests.filed_archive import stored_frames
 from tests.loopback_host import Answer, Host
 from tests.quirky_proxy import FRAME_FAULTS, HABITS, Habits, QuirkyProxy, quirky_proxy
 from tests.servers import Orthanc
 from tests.slides import WrittenSlide, write_slide
+from tests.test_receiver import until
 from tests.token_server import CLIENT_ID, CLIENT_SECRET, TokenServer, token_server
 
 JPEG, JPEG_2000 = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"
@@ -129,6 +131,34 @@ def test_whole_instance_is_bounded(orthanc_server: Orthanc, slide: WrittenSlide)
         pytest.raises(SlideTooLarge, match=reference.sop_uid),
     ):
         list(pacs.frames(reference, [0], syntax))
+
+
+@pytest.fixture
+def slow_proxy(orthanc_server: Orthanc) -> Iterator[Proxy]:
+    """Gives no frames, and whole instances in 20 s."""
+    with faulty_proxy(orthanc_server.dicomweb_url) as running:
+        running.faults = [Fault("/frames/", status=404), Fault("/instances/", trickle_s=20)]
+        yield running
+
+
+def test_whole_instance_does_not_hold_up_the_end(slide: WrittenSlide, slow_proxy: Proxy) -> None:
+    reference, syntax, _ = stored_frames(slide.paths[0])
+    with ThreadPoolExecutor(1) as pool, open_pacs(slow_proxy.url, PacsSettings()) as pacs:
+        reading = pool.submit(lambda: list(pacs.frames(reference, [0], syntax)))
+        assert until(lambda: len(slow_proxy.requests) == 2)
+        begin = time.monotonic()
+        pacs.close()
+        with pytest.raises(CancelledError):
+            reading.result()
+    assert time.monotonic() - begin < 10
+
+
+def test_whole_instance_has_the_slides_deadline(slide: WrittenSlide, slow_proxy: Proxy) -> None:
+    reference, syntax, _ = stored_frames(slide.paths[0])
+    settings = replace(SETTINGS, slide_deadline_s=2)
+    with open_pacs(slow_proxy.url, settings) as pacs, pytest.raises(PacsTimeout, match="more than"):
+        list(pacs.frames(reference, [0], syntax))
+    assert len([path for _, path in slow_proxy.requests if "/frames/" not in path]) == 1
 
 
 @pytest.mark.parametrize("first", ["refused", "given"])
