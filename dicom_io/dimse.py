@@ -27,6 +27,7 @@ from dicom_io.dimse_settings import DimseSettings
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsRefused
 from dicom_io.pacs import Pacs, PacsSettings, open_pacs
 from dicom_io.pacs_errors import DUPLICATE, IS_THERE, STORE_WARNINGS
+from dicom_io.pacs_http import WAIT_GROWTH
 
 T = TypeVar("T")
 
@@ -241,6 +242,7 @@ class DimseArchive:
             timeout=None,
             wait_initial=self._settings.retry_wait_s,
             wait_jitter=self._settings.retry_wait_s / 2,
+            wait_max=WAIT_GROWTH * self._settings.retry_wait_s,
         ):
             with attempt:
                 return call(attempt.num)

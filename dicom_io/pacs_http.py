@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 import threading
 import time
 from collections import Counter
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MOST_REDIRECTS = 5
+# The wait before another attempt grows up to so many times the first one.
+WAIT_GROWTH = 16
 IN_ONE_PIECE = 2**62
 # All that is read of an error is the dataset of a STOW answer, of a few hundred bytes an instance.
 MOST_ERROR_BYTES = 2**20
@@ -343,6 +346,7 @@ class Service:
             timeout=None,
             wait_initial=self._settings.retry_wait_s,
             wait_jitter=self._settings.retry_wait_s / 2,
+            wait_max=WAIT_GROWTH * self._settings.retry_wait_s,
         ):
             with attempt:
                 return self.once(what, call)
@@ -377,9 +381,12 @@ class Service:
         """Whether to try again, or after how many seconds (a backoff hook of stamina)."""
         if not (isinstance(error, PacsError) and error.transient):
             return False
-        if error.retry_after_s is None:
+        asked_s, least_s = error.retry_after_s, self._settings.retry_wait_s
+        if asked_s is None or asked_s < least_s:
             return True
-        return error.retry_after_s <= self._settings.retry_after_max_s and error.retry_after_s
+        # Not all at the same moment, as many were turned away together.
+        jitter_s = random.uniform(0, least_s / 2)  # noqa: S311 - nothing is to be kept secret by it
+        return asked_s <= self._settings.retry_after_max_s and asked_s + jitter_s
 
 
 def service_urls(url: str, settings: PacsSettings) -> tuple[str, str, str]:

@@ -120,8 +120,10 @@ def header_of(path: Path, keywords: Sequence[str] = ()) -> Dataset:
             return dcmread(file, stop_before_pixels=True, specific_tags=list(keywords) or None)
         # dcmread would inflate all of it into memory.
         with _inflated(file) as inflated:
-            tags = [Tag(keyword) for keyword in keywords] or None
-            return read_dataset(inflated, False, True, stop_when=_at_pixels, specific_tags=tags)
+            tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
+            return read_dataset(
+                inflated, False, True, stop_when=_at_pixels, specific_tags=tags or None
+            )
 
 
 def frame_table(path: Path) -> FrameTable:

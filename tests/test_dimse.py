@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydicom import dcmread
@@ -333,6 +334,20 @@ def test_a_report_on_the_same_association(
         pacs = open_told(port, tmp_path)
         with pytest.raises(PacsRefused, match=f"{uid}: .*0x{reason:04X}"):
             pacs.commitment(document)
+
+
+def test_waits_are_doubled_with_jitter(
+    documents: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits_s: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits_s.append))
+    settings = replace(QUICK, retries=3, retry_wait_s=10, ask_url=tmp_path.as_uri())
+    with told_archive(documents["SR"], [0xA700] * 4) as (port, _):
+        pacs = opened(port, tmp_path, settings, title="TOLD")
+        with pytest.raises(PacsBusy):
+            pacs.store([documents["SR"]])
+    assert [wait_s // 10 for wait_s in waits_s] == [1, 2, 4]
+    assert all(0 < wait_s % 10 < 5 for wait_s in waits_s)
 
 
 @pytest.mark.parametrize("kept", [[], ["1.2.3"]])

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pybreaker
@@ -247,6 +248,38 @@ def test_retry_after_is_honoured(
         assert search(pacs) == []
     assert len(times) == 2
     assert times[1] - times[0] >= (1 if retry_after == "1" else 0)
+
+
+@pytest.fixture
+def waits_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What would have been waited between attempts."""
+    waited: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+PATIENT = PacsSettings(retries=3, retry_wait_s=10)
+
+
+@pytest.mark.parametrize("retry_after", ["", "0", "9", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_waits_are_doubled_with_jitter_and_no_archive_shortens_them(
+    host: Host, waits_s: list[float], retry_after: str
+) -> None:
+    host.answer = lambda path: (503, {"Retry-After": retry_after}, b"")
+    with open_pacs(host.url, PATIENT) as pacs, pytest.raises(PacsBusy):
+        search(pacs)
+    assert [wait_s // 10 for wait_s in waits_s] == [1, 2, 4]
+    assert all(0 < wait_s % 10 < 5 for wait_s in waits_s)
+
+
+def test_those_whom_an_archive_turned_away_together_do_not_come_again_together(
+    host: Host, waits_s: list[float]
+) -> None:
+    host.answer = lambda path: (503, {"Retry-After": "50"}, b"")
+    with open_pacs(host.url, PATIENT) as pacs, pytest.raises(PacsBusy):
+        search(pacs)
+    assert len(set(waits_s)) == 3
+    assert all(50 <= wait_s < 55 for wait_s in waits_s)
 
 
 def test_retry_after_may_be_a_date(host: Host) -> None:
