@@ -2,9 +2,10 @@
 
 What decodes and parses foreign data can crash, take all memory, or never end. It runs in a process
 of its own, which a worker watches: a slide that ends it fails, and the worker goes on. One that
-has done its job well is given the next one, as libraries and GPU have taken seconds to load. Such
-processes are forked by one that has no threads and has loaded everything already: it is forked
-itself when the worker begins, before there are threads or connections that must not be shared.
+has done its job well, or has told of a failure that may pass, is given the next one, as libraries
+and GPU have taken seconds to load. Such processes are forked by one that has no threads and has
+loaded everything already: it is forked itself when the worker begins, before there are threads or
+connections that must not be shared.
 
 What is told between them is JSON, and what may be asked for stands in a table from the beginning:
 nothing that a slide's process has become can make the worker run anything else.
@@ -159,10 +160,18 @@ class SlideProcess:
         try:
             reader = self._reader or self._begun()
             asked = {"stage": _name(stage), "arguments": [*map(_as_json, arguments)]}
-            return self._asked(reader, asked)
+            told = self._asked(reader, asked)
         except BaseException:
             self.close()
             raise
+        if "failed" in told:
+            # Failures that may pass are not the slide's doing: the process goes on.
+            error = _error(told)
+            if not _may_pass(error):
+                self.close()
+            raise error
+        done: Json = told["done"]
+        return done
 
     def peak_rss_mb(self) -> float:
         """Largest resident memory of this process or the slide's, in MB of 10⁶ bytes."""
@@ -193,11 +202,13 @@ class SlideProcess:
     def _begun(self) -> _Reader:
         self._reader = reader = self._take()
         self._begun_s = time.monotonic()
-        self._asked(reader, self._job)
+        told = self._asked(reader, self._job)
+        if "failed" in told:
+            raise _error(told)
         return reader
 
     def _asked(self, reader: _Reader, what: Json) -> Json:
-        """Ask for something and follow until it is done."""
+        """Ask for something and follow until it is done or has failed; what is told of it."""
         self._heard_s = time.monotonic()
         try:
             _tell(reader.connection, what)
@@ -207,11 +218,8 @@ class SlideProcess:
                     continue
                 told = _hear(reader.connection)
                 self._heard_s = time.monotonic()
-                if "done" in told:
-                    done: Json = told["done"]
-                    return done
-                if "failed" in told:
-                    raise _error(told["failed"], told["sentence"])
+                if "at" not in told:
+                    return told
                 self._watch()
                 self._report(Progress(*told["at"]))
         except (EOFError, ConnectionError) as error:
@@ -257,14 +265,22 @@ class SlideProcesses:
     def process(
         self, kind: str, arguments: Json, report: Callable[[Progress], None], try_id: str
     ) -> Iterator[SlideProcess]:
-        """The process of one job; where all went well, the next job gets it after the block."""
+        """The process of one job; the next job gets it after the block.
+
+        Unless it failed of anything but what may pass. So a process remembers that an archive does
+        not answer, and leaves it alone for a while (:mod:`dicom_io.pacs_http`).
+        """
         made = SlideProcess(self._take, kind, arguments, report, try_id, self._budget)
         try:
             yield made
-        except BaseException:
-            made.close()
+        except BaseException as error:
+            if not _may_pass(error):
+                made.close()
             raise
-        reader = made.leave()
+        finally:
+            self._keep(made.leave())
+
+    def _keep(self, reader: _Reader | None) -> None:
         if reader is not None and reader.jobs < MOST_JOBS:
             with self._lock:
                 self._idle.append(reader)
@@ -428,12 +444,17 @@ def _answered(connection: Connection, what: Callable[[], Any]) -> Any:
     return done
 
 
-def _error(name: str, sentence: str) -> Exception:
+def _error(told: Json) -> Exception:
     """The error that a slide's process has told of."""
-    known = error_classes().get(name)
+    known = error_classes().get(told["failed"])
     if known is None:
-        return RuntimeError(f"{name} in the process that read the slide")
-    return known(sentence)
+        return RuntimeError(f"{told['failed']} in the process that read the slide")
+    return known(told["sentence"])
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it makes sense to try again what failed."""
+    return isinstance(error, MarrowNodeError) and error.transient
 
 
 def _tell(connection: Connection, message: Json) -> None:
