@@ -27,6 +27,8 @@ from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsUnreach
 from dicom_io.folder_index import PARTIAL, FolderIndex, IndexedFile, damaged
 from dicom_io.stored_frames import (
     FILE_ERRORS,
+    PER_FRAME,
+    PIXELS,
     FrameTable,
     frame_table,
     header_of,
@@ -91,6 +93,11 @@ class FolderClient:
     def retrieve_series_metadata(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
         found = self._index.find(StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
         return [_metadata(file.path) for file in found]
+
+    def retrieve_series_headers(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
+        """The same without per-frame items, which are not read."""
+        found = self._index.find(StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid)
+        return [_metadata(file.path, before=PER_FRAME) for file in found]
 
     def retrieve_instance(self, study_uid: str, series_uid: str, sop_uid: str) -> Dataset:
         path = self._file(study_uid, series_uid, sop_uid)
@@ -174,10 +181,10 @@ def _first_of_each(uid: str, files: Iterable[IndexedFile]) -> list[dict[str, Any
     return list(first.values())
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path, before: int = PIXELS) -> dict[str, Any]:
     """DICOM JSON of all but the pixels and their offset tables, which grow with the frames."""
     try:
-        attributes = header_of(path).to_json_dict()
+        attributes = header_of(path, before=before).to_json_dict()
     except FILE_ERRORS as error:
         raise damaged(path) from error
     return {tag: e for tag, e in attributes.items() if not tag.startswith(PIXEL_GROUP)}

@@ -43,6 +43,7 @@ from dicom_io.pacs_settings import PacsSettings, secret
 from dicom_io.read_budget import MOST_FRAME_BYTES, ReadBudget
 from dicom_io.request_size import Bounds, RequestSizes
 from dicom_io.search import Search, fits_study
+from dicom_io.series_metadata import read_series_headers
 from dicom_io.whole_instances import WholeInstances
 
 __all__ = ["InstanceReference", "Pacs", "PacsSettings", "open_pacs", "secret"]
@@ -218,6 +219,17 @@ class Pacs:
         return self._datasets(
             self._retrieve, what, lambda: client.retrieve_series_metadata(study_uid, series_uid)
         )
+
+    def series_headers(self, study_uid: str, series_uid: str) -> list[dict[str, Any]]:
+        """WADO-RS: the same without per-frame items, which a sparse level has by the thousand."""
+        service, what = self._retrieve, f"the metadata of series {series_uid}"
+        if not isinstance(service, Service):
+            client = service.client
+            return self._datasets(
+                service, what, lambda: client.retrieve_series_headers(study_uid, series_uid)
+            )
+        raw = self.series_metadata_bytes(study_uid, series_uid)
+        return _checked(service, what, read_series_headers(raw, service.name, series_uid))
 
     def series_metadata_bytes(self, study_uid: str, series_uid: str) -> bytes:
         """WADO-RS: the same as the archive sent it, for readers that walk it themselves.
@@ -479,13 +491,16 @@ class Pacs:
     def _datasets(
         self, service: _Archive, what: str, call: Callable[[], Any]
     ) -> list[dict[str, Any]]:
-        answer = service.ask(what, call)
-        if not isinstance(answer, list) or not all(is_dicom_json(item) for item in answer):
-            raise PacsAnswerInvalid(
-                f"{service.name} answered {what} with JSON that is not a list of DICOM datasets:"
-                " check that the URL is that of a DICOMweb service."
-            )
-        return answer
+        return _checked(service, what, service.ask(what, call))
+
+
+def _checked(service: _Archive, what: str, answer: Any) -> list[dict[str, Any]]:
+    if not isinstance(answer, list) or not all(is_dicom_json(item) for item in answer):
+        raise PacsAnswerInvalid(
+            f"{service.name} answered {what} with JSON that is not a list of DICOM datasets:"
+            " check that the URL is that of a DICOMweb service."
+        )
+    return answer
 
 
 def _ended(arrived: SimpleQueue[list[bytes] | None], request: Future[None]) -> None:

@@ -131,6 +131,23 @@ def read_series_metadata(raw: bytes, archive: str, series_uid: str) -> list[Inst
     SlideGeometryInvalid
         A frame's place is malformed.
     """
+    items, headers = _decoded(raw, archive, series_uid)
+    return [
+        InstanceMetadata(header, _frame_places(item[PER_FRAME], header))
+        if PER_FRAME in item
+        else InstanceMetadata(header, None)
+        for item, header in zip(items, headers, strict=True)
+    ]
+
+
+def read_series_headers(raw: bytes, archive: str, series_uid: str) -> list[Json]:
+    """The headers alone: per-frame items are passed over, whatever they hold."""
+    return _decoded(raw, archive, series_uid)[1]
+
+
+def _decoded(
+    raw: bytes, archive: str, series_uid: str
+) -> tuple[list[dict[str, msgspec.Raw]], list[Json]]:
     try:
         found = _SERIES.decode(raw or b"[]")
         items = [found] if isinstance(found, dict) else found
@@ -143,12 +160,7 @@ def read_series_metadata(raw: bytes, archive: str, series_uid: str) -> list[Inst
             f"{archive} answered the metadata of series {series_uid} with JSON that is not a list"
             " of DICOM datasets: check that the URL is that of a DICOMweb service."
         ) from error
-    return [
-        InstanceMetadata(header, _frame_places(item[PER_FRAME], header))
-        if PER_FRAME in item
-        else InstanceMetadata(header, None)
-        for item, header in zip(items, headers, strict=True)
-    ]
+    return items, headers
 
 
 def _frame_places(raw: msgspec.Raw, header: Json) -> FramePlaces | None:

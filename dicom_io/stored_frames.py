@@ -18,7 +18,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
@@ -28,6 +28,8 @@ Int64 = NDArray[np.int64]
 
 ITEM, DELIMITER = 0xE000FFFE, 0xE0DDFFFE
 PIXEL_DATA = 0x7FE00010
+PIXELS = 0x7FE00008  # Float Pixel Data, the first of their kind
+PER_FRAME = 0x52009230
 PREAMBLE_BYTES = 132
 META_GROUP = 2
 # Inflated data goes to a temporary file; what claims more is damaged, or made to fill the disk.
@@ -112,18 +114,29 @@ def identity_of(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def header_of(path: Path, keywords: Sequence[str] = ()) -> Dataset:
-    """Attributes of a DICOM file up to the pixels, all or some; raises one of FILE_ERRORS."""
+def header_of(path: Path, keywords: Sequence[str] = (), before: int = PIXELS) -> Dataset:
+    """Attributes of a DICOM file, all or some, up to the pixels or another tag.
+
+    What stands behind the last one that is wanted is not read: per-frame items are many.
+
+    Raises
+    ------
+    One of FILE_ERRORS
+        The file is damaged.
+    """
+    wanted: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
+    end = min(before, int(max(wanted)) + 1) if wanted else before
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        return int(tag) >= end
+
     with path.open("rb") as file:
         if _transfer_syntax(file) != DEFLATED_EXPLICIT_LE:
             file.seek(0)
-            return dcmread(file, stop_before_pixels=True, specific_tags=list(keywords) or None)
-        # dcmread would inflate all of it into memory.
+            return read_partial(file, stop, specific_tags=wanted or None)
+        # It would be inflated into memory, all of it.
         with _inflated(file) as inflated:
-            tags: list[BaseTag | int] = [Tag(keyword) for keyword in keywords]
-            return read_dataset(
-                inflated, False, True, stop_when=_at_pixels, specific_tags=tags or None
-            )
+            return read_dataset(inflated, False, True, stop_when=stop, specific_tags=wanted or None)
 
 
 def frame_table(path: Path) -> FrameTable:

@@ -109,5 +109,5 @@ def _look(settings: Settings, slide: SlideReference, seen: Mapping[str, Any]) ->
         }
         if not listed or counted.items() <= seen.items():
             return {**counted, "whole": False}
-        metadata = pacs.series_metadata(slide.study_uid, slide.series_uid)
-        return {**counted, "whole": is_whole(map(arrival_of, metadata))}
+        headers = pacs.series_headers(slide.study_uid, slide.series_uid)
+        return {**counted, "whole": is_whole(map(arrival_of, headers))}

@@ -99,12 +99,12 @@ def decision_for(settings: Settings, study_uid: str, series_uid: str) -> Decisio
     if not settings.rules:
         return decide((), SlideFacts())
     with open_pacs(settings.pacs_url, settings.pacs) as pacs:
-        metadata = pacs.series_metadata(study_uid, series_uid)
-    if not metadata:
+        headers = pacs.series_headers(study_uid, series_uid)
+    if not headers:
         raise SeriesNotFound(
             f"Series {series_uid} of study {study_uid} is not in the PACS: check the identifiers."
         )
-    return decide(settings.rules, slide_facts(metadata))
+    return decide(settings.rules, slide_facts(headers))
 
 
 def settings_by(settings: Settings, rule: RuleSettings | None) -> Settings:

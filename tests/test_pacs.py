@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
+from dicom_io.dicom_json import PER_FRAME
 from dicom_io.errors import (
     ConfigurationInvalid,
     FrameInvalid,
@@ -158,6 +159,17 @@ def test_a_file_taken_for_abandoned_before_it_was_locked_is_written_anew(tmp_pat
 def locks() -> list[str]:
     """Locks on files, those that are waited for with an arrow (proc(5), locks)."""
     return Path("/proc/locks").read_text().splitlines()
+
+
+def test_headers_are_metadata_without_per_frame_items(
+    archive: Callable[[WrittenSlide], Pacs], tmp_path: Path
+) -> None:
+    written = write_slide(tmp_path, organization="TILED_SPARSE")
+    uids = (written.study_uid, written.series_uid)
+    pacs = archive(written)
+    whole = pacs.series_metadata(*uids)
+    assert all(item.pop(PER_FRAME) for item in whole)
+    assert pacs.series_headers(*uids) == whole
 
 
 def test_uid_never_leads_out_of_the_folder(tmp_path: Path) -> None:

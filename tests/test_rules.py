@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -14,25 +15,29 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from pydicom import dcmread
 
 from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
-from dicom_io.dicom_json import attributes
+from dicom_io.dicom_json import PER_FRAME, attributes
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.slide_facts import SlideFacts, slide_facts
 from node.cli import main
 from node.config import Settings, load_settings
 from node.drop_folder import DropFolder
+from node.intake import WHOLE, await_whole
 from node.job_database import prepare_database
 from node.job_queue import JobQueue, open_job_queue
 from node.pipeline import SlideReference
 from node.poll import ArchiveLooks
 from node.receive import _submitted
 from node.rule_settings import RuleSettings
-from node.rules import decide, settings_by
+from node.rules import decide, decision_for, settings_by
 from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
+from tests.loopback_host import Host
 from tests.servers import Orthanc, free_port, running_orthanc
 from tests.service import Service, service_settings
+from tests.slides import write_slide
 from tests.smears import Smear, small_smear
 
 MARROW = "14016003^SCT"
@@ -141,6 +146,30 @@ def test_a_dry_run_tells_of_each_rule(smear: Smear) -> None:
     (decision,) = json.loads(told.stdout)
     assert (decision["analyse"], decision["rule"]["name"]) == (True, "demo")
     assert not (smear.work / "jobs.sqlite").exists(), "a dry run queues nothing"
+
+
+def test_places_of_frames_are_not_held_to_look_at_a_slide(
+    host: Host, settings: Settings, tmp_path: Path
+) -> None:
+    written = write_slide(tmp_path / "slide", levels=1, organization="TILED_SPARSE")
+    told = dcmread(written.paths[0], stop_before_pixels=True).to_json_dict()
+    told[PER_FRAME]["Value"] *= 400
+    metadata = json.dumps([told]).encode()
+    answers = {"instances": json.dumps([{"00280008": told["00280008"]}]).encode()}
+    host.answer = lambda path: (200, {}, answers.get(path.rpartition("/")[2], metadata))
+    settings = replace(settings, pacs_url=host.url, rules=(RuleSettings("slides"),))
+    slide = SlideReference(written.study_uid, written.series_uid, "test")
+
+    tracemalloc.start()
+    try:
+        decision = decision_for(settings, slide.study_uid, slide.series_uid)
+        waited = await_whole(settings, slide, lambda name, stage: stage(), lambda seconds: None)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert decision.analyse
+    assert waited == {"arrival": WHOLE}
+    assert peak_bytes < 4 * len(metadata)
 
 
 # Polling, one look at a time

@@ -19,7 +19,7 @@ from dicom_io import stored_frames
 from dicom_io.errors import InputError, PacsAnswerInvalid, PacsError
 from dicom_io.folder import FolderClient
 from dicom_io.pacs import InstanceReference, open_pacs
-from dicom_io.stored_frames import frame_table, read_frames
+from dicom_io.stored_frames import PER_FRAME, frame_table, header_of, read_frames
 from tests.conftest import QUICK
 from tests.encodings import write_encoded
 from tests.slides import write_slide
@@ -123,6 +123,18 @@ def test_deflated_file_that_fills_the_disk(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(stored_frames, "INFLATE_STEP_BYTES", 2**16)
     with pytest.raises(PacsAnswerInvalid, match=written.paths[0].name):
         open_pacs(f"file://{tmp_path}", QUICK)
+
+
+def test_what_stands_behind_what_is_wanted_is_not_read(tmp_path: Path) -> None:
+    """Also where nothing tells how long it is, and pydicom would go through it item by item."""
+    (path,) = write_slide(tmp_path, levels=1, organization="TILED_SPARSE").paths
+    ds = dcmread(path)
+    ds["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+    ds.save_as(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\x00\x52\x30\x92SQ") + 20])
+    assert header_of(path, ["Rows", "SOPInstanceUID"]).Rows == 64
+    assert "SharedFunctionalGroupsSequence" in header_of(path, before=PER_FRAME)
 
 
 def test_replaced_file_is_read_anew(tmp_path: Path) -> None:
