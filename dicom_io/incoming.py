@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from pynetdicom import _config, dimse_messages
+
+# Stays free on the disk: the archive is there, and a sender may never come to an end.
+RESERVED_BYTES = 2**28
 
 
 class IncomingFile:
     """What pynetdicom writes a data set to, in place of a temporary file.
 
     A failed write is kept, not raised: it would end pynetdicom's thread before the sender could be
-    told. What comes after it is let go.
+    told. What had come is deleted then, and what comes after it is let go.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,15 +36,11 @@ class IncomingFile:
         return self
 
     def write(self, data: bytes) -> int:
-        self._keep(lambda: self._file.write(data) if self._file else None)
+        self._keep(lambda: self._write(data))
         return len(data)
 
     def flush(self) -> None:
         """pynetdicom flushes after every PDU; once at the end suffices."""
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._keep(self._file.close)
 
     def finish(self) -> None:
         """Bring all of it to the disk; raises the OSError of whatever write failed."""
@@ -51,12 +51,26 @@ class IncomingFile:
         if self.error is not None:
             raise self.error
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._keep(self._file.close)
+
     def remove(self) -> None:
-        self.close()
+        if self._file is not None:
+            with suppress(OSError):  # of what was not written yet, and is not wanted
+                self._file.close()
         self.path.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self._file = self.path.open("wb")
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            return
+        disk = os.fstatvfs(self._file.fileno())
+        if disk.f_bavail * disk.f_frsize < RESERVED_BYTES + len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._file.write(data)
 
     def _keep(self, write: Callable[[], Any]) -> None:
         if self.error is None:
@@ -64,6 +78,7 @@ class IncomingFile:
                 write()
             except OSError as error:
                 self.error = error
+                self.remove()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from dicom_io.arrival import Arrival
 from dicom_io.commitment import Commitments
 from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid
+from dicom_io.incoming import IncomingFile
 from dicom_io.pacs import PacsSettings, open_pacs
 from dicom_io.receiver import Receiver
 from dicom_io.slide import open_slide
@@ -283,6 +284,27 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert "could not be written" in (process.stderr.read() if process.stderr else "")
+
+
+def test_some_of_the_disk_stays_free_whatever_a_sender_sends(
+    receiving: Callable[..., Received], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = receiving()
+    with monkeypatch.context() as short:
+        short.setattr("dicom_io.incoming.RESERVED_BYTES", 2**60)
+        assert status_of(received, large_object(1)) == [0xA700]
+    assert (received.files, received.unfinished) == ({}, [])
+    assert status_of(received, large_object(1)) == [0x0000]
+
+    endless = IncomingFile(tmp_path / "endless")
+    endless.write(bytes(1_000_000))
+    assert endless.path.exists()
+    monkeypatch.setattr("dicom_io.incoming.RESERVED_BYTES", 2**60)
+    for _ in range(3):
+        assert endless.write(bytes(1_000_000)) == 1_000_000
+        assert not endless.path.exists(), "what is not kept takes no room while more comes"
+    with pytest.raises(OSError, match="No space left"):
+        endless.finish()
 
 
 @needs_dcmtk
