@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import PacsSettings
-from dicom_io.probe_frames import FrameCosts, probe_retrieve
+from dicom_io.probe_frames import CONNECTIONS, FrameCosts, probe_retrieve
 from dicom_io.probe_http import Archive, Finding, archive_http
 from dicom_io.probe_query import find_series, needed_keys, probe_keys, probe_search
 from dicom_io.probe_store import probe_annotation, probe_delete, probe_store
@@ -78,7 +78,11 @@ def probe_archive(
     findings: list[Finding] = []
     costs: FrameCosts | None = None
     keys = needed_keys(archive_http(url, settings).query)
-    answered = replace(settings, search_keys={**settings.search_keys, **keys})
+    answered = replace(
+        settings,
+        search_keys={**settings.search_keys, **keys},
+        connections=max(settings.connections, *CONNECTIONS),
+    )
     for each in _tried(archive_http(url, answered), keys, scratch):
         if isinstance(each, FrameCosts):
             costs = each

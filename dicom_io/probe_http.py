@@ -108,8 +108,14 @@ class Answer:
         return [each for each in found if isinstance(each, dict)]
 
     def parts(self) -> list[bytes]:
-        """Payloads of a multipart body; empty where it is none, or is cut."""
+        """Payloads of a multipart body, or the one that comes without, as the reader takes them.
+
+        Empty where it is neither, or is cut.
+        """
         kind, parameters = media_type(self.headers.get("content-type", ""))
+        if _is_alone(kind):
+            framed = {"content-length", "transfer-encoding"} & set(self.headers)
+            return [self.body] if framed else []
         if not kind.startswith("multipart/"):
             return []
         try:
@@ -285,8 +291,10 @@ def _answer(answer: requests.Response, body: bytes, seconds: float) -> Answer:
 
 
 def _is_dicom(answer: requests.Response, chunks: Iterator[bytes]) -> bool:
-    """Whether a multipart body is one DICOM file; reads it to its end."""
+    """Whether a body is one DICOM file, in multipart or alone; reads it to its end."""
     kind, parameters = media_type(answer.headers.get("content-type", ""))
+    if _is_alone(kind):
+        return _is_file(map(memoryview, chunks))
     if not kind.startswith("multipart/"):
         return False
     body = Multipart(chunks, parameters.get("boundary", ""), framed=True)
@@ -295,6 +303,11 @@ def _is_dicom(answer: requests.Response, chunks: Iterator[bytes]) -> bool:
     except MultipartInvalid:
         return False
     return files == [True]
+
+
+def _is_alone(kind: str) -> bool:
+    """Whether it is the media type of one frame, instance or attribute (PS3.18 §8.7.3)."""
+    return kind in {"application/dicom", "application/octet-stream"} or kind.startswith("image/")
 
 
 def _is_file(pieces: Iterator[memoryview]) -> bool:

@@ -68,11 +68,17 @@ def probe_keys(http: Http) -> Iterator[Finding]:
 
 
 def find_series(http: Http, modality: str) -> SeriesFound | None:
-    """Find a series of a modality, if the archive lists one."""
+    """Find a series of a modality: in the list of all, or in those of studies, as is offered."""
     for each in http.ask(f"series?Modality={modality}&limit={LOOKED_AT}").datasets():
         study_uid, series_uid = value(each, "StudyInstanceUID"), value(each, "SeriesInstanceUID")
         if value(each, "Modality") == modality and study_uid and series_uid:
             return SeriesFound(str(study_uid), str(series_uid))
+    studies = http.ask(f"studies?ModalitiesInStudy={modality}&limit={LOOKED_AT}").datasets()
+    for study_uid in filter(None, (value(each, "StudyInstanceUID") for each in studies)):
+        for each in http.ask(f"studies/{study_uid}/series").datasets():
+            series_uid = value(each, "SeriesInstanceUID")
+            if value(each, "Modality") == modality and series_uid:
+                return SeriesFound(str(study_uid), str(series_uid))
     return None
 
 

@@ -19,7 +19,7 @@ from pydicom import dcmread
 from dicom_io.annotation import encode_annotation
 from dicom_io.dicom_json import key
 from dicom_io.pacs import PacsSettings, open_pacs
-from dicom_io.probe import best_frames_per_request
+from dicom_io.probe import best_frames_per_request, probe_archive
 from dicom_io.probe_frames import FrameCosts
 from dicom_io.probe_http import archive_http
 from dicom_io.probe_store import _bulk_findings
@@ -178,6 +178,39 @@ def test_an_archive_that_answers_no_search_without_a_key(
         assert probed["usable"], said
         assert "qido.without_key" not in verdicts(probed)
         assert line not in probed["lines"]
+
+
+def test_an_archive_that_knows_no_multipart_is_usable(
+    orthanc: Orthanc, probe: Callable[..., Probed], tmp_path: Path
+) -> None:
+    """As the node reads it."""
+    add_slide(orthanc, tmp_path / "slide")
+    with quirky_proxy(
+        orthanc.dicomweb_url, Habits(most_frames=1, alone=True, instance_alone=True)
+    ) as proxy:
+        _, probed, said = probe(proxy.url)
+    found = verdicts(probed)
+    assert (found["wado.frames.transfer_syntax"], found["wado.instance"]) == ("yes", "yes"), said
+    assert probed["usable"]
+
+
+def test_a_slide_is_found_where_series_are_listed_by_study_alone(
+    orthanc: Orthanc, proxy: Proxy, probe: Callable[..., Probed], tmp_path: Path
+) -> None:
+    add_slide(orthanc, tmp_path / "slide")
+    proxy.fault = Fault(path=r"^/series\?", status=400)
+    _, probed, said = probe(proxy.url)
+    assert verdicts(probed)["wado.metadata"] == "yes", said
+    assert probed["usable"]
+
+
+def test_connections_that_are_measured_stay_open(
+    orthanc: Orthanc, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_slide(orthanc, tmp_path / "slide")
+    probed = probe_archive(orthanc.dicomweb_url, PacsSettings(), None, lambda finding: None)
+    assert "wado.connections" in {each.name for each in probed.findings}
+    assert "Connection pool is full" not in caplog.text
 
 
 def slide_paths(folder: Path) -> list[Path]:
