@@ -20,6 +20,8 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.errors import SlideProcessDied
+
 UInt8 = NDArray[np.uint8]
 
 START_S = 30.0
@@ -37,6 +39,8 @@ def decode_jpeg_ls(frame: bytes, size_px: tuple[int, int]) -> UInt8:
     ------
     ValueError
         It is damaged.
+    SlideProcessDied
+        There is no process to decode it in.
     """
     try:
         child = _idle.get_nowait()
@@ -61,7 +65,14 @@ class _Child:
         self._process = subprocess.Popen(  # noqa: S603 - this module itself
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
-        self._read(1, time.monotonic() + START_S)
+        try:
+            self._read(1, time.monotonic() + START_S)
+        except (OSError, EOFError) as error:  # also a time-out
+            self.end()
+            raise SlideProcessDied(
+                f"The process that decodes JPEG-LS did not begin ({type(error).__name__}): see"
+                " whether the machine has too much to do, or too little memory."
+            ) from error
 
     def decode(self, frame: bytes, deadline: float) -> UInt8:
         stdin = self._process.stdin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import resource
 import struct
 import time
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
+from dicom_io import kept_apart
 from dicom_io.decoding import (
     ENCODINGS,
     PixelFormat,
@@ -19,6 +22,7 @@ from dicom_io.decoding import (
     decode_frame,
     transfer_syntax_of,
 )
+from dicom_io.errors import SlideProcessDied
 from tests.encodings import (
     STORED,
     adobe_rgb,
@@ -190,3 +194,15 @@ def test_plain_pixels_of_another_length_than_their_colours_have(
     how = PixelFormat("1.2.840.10008.1.2.1", photometric, SIZE_PX)
     with pytest.raises(ValueError, match="truncated or damaged"):
         decode_frame(bytes(SIZE_PX[0] * SIZE_PX[1] * samples), how)
+
+
+def test_a_decoder_that_does_not_begin_is_not_the_frames_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_apart, "_idle", queue.LifoQueue())
+    monkeypatch.setattr(kept_apart, "START_S", 0.0)
+    before = psutil.Process().children()
+    with pytest.raises(SlideProcessDied, match="did not begin") as caught:
+        decode_frame(STORED["JPEG-LS"].encode(picture(*SIZE_PX)), form("JPEG-LS"))
+    assert caught.value.transient
+    assert psutil.Process().children() == before
