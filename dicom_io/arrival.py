@@ -17,7 +17,7 @@ from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
 from dicom_io.dicom_json import key
 from dicom_io.errors import PacsAnswerInvalid, PacsRefused
-from dicom_io.folder import UID
+from dicom_io.folder_index import UID
 from dicom_io.pacs_errors import FOREIGN_ERRORS
 from dicom_io.stored_frames import FILE_ERRORS, header_of
 

@@ -27,7 +27,7 @@ from pynetdicom.events import Event, EventHandlerType
 
 from dicom_io.dimse_errors import COMMITMENT_FAILURES
 from dicom_io.errors import ConfigurationInvalid, DiskFull, PacsRefused
-from dicom_io.folder import UID as SPELLED_UID
+from dicom_io.folder_index import UID as SPELLED_UID
 
 LOG = logging.getLogger(__name__)
 

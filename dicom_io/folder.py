@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.dicom_json import value
 from dicom_io.errors import FrameInvalid, PacsNotFound, PacsRefused, PacsUnreachable
-from dicom_io.folder_index import PARTIAL, FolderIndex, IndexedFile, damaged
+from dicom_io.folder_index import PARTIAL, STUDIES, UID, FolderIndex, IndexedFile, damaged
 from dicom_io.stored_frames import (
     FILE_ERRORS,
     PER_FRAME,
@@ -36,8 +35,6 @@ from dicom_io.stored_frames import (
     read_frames,
 )
 
-# A UID as PS3.5 §9.1 spells it: the only thing from a dataset that may become part of a path.
-UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 # A table holds 16 bytes a frame; a slide has about ten instances.
 TABLES_KEPT = 32
 PIXEL_GROUP = "7FE0"
@@ -130,7 +127,8 @@ class FolderClient:
             item.ReferencedSOPClassUID = dataset.SOPClassUID
             item.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
             stored.append(item)
-        self._index.refresh()
+        for study_uid in {str(dataset.StudyInstanceUID) for dataset in datasets}:
+            self._index.refresh(study_uid)
         answer = Dataset()
         answer.ReferencedSOPSequence = stored
         return answer
@@ -146,7 +144,7 @@ class FolderClient:
                 )
         study, series, sop = uids
         # The layout of DICOMweb's own addresses.
-        return self.folder / "studies" / study / "series" / series / "instances" / sop
+        return self.folder / STUDIES / study / "series" / series / "instances" / sop
 
     def _file(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
         found = self._index.find(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from dicom_io.stored_frames import FILE_ERRORS, header_of, identity_of
 MAGIC, MAGIC_AT = b"DICM", 128
 DIRECTORY = "DICOMDIR"
 PARTIAL = ".partial"
+STUDIES = "studies"
+# A UID as PS3.5 §9.1 spells it: the only thing from a dataset that may become part of a path.
+UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
 # What a search for instances answers with (PS3.18 table 10.6.3-5 and above it).
 SEARCHED = (
@@ -54,36 +59,60 @@ class IndexedFile:
 
 
 class FolderIndex:
-    """The DICOM files of a folder and the folders in it; may be used from several threads."""
+    """The DICOM files of a folder and the folders in it; may be used from several threads.
+
+    Of a folder in which every study has its own, as the receiver keeps them, only those studies are
+    looked at that are asked for: a year of slides would take minutes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[Path, IndexedFile | None] = {}
+        self._looked_at: set[Path] = set()
         self._lock = threading.Lock()
-        self.refresh()
+        if not _is_filed(folder):
+            self.refresh()
 
     def find(self, **wanted: str) -> list[IndexedFile]:
         """Instances with these attributes; looks into the folder again before it says none."""
-        found = self._known(**wanted)
+        place = self._place_of(wanted.get("StudyInstanceUID", ""))
+        found = self._known(**wanted) if self._looked_at & {place, self._folder} else []
         if not found:
-            self.refresh()
+            self._look(place)
             found = self._known(**wanted)
         return found
 
-    def refresh(self) -> None:
-        """Read what is new or was replaced, forget what is gone.
+    def refresh(self, study_uid: str = "") -> None:
+        """Read what is new or was replaced, forget what is gone: of one study, or of all.
 
         Raises
         ------
         PacsAnswerInvalid
             A DICOM file is damaged: to leave it out would make a slide silently incomplete.
         """
+        self._look(self._place_of(study_uid))
+
+    def _place_of(self, study_uid: str) -> Path:
+        """Where files of a study lie, if the folder is filed."""
+        is_uid = UID.fullmatch(study_uid) is not None  # and cannot lead elsewhere
+        return self._folder / STUDIES / study_uid if is_uid else self._folder
+
+    def _look(self, place: Path) -> None:
         with self._lock:
-            found = {}
-            for path in sorted(self._folder.rglob("*")):
-                if path.is_file() and path.name != DIRECTORY and path.suffix != PARTIAL:
-                    found[path] = self._read(path)
-            self._files = found
+            if not _is_filed(self._folder):
+                place = self._folder
+            found = {
+                path: self._read(path)
+                for path in place.rglob("*")
+                if path.is_file() and path.name != DIRECTORY and path.suffix != PARTIAL
+            }
+            others = {
+                path: file
+                for path, file in self._files.items()
+                if place != self._folder and not path.is_relative_to(place)
+            }
+            self._files = dict(sorted((others | found).items()))
+            self._looked_at.add(place)
 
     def _known(self, **wanted: str) -> list[IndexedFile]:
         return [file for file in self._files.values() if file and file.matches(**wanted)]
@@ -104,6 +133,16 @@ class FolderIndex:
         if not value(attributes, "SOPInstanceUID"):
             raise damaged(path)
         return IndexedFile(path, identity, attributes)
+
+
+def _is_filed(folder: Path) -> bool:
+    """Whether all that a folder holds are studies, each in its place (:mod:`dicom_io.folder`)."""
+    if any(each.name != STUDIES for each in os.scandir(folder)):
+        return False
+    studies = folder / STUDIES
+    return studies.is_dir() and all(
+        UID.fullmatch(each.name) and each.is_dir() for each in os.scandir(studies)
+    )
 
 
 def damaged(path: Path) -> PacsAnswerInvalid:

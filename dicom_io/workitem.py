@@ -27,7 +27,7 @@ from dicom_io.dicom_json import (
     values,
 )
 from dicom_io.errors import Refusal, WorkitemRefused
-from dicom_io.folder import UID
+from dicom_io.folder_index import UID
 
 # Of every workitem, whichever of the UPS SOP classes a system speaks (PS3.4 CC.3.1).
 UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"

@@ -15,7 +15,7 @@ from conformance.given import Given, read_paths, read_study
 from conformance.result_set import ResultSet
 from conformance.telling import as_json, as_junit
 from dicom_io.errors import ConfigurationInvalid
-from dicom_io.folder import UID
+from dicom_io.folder_index import UID
 from node.config import Settings
 from node.console import OUT
 from node.named_archive import open_named

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
+from dicom_io.arrival import read_arrival
 from dicom_io.dicom_json import PER_FRAME
 from dicom_io.errors import (
     ConfigurationInvalid,
@@ -32,6 +34,7 @@ from dicom_io.errors import (
     PixelsUnsupported,
 )
 from dicom_io.pacs import InstanceReference, Pacs, PacsSettings, open_pacs, secret
+from dicom_io.receiver import instance_path
 from dicom_io.search import Search
 from dicom_io.slide import open_slide
 from tests.conftest import QUICK
@@ -107,6 +110,49 @@ def test_has_instance_is_not_misled_by_the_series(archive: Archive, tmp_path: Pa
     written = write_slide(tmp_path)
     pacs = archive(written)
     assert not pacs.has_instance(written.study_uid, written.series_uid, generate_uid())
+
+
+@pytest.fixture
+def filed(tmp_path: Path) -> tuple[Path, WrittenSlide]:
+    """An archive as the receiver keeps it: a slide, and a damaged file of another study."""
+    folder = tmp_path / "archive"
+    written = write_slide(tmp_path / "slide")
+    for path in written.paths:
+        target = instance_path(folder, read_arrival(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    damaged = folder / "studies" / "1.2.3" / "series" / "1.2.4" / "instances" / "1.2.5"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(bytes(128) + b"DICM cut")
+    return folder, written
+
+
+def test_one_study_is_read_without_all_others(filed: tuple[Path, WrittenSlide]) -> None:
+    folder, written = filed
+    result = result_of(written)
+    with open_pacs(folder.as_uri(), QUICK) as pacs:
+        assert len(pacs.search_series(written.study_uid)) == 1
+        slide = open_slide(pacs, written.study_uid, written.series_uid)
+        assert len(slide.levels) == 3
+        assert not pacs.has_instance(*uids_of(result))
+        pacs.store([result])
+        assert pacs.has_instance(*uids_of(result))
+        assert pacs.search_instances("1.2.9", "1.2.9") == []
+        with pytest.raises(PacsAnswerInvalid, match=r"1\.2\.5"):
+            pacs.search_instances("1.2.3", "1.2.4")
+        with pytest.raises(PacsAnswerInvalid, match=r"1\.2\.5"):
+            pacs.search_studies({})
+
+
+@pytest.mark.parametrize("beside", ["note.txt", "studies/slide.dcm", "studies/mine/slide.dcm"])
+def test_all_is_read_where_a_slide_may_lie_anywhere(
+    filed: tuple[Path, WrittenSlide], beside: str
+) -> None:
+    folder, _ = filed
+    (folder / beside).parent.mkdir(exist_ok=True)
+    (folder / beside).write_bytes(b"")
+    with pytest.raises(PacsAnswerInvalid, match=r"1\.2\.5"):
+        open_pacs(folder.as_uri(), QUICK)
 
 
 def test_another_writer_of_the_folder_is_seen(tmp_path: Path) -> None:

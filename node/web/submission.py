@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from dicom_io.arrival import LONGEST_UID
 from dicom_io.errors import ConfigurationInvalid
-from dicom_io.folder import UID
+from dicom_io.folder_index import UID
 from node.callback import check_callback
 from node.config import Settings
 from node.job import Job
