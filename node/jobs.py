@@ -222,7 +222,8 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                     look = partial(recover_dead, jobs, recover, folder, own)
                     watching.enter_context(repeated(look, LOOK_S, "recovery"))
                 else:
-                    watching.enter_context(beating(lease, partial(recover_from, jobs, recover)))
+                    give = partial(recover_from, jobs, recover)
+                    watching.enter_context(beating(lease, jobs.executors, give))
                 watching.enter_context(repeated(jobs.shorten_delays, DELAYS_LOOK_S, "delays"))
                 yield Worker(jobs, stop, at_work)
         finally:

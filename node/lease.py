@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import (
@@ -43,7 +43,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from node.config import Settings
 from node.exit_codes import FENCED
 from node.job_database import database_errors, postgresql_engine
-from node.recovery import executor
+from node.recovery import Recover, executor
 from node.repeated import repeated
 from node.schema import bring_up_to_date
 
@@ -115,7 +115,7 @@ class Lease:
         if not beaten.rowcount:
             self._end()
 
-    def bury(self, recover: Callable[[list[str]], object]) -> None:
+    def bury(self, recover: Recover) -> None:
         """Give the jobs of workers that are dead to the living.
 
         Parameters
@@ -130,6 +130,30 @@ class Lease:
             recover([executor(name, str(fence))])
             with self._engine.begin() as connection:
                 connection.execute(delete(WORKERS).where(WORKERS.c.fence == fence))
+
+    def adopt(self, executors: Callable[[], Collection[str]], recover: Recover) -> None:
+        """Give the jobs of workers that are buried already to the living.
+
+        One that was cut off may take a further job when it is back, before it finds out that it
+        was thought dead and ends.
+
+        Parameters
+        ----------
+        executors
+            Asks who has jobs at work.
+        recover
+            As of :meth:`bury`.
+        """
+        # Before the rows are read: a worker has one before it has a job.
+        at_work = executors()
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(WORKERS.c.name, WORKERS.c.fence)).all()
+        known = {executor(name, str(fence)) for name, fence in rows}
+        # Own jobs stay: without a row of its own this worker is about to end.
+        left = sorted(set(at_work) - known - {self.executor})
+        if left:
+            log.warning("Jobs of workers that are gone go to others: %s.", ", ".join(left))
+            recover(left)
 
     def look_anew(self) -> None:
         """Forget who was silent: while the database is away, nobody can be heard."""
@@ -236,13 +260,23 @@ class Roll:
 
 
 @contextmanager
-def beating(lease: Lease, recover: Callable[[list[str]], object]) -> Iterator[None]:
-    """Keep a lease, and look after the other workers, while the block runs."""
+def beating(
+    lease: Lease, executors: Callable[[], Collection[str]], recover: Recover
+) -> Iterator[None]:
+    """Keep a lease, and look after the other workers, while the block runs.
+
+    Parameters
+    ----------
+    lease
+    executors, recover
+        As of :meth:`Lease.adopt`.
+    """
 
     def keep() -> None:
         try:
             lease.beat()
             lease.bury(recover)
+            lease.adopt(executors, recover)
         except SQLAlchemyError as error:
             lease.look_anew()
             log.warning("The job database does not answer (%s).", type(error).__name__)

@@ -23,6 +23,7 @@ from node.exit_codes import FENCED
 from node.job import ENDED, Job
 from node.job_database import prepare_database
 from node.job_queue import JobQueue, open_job_queue
+from node.jobs import WORKFLOWS
 from node.lease import WORKERS, Roll, held_lease
 from node.steps import Steps, still_ours
 from tests.archive_habits import CHANGES, HARMFUL, REPEATS, Change
@@ -33,6 +34,7 @@ from tests.faults.world import UNDISTURBED, World, world
 from tests.faulty_proxy import Fault
 from tests.forked import start_marrow_node
 from tests.postgresql import running_postgresql
+from tests.test_job_table import arguments, changed
 
 SEEDS = range(1, 11)
 SLOW_SEEDS = range(11, 71)
@@ -332,6 +334,53 @@ def test_a_killed_host_loses_its_jobs_once(postgresql: str, tmp_path: Path) -> N
         # One that ended by itself is not waited for, nor is an earlier start of the same worker.
         assert sorted(recovered[1:]) == sorted([second.executor, third.executor])
         assert again.executor != third.executor
+
+
+def test_a_job_that_a_buried_worker_took_at_last_goes_to_others(
+    postgresql: str, tmp_path: Path
+) -> None:
+    """It was cut off for longer than a lease, and claimed a job before it found that out."""
+    settings = replace(Settings(), work_folder=tmp_path, database_url=postgresql)
+    prepare_database(settings)
+    recovered: list[list[str]] = []
+    with (
+        open_job_queue(settings) as queue,
+        held_lease(settings, "a.worker-0") as cut_off,
+        held_lease(settings, "b.worker-0") as living,
+        held_lease(settings, "c.worker-0") as third,
+    ):
+        for number, who in enumerate((cut_off, living, third)):
+            queue.enqueue(f"{number:016x}-1", arguments(number))
+            changed(queue, f"{number:016x}-1", status="PENDING", executor_id=who.executor)
+        living.adopt(queue.executors, recovered.append)
+        assert recovered == []
+        cut_off.give_up()  # as one that was silent for a lease
+        third.bury(lambda dead: changed(queue, f"{0:016x}-1", status="ENQUEUED"))
+        changed(queue, f"{0:016x}-1", status="PENDING")
+        living.bury(recovered.append)
+        assert recovered == []
+        living.adopt(queue.executors, recovered.append)
+        assert recovered == [[cut_off.executor]]
+
+
+def test_a_worker_finishes_what_one_that_is_long_gone_has_taken(
+    servers: World, postgresql: str, tmp_path: Path
+) -> None:
+    config = host_config(servers, postgresql, tmp_path, "b")
+    settings = load_settings(config)
+    prepare_database(settings)
+    with open_job_queue(settings) as queue:
+        job = submit(queue, settings, servers)
+        gone = {"executor_id": "a.worker-0.77", "application_version": WORKFLOWS}
+        changed(queue, f"{job}-1", status="PENDING", **gone)
+        process = start_marrow_node("--config", str(config), "work", said=tmp_path / "b.log")
+        try:
+            ended = end_of(queue, job)
+        finally:
+            process.kill()
+            process.join(10)
+        assert (ended.status, ended.tries) == ("completed", 1), (tmp_path / "b.log").read_text()
+        assert violations(servers, settings, ended) == []
 
 
 def test_neither_a_clock_nor_an_absent_database_makes_a_worker_dead(
