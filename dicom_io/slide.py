@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from dicom_io.derived_uid import derive_uid
 from dicom_io.dicom_json import Json, dataset_of, key, nested, numbers, value
 from dicom_io.errors import (
     PixelsUnsupported,
+    SeriesNotFound,
     SlideGeometryInvalid,
     SlideTooLarge,
 )
@@ -87,6 +88,7 @@ def open_slide(
     series_uid: str,
     max_matrix_px: int = DEFAULT_MAX_MATRIX_PX,
     settings: SlideSettings | None = None,
+    instances: Collection[str] | None = None,
 ) -> Slide:
     """Open a whole slide image; reads metadata, and a frame where only that tells how it is stored.
 
@@ -99,10 +101,13 @@ def open_slide(
     max_matrix_px
         Largest total pixel matrix (width × height) that is accepted.
     settings
+    instances
+        SOP Instance UIDs: the slide as it was when it had these alone. None for all.
 
     Raises
     ------
     SeriesNotFound
+        Also when some of `instances` are not there.
     NotWholeSlideImage
         No VL Whole Slide Microscopy instance, or none with ImageType value 3 VOLUME.
     SlideGeometryInvalid
@@ -114,10 +119,16 @@ def open_slide(
     """
     settings = settings or SlideSettings()
     images, thumbnails = volume_images(pacs, study_uid, series_uid)
+    images = _only(images, instances)
+    if not images:
+        raise _instances_gone(series_uid)
     _check_size(images, max_matrix_px)
     groups = by_level(images)
     check_extents(groups, series_uid)
-    groups += low_level(pacs, study_uid, groups, thumbnails)
+    groups += filter(
+        None,
+        (_only(each, instances) for each in low_level(pacs, study_uid, groups, thumbnails)),
+    )
     path = choose_optical_path(groups[0], settings.optical_path, series_uid)
     log.info("Series %s is read in optical path %r, %s", series_uid, path.identifier, path.reason)
     levels = read_levels(
@@ -132,6 +143,8 @@ def open_slide(
     header = dataset_of(base)
     header.FrameOfReferenceUID = _frame_of_reference(base, series_uid)
     used = {uid for level in levels for uid in level.instance_uids}
+    if not used.issuperset(instances or ()):
+        raise _instances_gone(series_uid)
     slide = Slide(
         study_uid=study_uid,
         series_uid=series_uid,
@@ -148,6 +161,17 @@ def open_slide(
     if isinstance(settings.focal_plane, int):
         return at_plane(slide, settings.focal_plane)
     return slide
+
+
+def _only(images: list[LevelImage], instances: Collection[str] | None) -> list[LevelImage]:
+    return [image for image in images if instances is None or image.sop_uid in instances]
+
+
+def _instances_gone(series_uid: str) -> SeriesNotFound:
+    return SeriesNotFound(
+        f"Series {series_uid} no longer has all instances that were analysed: store them in the "
+        "archive again."
+    )
 
 
 def _colours_of(images: Sequence[LevelImage], level: Level) -> Json:

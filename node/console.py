@@ -56,6 +56,8 @@ def print_result(result: Mapping[str, Any]) -> None:
         "none (no erythroid cell)" if result["me_ratio"] is None else f"{result['me_ratio']:.2f}"
     )
     OUT.print(f"cells {result['cells']}, M:E {ratio}, {result['sufficiency']}")
+    if result.get("slide_changed"):
+        OUT.print("the slide has changed since it was analysed")
     model = result["model"]
     name = f"{model['name']} {model['version']} ({model['digest'][:12]})"
     OUT.print(f"model {name}: {model['intended_use']}")

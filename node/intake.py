@@ -1,8 +1,9 @@
 """Slides on their way in: which slides a request means, and whether they are whole yet.
 
-A slide is whole when every level has all its frames by count. Where counting cannot tell (sparse
-levels may leave tiles out for good), it is taken as it is when nothing has come for a while, and
-the job says so.
+A slide is whole when every level that is there has all its frames by count, and nothing has come
+between two looks: the base level may be stored before the others. Where counting cannot tell
+(sparse levels may leave tiles out for good), it is taken as it is when nothing has come for a
+while, and the job says so.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def await_whole(
     while True:
         look = step("look", partial(_look, settings, slide, seen))
         unchanged = unchanged + 1 if look == seen else 0
-        if look["whole"]:
+        if look["whole"] and unchanged:
             return {"arrival": WHOLE}
         if unchanged * jobs.look_s >= jobs.quiet_s:
             break
@@ -107,7 +108,9 @@ def _look(settings: Settings, slide: SlideReference, seen: Mapping[str, Any]) ->
             "instances": len(listed),
             "frames": sum(int(value(each, "NumberOfFrames") or 1) for each in listed),
         }
-        if not listed or counted.items() <= seen.items():
+        if counted.items() <= seen.items():
+            return {**counted, "whole": seen["whole"]}
+        if not listed:
             return {**counted, "whole": False}
         headers = pacs.series_headers(slide.study_uid, slide.series_uid)
         return {**counted, "whole": is_whole(map(arrival_of, headers))}

@@ -363,10 +363,10 @@ class JobQueue:
         self.enqueue(f"{seen.job}-{seen.tries + 1}", arguments, newest.name == ARRIVE)
         return self.get(job)
 
-    def written_by_earlier(self, try_id: str) -> dict[str, Any] | None:
-        """How the newest earlier try opened the slide that has written results; None if none has.
+    def written_by_earlier(self, try_id: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """How the newest earlier try that has written results opened the slide, and what it wrote.
 
-        Its `identity` is that of the results.
+        None if none has. The `identity` of how it opened is that of the results.
         """
         job, number = try_of(try_id)
         for earlier in range(number - 1, 0, -1):
@@ -374,8 +374,9 @@ class JobQueue:
                 steps = self._open_client().list_workflow_steps(f"{job}-{earlier}")
             made = {step["function_name"]: step["output"] for step in steps if step["output"]}
             opened: dict[str, Any] | None = made.get("open")
-            if opened is not None and (opened.get("written") or "write" in made):
-                return opened
+            written = None if opened is None else opened.get("written") or made.get("write")
+            if opened is not None and written is not None:
+                return opened, written
         return None
 
     def search(self, wanted: Mapping[str, Any], place: Workplace) -> str:

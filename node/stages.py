@@ -317,6 +317,7 @@ def _kept_for_review(
     return {
         "study_uid": opened["study_uid"],
         "series_uid": opened["series_uid"],
+        "instances": sorted(analysis.slide.source_instances),
         "started": analysis.started.isoformat(),
         "finished": analysis.finished.isoformat(),
         "regions": localised["regions"],
@@ -469,11 +470,19 @@ def write_results_to(
 
 @contextmanager
 def opened_slide(place: Desk, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
-    """The archive and the slide, whose metadata is asked for once in a job."""
+    """The archive and the slide, whose metadata is asked for once in a job.
+
+    Of what is :func:`kept for review <_kept_for_review>` the slide as it was analysed.
+    """
     settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
     with open_pacs(settings.pacs_url, settings.pacs, place.budget) as pacs:
         if uids not in place.slides:
-            place.slides[uids] = open_slide(pacs, *uids, settings.max_matrix_px, settings.slide)
+            asked = (pacs, *uids, settings.max_matrix_px, settings.slide)
+            slide = open_slide(*asked)
+            analysed = opened.get("instances")  # nothing that an older version kept
+            if analysed and analysed != sorted(slide.source_instances):
+                slide = open_slide(*asked, analysed)
+            place.slides[uids] = slide
         yield pacs, place.slides[uids]
 
 
