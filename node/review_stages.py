@@ -16,6 +16,7 @@ from dicom_io.colour import carried_profile
 from dicom_io.edited_annotation import read_edited_annotation
 from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs
+from dicom_io.report import report_place
 from dicom_io.slide import Slide
 from models.correction import Correction, corrected, difference
 from models.differential import count_differential
@@ -25,6 +26,7 @@ from models.records import Cells, UInt8
 from node import delivery
 from node.config import OutputSettings
 from node.documents import Before, write_documents
+from node.first_run import archive_has_another, with_first_times
 from node.outputs import KEPT, Artifact, from_bytes
 from node.pictures import OVERVIEW_PX, Field, drawn_in_turn, pixels
 from node.review import Review, resolve
@@ -112,7 +114,9 @@ def write(place: ReviewPlace, opened: Json, review: Review, corrections: Json | 
     Raises
     ------
     ReviewRefused
-        When another review came first.
+        When another review came first, also where only the archive knows of it.
+    PacsError
+        When the archive cannot be asked.
     """
     place.progress("write review", 0.0)
     seen = _seen(place, opened, review)
@@ -124,25 +128,38 @@ def write(place: ReviewPlace, opened: Json, review: Review, corrections: Json | 
         basis["finished"] = signature.at.isoformat()
     with opened_slide(place, basis) as (pacs, slide):
         analysis = _analysis(place, slide, seen, basis, signature)
+        analysis = with_first_times(place.settings, analysis)
+        basis["finished"] = analysis.finished.isoformat()
         if corrections is not None:
             analysis = replace(analysis, icc_profile=carried_profile(slide, pacs.bulk_data))
         drawn = _pictures(place, pacs, analysis, seen)
     place.progress("write review", 0.5)
+    artifacts = write_documents(
+        place.work,
+        analysis,
+        OutputSettings(**basis["output"]),
+        drawn,
+        _before(place, seen, review),
+    )
+    if archive_has_another(place.settings, from_bytes(place.work.get(artifacts["SR"]["sha256"]))):
+        # Says which revision came first, where that is known here.
+        find_seen(place.settings, opened["identity"], review)
+        raise ReviewRefused(
+            f"The archive has another revision {analysis.revision} of this result, which is not in "
+            f"{place.settings.work_folder}: decide on the host that made it, or restore the newest "
+            "backup first."
+        )
     written = {
         **seen,
-        "artifacts": write_documents(
-            place.work,
-            analysis,
-            OutputSettings(**basis["output"]),
-            drawn,
-            _before(place, seen, review),
-        ),
+        "artifacts": artifacts,
+        "next_report": report_place(replace(analysis, revision=analysis.revision + 1)),
         "revision": analysis.revision,
         "standing": analysis.standing,
         "issued": analysis.issued.isoformat(),
         "analysis": basis,
         "summary": _summary(seen, analysis),
         "review": review.as_json()
+        | {"at": analysis.issued.isoformat()}
         | {"digest": review.digest, "changes": (corrections or {}).get("changes", {})},
     }
     kept = keep_next(place.settings, opened["identity"], written)

@@ -21,6 +21,7 @@ from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
 from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs, open_pacs
+from dicom_io.report import report_place
 from dicom_io.slide import Slide, open_slide
 from models.ahead import mapped_ahead
 from models.classify import detect_and_classify
@@ -274,6 +275,7 @@ def write(place: Workplace, opened: Json, localised: Json, detected: Json, count
         "report": report_identifier(analysis),
         "identity": opened["identity"],
         "revision": analysis.revision,
+        "next_report": report_place(replace(analysis, revision=analysis.revision + 1)),
         "standing": analysis.standing,
         "issued": analysis.issued.isoformat(),
         "analysis": _kept_for_review(place, analysis, opened, localised, detected, counted),
@@ -359,6 +361,7 @@ def deliver_to_ehr(place: Desk, written: Json) -> Json:
     artifacts, at = written["artifacts"], delivery.now_utc()
     newest = newest_revision(place.settings, written["identity"])
     if isinstance(ehr, MllpEhr):
+        newest = max(newest, _newest_in_archive(place, written))
         if newest > written["revision"]:
             status = f"not sent: revision {newest} has replaced it"
             return {"receipts": [asdict(delivery.Receipt("EHR", "ORU^R01", "", status, at))]}
@@ -379,6 +382,18 @@ def deliver_to_ehr(place: Desk, written: Json) -> Json:
             for each in delivered
         ]
     }
+
+
+def _newest_in_archive(place: Desk, written: Json) -> int:
+    """The next revision's number where only the archive knows of it; else the revision's own.
+
+    As after an older backup was restored, or where hosts share no storage.
+    """
+    following = written.get("next_report")  # nothing that an older version wrote
+    if following is None:
+        return int(written["revision"])
+    with delivery.open_destination(place.settings) as archive:
+        return int(written["revision"]) + archive.has_instance(*following)
 
 
 def reconcile(place: Desk, opened: Json, written: Json, stored: Json, reported: Json) -> Json:

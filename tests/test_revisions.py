@@ -21,7 +21,7 @@ from models.errors import ReviewInvalid, ReviewRefused
 from node.config import load_settings
 from node.revisions import newest_revision
 from tests.mllp_server import mllp_server
-from tests.reviews import DELETE_ONE, RETYPE_ONE, Node, at_once, edited_annotation
+from tests.reviews import DELETE_ONE, RETYPE_ONE, Node, Result, at_once, edited_annotation
 from tests.smears import Smear, small_smear
 
 
@@ -190,6 +190,64 @@ def test_of_two_at_the_same_time_one_is_refused(node: Node) -> None:
     assert len(node.revisions(first)) == 2
     reports = [path for path in Path(node.smear.folder, "pacs").rglob("*") if is_report(path)]
     assert len(reports) == 2
+
+
+@pytest.fixture
+def restored(node: Node) -> Result:
+    """A result whose correction the archive and the EHR have, and the work folder not."""
+    first = node.analyse()
+    backup = node.smear.folder / "backup"
+    shutil.copytree(node.settings.work_folder, backup)
+    node.review(first, 1, "corrected", corrections=RETYPE_ONE)
+    shutil.rmtree(node.settings.work_folder)
+    shutil.move(backup, node.settings.work_folder)
+    assert len(node.revisions(first)) == 1
+    return first
+
+
+def delivered(node: Node) -> dict[Path, bytes]:
+    folders = (node.smear.folder / name for name in ("pacs", "ehr"))
+    return {
+        path: path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".db"
+    }
+
+
+@pytest.mark.parametrize(
+    ("decision", "more"), [("confirmed", {}), ("corrected", {"corrections": DELETE_ONE})]
+)
+def test_a_revision_that_only_the_archive_knows_of_is_not_replaced(
+    node: Node, restored: Result, decision: str, more: dict[str, Any]
+) -> None:
+    """An older backup was restored, or hosts share no storage."""
+    before = delivered(node)
+    with pytest.raises(ReviewRefused, match="another revision 2 of this result"):
+        node.review(restored, 1, decision, **more)
+    assert len(node.revisions(restored)) == 1
+    assert delivered(node) == before
+
+
+def test_the_same_review_is_the_archives_when_an_older_backup_was_restored(
+    node: Node, restored: Result
+) -> None:
+    before = delivered(node)
+    again = node.review(restored, 1, "corrected", corrections=RETYPE_ONE)
+    assert {each["status"] for each in again["receipts"]} == {"already there"}
+    assert delivered(node) == before
+    (_, second) = node.revisions(restored)
+    assert second["review"]["at"] == second["issued"]
+
+
+def test_hl7_v2_is_not_told_what_a_revision_in_the_archive_has_replaced(
+    node: Node, restored: Result
+) -> None:
+    with mllp_server() as receiver:
+        node = replace(node, settings=replace(node.settings, ehr_url=receiver.url()))
+        again = node.analyse()
+        assert receiver.messages == []
+    assert again["receipts"][-1]["status"] == "not sent: revision 2 has replaced it"
 
 
 def is_report(path: Path) -> bool:
