@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -415,15 +414,11 @@ class JobQueue:
         raise JobNotFound(f"Search {search} is not known here: submit it again.")
 
     def ended_before(self, unix_s: float) -> Sequence[str]:
-        """Tries, arrivals, searches and calls that ended before a moment."""
-        at = datetime.fromtimestamp(unix_s, UTC).isoformat()
-        ended = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
-        return [
-            workflow.workflow_id
-            for workflow in self._workflows.listed(
-                completed_before=at, status=ended, load_input=False, load_output=False
-            )
-        ]
+        """Searches, calls, and tries and arrivals of jobs without a later try, that ended before.
+
+        Without its first tries a job would not be known.
+        """
+        return self._workflows.ended_before(unix_s)
 
     def forget(self, workflow_ids: Sequence[str]) -> None:
         """Delete what :meth:`ended_before` named."""

@@ -6,8 +6,9 @@ still coming in that of an arrival. What changes jobs is in :mod:`node.job_queue
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from dbos import DBOSClient, WorkflowStatus
 
@@ -25,9 +26,11 @@ _KEPT: dict[JobStatus, tuple[Kept, ...]] = {
     "failed": ("failed",),
     "cancelled": ("failed",),
 }
+_ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 _FIRST_PAGE, _PAGE = 60, 500
-# Their numbers follow each other, so a job whose tries were all forgotten is not known.
+# Their numbers follow each other from 1 on: none is forgotten before all that follow it.
 _TRIES_AT_A_TIME = 8
+Paged = TypeVar("Paged")
 
 
 class Workflows:
@@ -76,6 +79,22 @@ class Workflows:
             if not any(try_of(each.workflow_id)[1] == number for each in more):
                 return found
 
+    def ended_before(self, unix_s: float) -> Sequence[str]:
+        """Those of any kind that ended before then, but for jobs that were tried again since."""
+        at = datetime.fromtimestamp(unix_s, UTC).isoformat()
+        ended = self.listed(completed_before=at, status=_ENDED, load_input=False, load_output=False)
+        newest: dict[str, int] = {}
+        for workflow in ended:
+            if workflow.name in _JOBS:
+                job, number = try_of(workflow.workflow_id)
+                newest[job] = max(number, newest.get(job, 0))
+        going_on = self._going_on(newest)
+        return [
+            workflow.workflow_id
+            for workflow in ended
+            if workflow.name not in _JOBS or try_of(workflow.workflow_id)[0] not in going_on
+        ]
+
     def newest_of_each(self, status: JobStatus | None) -> Iterator[WorkflowStatus]:
         """The newest workflow of each job, newest first; where a state is wanted, at least its."""
         if status is None or status == "completed":
@@ -123,6 +142,19 @@ class Workflows:
         found = self.listed(workflow_ids=[*later], load_input=False, load_output=False)
         return {later[workflow.workflow_id] for workflow in found}
 
+    def _going_on(self, newest: Mapping[str, int]) -> set[str]:
+        """Which jobs have a later try than the one of this number."""
+        following = {
+            workflow_id: job
+            for job, number in newest.items()
+            for workflow_id in _ids_of(job, number + 1)
+        }
+        return {
+            following[workflow.workflow_id]
+            for page in _paged([*following])
+            for workflow in self.listed(workflow_ids=page, load_input=False, load_output=False)
+        }
+
     def _rows(self, kept: Sequence[Kept]) -> Sequence[Row]:
         if self._table is None:
             return []
@@ -148,7 +180,7 @@ def _ids_of(job: str, number: int) -> tuple[str, str]:
     return f"{job}-{number}", f"{job}-{number}{ARRIVAL_SUFFIX}"
 
 
-def _paged(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def _paged(rows: Sequence[Paged]) -> Iterator[Sequence[Paged]]:
     """Few at first: most who ask want the newest."""
     start, size = 0, _FIRST_PAGE
     while start < len(rows):

@@ -16,6 +16,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.misc import is_dicom
 
+from dicom_io.errors import JobNotFound
 from node.config import Settings, load_settings
 from node.job_database import prepare_database
 from node.job_queue import open_job_queue
@@ -23,6 +24,7 @@ from node.retention import DAY_S, purge
 from node.revisions import keep_first, keep_next, revisions
 from node.work_files import WorkFiles, open_work_files
 from tests.smears import Smear, small_smear
+from tests.test_job_table import arguments, changed
 
 
 @pytest.fixture
@@ -206,6 +208,29 @@ def test_old_jobs_are_forgotten(analysed: tuple[Smear, dict[str, Any]]) -> None:
     settings = load_settings(smear.settings())
     with open_job_queue(settings) as queue:
         assert queue.list() == []
+
+
+def test_a_job_that_was_tried_again_keeps_its_first_tries(tmp_path: Path) -> None:
+    """A job is looked for from its first try on."""
+    settings = replace(Settings(), work_folder=tmp_path)
+    prepare_database(settings)
+    with open_job_queue(settings) as queue:
+        tried_again, ended = f"{1:016x}", f"{2:016x}"
+        for number in range(1, 10):
+            queue.enqueue(f"{tried_again}-{number}", arguments(1))
+        queue.enqueue(f"{ended}-1", arguments(2))
+        queue.enqueue(f"{ended}-2", arguments(2))
+        for each in [f"{tried_again}-{number}" for number in range(1, 9)] + [
+            f"{ended}-1",
+            f"{ended}-2",
+        ]:
+            changed(queue, each, status="ERROR", completed_at="1000")
+        assert purge(settings, queue, 1).jobs == 2
+        assert queue.get(tried_again).tries == 9
+        with pytest.raises(JobNotFound):
+            queue.get(ended)
+        changed(queue, f"{tried_again}-9", status="ERROR", completed_at="1000")
+        assert purge(settings, queue, 1).jobs == 9
 
 
 def test_the_command_tells_what_would_go(analysed: tuple[Smear, dict[str, Any]]) -> None:
