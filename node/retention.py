@@ -16,6 +16,7 @@ from pathlib import Path
 from node.config import Settings
 from node.job_queue import JobQueue
 from node.revisions import revisions
+from node.shared_storage import SharedStorage
 from node.work_files import shared_storage
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,12 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
         shared = shared_storage(settings)
         if shared is not None:
             # Also what another host was the first to write: digests name the same content.
-            for path in (*results, *files):
+            for path in results:
                 shared.remove(path.relative_to(work).as_posix())
+            needed_there = _needed_by_other_hosts(shared, work) if files else set()
+            for path in files:
+                if path.name.encode() not in needed_there:
+                    shared.remove(path.relative_to(work).as_posix())
         queue.forget(jobs)
         log.info(
             "Forgot %d results, %d files (%.1f MB) and %d tries of jobs.",
@@ -99,6 +104,21 @@ def _old_and_kept_results(settings: Settings, before_s: float) -> tuple[list[Pat
             continue
         (old if goes else kept).extend(paths)
     return old, kept
+
+
+def _needed_by_other_hosts(shared: SharedStorage, work: Path) -> set[bytes]:
+    """Digests that results name which lie in the shared storage alone."""
+    elsewhere = [
+        name
+        for name in shared.names("results")
+        if name.endswith(".json") and not (work / name).exists()
+    ]
+    return {
+        digest
+        for name in elsewhere
+        if (content := shared.get(name)) is not None
+        for digest in _DIGEST.findall(content)
+    }
 
 
 def _is_older(path: Path, before_s: float) -> bool:

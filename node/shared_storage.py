@@ -50,6 +50,15 @@ class SharedStorage:
         with self._opened() as (files, root):
             return bool(files.isfile(f"{root}/{name}"))
 
+    def names(self, folder: str) -> list[str]:
+        """Files that lie in a folder; none where it is not there."""
+        with self._opened() as (files, root):
+            try:
+                paths = files.ls(f"{root}/{folder}", detail=False)
+            except FileNotFoundError:
+                return []
+            return [f"{folder}/{os.path.basename(path)}" for path in paths]
+
     def put(self, name: str, content: bytes) -> None:
         """Store a file whole or not at all, in the place of what has its name."""
         with self._opened() as (files, root):

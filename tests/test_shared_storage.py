@@ -100,6 +100,24 @@ def test_what_is_purged_here_goes_there_too(hosts: tuple[Settings, Settings]) ->
     storage.remove("results/not-there.json")
 
 
+def test_what_anothers_result_names_is_not_purged_there(hosts: tuple[Settings, Settings]) -> None:
+    """One host began the analysis; the other went on with its files, and has the result."""
+    a, b = hosts
+    prepare_database(a)
+    work = open_work_files(a)
+    cells, left = work.put(b"cells"), work.put(b"left behind")
+    open_work_files(b).put(b"cells")
+    keep_first(b, "1d", {"revision": 1, "analysis": {"cells": cells}})
+    keep_next(b, "1d", {"revision": 2, "analysis": {"cells": cells}})
+    for digest in (cells, left):
+        os.utime(work.path(digest), LONG_AGO)
+    with open_job_queue(a) as queue:
+        assert purge(a, queue, 1.0).files == 2
+    assert not work.path(cells).exists()
+    assert work.get(cells) == b"cells"
+    assert not work.has(left)
+
+
 def test_a_storage_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
