@@ -30,7 +30,7 @@ from node.first_run import archive_has_another, with_first_times
 from node.outputs import KEPT, Artifact, from_bytes
 from node.pictures import OVERVIEW_PX, Field, drawn_in_turn, pixels
 from node.review import Review, resolve
-from node.revisions import find_seen, keep_next, revisions
+from node.revisions import find_seen, keep_next, newest_revision, revisions
 from node.stages import opened_slide
 from node.summary import summary_of
 from node.views import busiest_field_px, read_field
@@ -48,9 +48,13 @@ def open_review(place: ReviewPlace, identity: str, review: Review) -> Json:
     ------
     ReviewRefused
         Also when the archive does not have the report that was seen: the next one names it.
+    WorkFileMissing
+        When hosts share the jobs, and another one has the result.
     """
     place.progress("open review", 0.0)
     started = delivery.now_utc()
+    if place.settings.database_url:
+        newest_revision(place.settings, identity)
     seen, written = find_seen(place.settings, identity, review)
     report = Artifact(**seen["artifacts"]["SR"])
     with delivery.open_destination(place.settings) as pacs:

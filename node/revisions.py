@@ -66,7 +66,8 @@ def newest_revision(settings: Settings, identity: str) -> int:
     if not known:
         raise WorkFileMissing(
             f"Result {identity[:12]}… is not in {settings.work_folder}: another host has it, or it "
-            "was purged. The analysis begins again; hosts with a shared_storage go on instead."
+            "was purged. An analysis begins again, a review is left to that host; hosts with a "
+            "shared_storage go on instead."
         )
     return int(known[-1]["revision"])
 

@@ -274,6 +274,20 @@ def test_a_result_that_this_folder_does_not_have(node: Node) -> None:
         node.review({"identity": "0" * 64}, 1, "confirmed")
 
 
+def test_a_review_that_a_host_without_the_result_took_may_come_to_another(node: Node) -> None:
+    """Reviews are in one queue for all hosts that share a database."""
+    first = node.analyse()
+    url = "postgresql://nobody@127.0.0.1/asks-it"
+    there = Node(node.smear, replace(node.settings, database_url=url))
+    here = Node(
+        node.smear, replace(there.settings, work_folder=node.smear.folder / "of another host")
+    )
+    with pytest.raises(WorkFileMissing, match="left to that host") as met:
+        here.review(first, 1, "confirmed")
+    assert met.value.transient
+    assert there.review(first, 1, "confirmed")["revision"] == 2
+
+
 def test_work_files_that_are_gone_are_told(node: Node) -> None:
     first = node.analyse()
     digest = node.revisions(first)[0]["analysis"]["cells"]
