@@ -169,8 +169,8 @@ def _only(images: list[LevelImage], instances: Collection[str] | None) -> list[L
 
 def _instances_gone(series_uid: str) -> SeriesNotFound:
     return SeriesNotFound(
-        f"Series {series_uid} no longer has all instances that were analysed: store them in the "
-        "archive again."
+        f"Series {series_uid} no longer has all instances that it was opened with: store them in "
+        "the archive again."
     )
 
 

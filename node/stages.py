@@ -90,6 +90,7 @@ def open_(place: Workplace, study_uid: str, series_uid: str) -> Json:
     return {
         "study_uid": study_uid,
         "series_uid": series_uid,
+        "instances": sorted(slide.source_instances),
         "identity": identity,
         "started": started,
         "package_digest": place.package.digest,
@@ -487,16 +488,16 @@ def write_results_to(
 def opened_slide(place: Desk, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
     """The archive and the slide, whose metadata is asked for once in a job.
 
-    Of what is :func:`kept for review <_kept_for_review>` the slide as it was analysed.
+    A job that has opened it, and a review of what came of that, have it as it was then.
     """
     settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
     with open_pacs(settings.pacs_url, settings.pacs, place.budget) as pacs:
         if uids not in place.slides:
             asked = (pacs, *uids, settings.max_matrix_px, settings.slide)
             slide = open_slide(*asked)
-            analysed = opened.get("instances")  # nothing that an older version kept
-            if analysed and analysed != sorted(slide.source_instances):
-                slide = open_slide(*asked, analysed)
+            then = opened.get("instances")  # an older version kept none
+            if then and then != sorted(slide.source_instances):
+                slide = open_slide(*asked, then)
             place.slides[uids] = slide
         yield pacs, place.slides[uids]
 

@@ -17,6 +17,8 @@ from dicom_io.pacs import open_pacs
 from dicom_io.pacs_settings import PacsSettings
 from dicom_io.slide import open_slide
 from node.config import load_settings
+from node.stages import open_, opened_slide
+from node.workplace import Workplace
 from tests.reviews import Node
 from tests.smears import Smear, small_smear
 
@@ -113,6 +115,18 @@ def test_what_nobody_can_make_again_fails_until_the_archive_does_not_have_it(
     code, _, said = smear.analyse()
     assert code == 0, said
     assert results(smear) == ONE_SET
+
+
+def test_a_job_that_goes_on_after_a_restart_has_the_slide_that_it_opened(
+    smear: Smear, another_level: Callable[[], None]
+) -> None:
+    settings = replace(load_settings(smear.settings(), {}), pacs_url=smear.pacs_url)
+    uids = (smear.slide.study_uid, smear.slide.series_uid)
+    opened = open_(Workplace.open(settings, lambda _: None), *uids)
+    another_level()
+    with opened_slide(Workplace.open(settings, lambda _: None), opened) as (_, slide):
+        assert sorted(slide.source_instances) == opened["instances"]
+    assert len(opened["instances"]) == 1
 
 
 def test_a_slide_is_opened_as_it_was_before_its_base_level_came(smear: Smear) -> None:
