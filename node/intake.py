@@ -16,7 +16,7 @@ from dicom_io.arrival import arrival_of, is_whole
 from dicom_io.dicom_json import value
 from dicom_io.errors import NotWholeSlideImage, SeriesNotFound
 from dicom_io.pacs import open_pacs
-from node.config import Settings
+from node.config import JobSettings, Settings
 from node.pipeline import SlideReference, Step
 
 SLIDE_MODALITY = "SM"
@@ -56,6 +56,37 @@ def await_whole(
             f"within {jobs.quiet_s:g} s: check the identifiers, then submit it again."
         )
     return {"arrival": f"not whole by count, unchanged for {jobs.quiet_s:g} s"}
+
+
+def await_listed(
+    name: str,
+    ask: Callable[[], dict[str, Any]],
+    jobs: JobSettings,
+    step: Step,
+    sleep: Callable[[float], None],
+) -> dict[str, Any]:
+    """Ask for what a rule has told of and the archive may list only seconds later.
+
+    Parameters
+    ----------
+    name
+        Of the step.
+    ask
+    jobs
+    step
+    sleep
+
+    Raises
+    ------
+    SeriesNotFound
+        As `ask` still raises it after `quiet_s`.
+    """
+    for _ in range(int(jobs.quiet_s / jobs.look_s)):
+        try:
+            return step(name, ask)
+        except SeriesNotFound:
+            sleep(jobs.look_s)
+    return step(name, ask)
 
 
 def find_slides(settings: Settings, wanted: Mapping[str, Any]) -> list[SlideReference]:

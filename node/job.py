@@ -202,10 +202,14 @@ def found_of(status: WorkflowStatus) -> dict[str, Any]:
     """Read a search for slides off its workflow."""
     state = _STATUS[status.status]
     error, _ = _failure(status, state)
+    arguments = arguments_of(status)
     found = status.output if state == "completed" and status.output else {}
     return {
         "search": status.workflow_id,
         "status": state,
+        "study_uid": arguments.get("study_uid"),
+        "series_uid": arguments.get("series_uid"),
+        "created_ms": status.created_at or 0,
         "jobs": found.get("jobs", []),
         "decisions": found.get("decisions", []),
         "error": error,
@@ -217,16 +221,15 @@ def unexpected(name: str) -> str:
     return f"Unexpected failure ({name}); the log has the details."
 
 
-def news_of(
-    try_id: str, arguments: Mapping[str, Any], status: str, error: str | None = None
-) -> dict[str, Any]:
-    """What is told, to whoever asked for it, of a try that has ended."""
+def news_of(job: Job) -> dict[str, Any]:
+    """What is told, to whoever asked for it, of a job that has ended."""
     return {
-        "job": try_of(try_id)[0],
-        "status": status,
-        "study_uid": arguments["study_uid"],
-        "series_uid": arguments["series_uid"],
-        "error": error,
+        "job": job.job,
+        "status": job.status,
+        "study_uid": job.study_uid,
+        "series_uid": job.series_uid,
+        # Why earlier tries had failed is no news of one that was completed.
+        "error": None if job.status == "completed" else job.error,
     }
 
 

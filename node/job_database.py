@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from dbos import DBOS
 from sqlalchemy import Engine, create_engine
@@ -14,7 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_io.errors import DiskFull
 from node.config import Settings
-from node.write_ahead import keep_write_ahead
+from node.job_callbacks import METADATA
+from node.schema import bring_up_to_date
+from node.write_ahead import keep_write_ahead, sqlite_engine
 
 APPLICATION = "marrow-node"
 
@@ -27,6 +28,12 @@ def prepare_database(settings: Settings) -> None:
             with closing(sqlite3.connect(sqlite_file(settings))) as database:
                 keep_write_ahead(database)
         DBOS.migrate(database_url(settings))
+        engine = job_engine(settings)
+        try:
+            with engine.begin() as connection:
+                bring_up_to_date(connection, "jobs", METADATA, ())
+        finally:
+            engine.dispose()
 
 
 @contextmanager
@@ -75,12 +82,12 @@ def sqlite_file(settings: Settings) -> Path:
 
 def job_engine(settings: Settings) -> Engine:
     """Of the job database, for what DBOS's client cannot be asked."""
-    if not settings.database_url:
-        return create_engine(database_url(settings))
-    return postgresql_engine(settings, execution_options={"schema_translate_map": {None: "dbos"}})
+    if settings.database_url:
+        return postgresql_engine(settings)
+    return sqlite_engine(sqlite_file(settings))
 
 
-def postgresql_engine(settings: Settings, **more: Any) -> Engine:
+def postgresql_engine(settings: Settings) -> Engine:
     """Of the PostgreSQL database that workers share, which few connections are kept to."""
     url = settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    return create_engine(url, pool_pre_ping=True, **pool(settings), **more)
+    return create_engine(url, pool_pre_ping=True, **pool(settings))

@@ -27,7 +27,6 @@ from node.job import (
     ARRIVAL_SUFFIX,
     ARRIVE,
     CALL_BACK,
-    CANCELLED,
     ENDED,
     FIND,
     PRIORITIES,
@@ -43,6 +42,7 @@ from node.job import (
     submitted_job,
     try_of,
 )
+from node.job_callbacks import Callback, Callbacks
 from node.job_database import (
     APPLICATION,
     database_errors,
@@ -76,7 +76,11 @@ CONNECTIONS = 16
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
 # What a review takes over from the job that it is about.
-_PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
+_SLIDE = ("study_uid", "series_uid")
+_PLACE = (*_SLIDE, "model", "pacs_url", "results_url", "ehr_url")
+# Step of a search that tells what became of each slide.
+OUTCOME = "outcome"
+_SEARCH = "search-"
 
 
 class JobQueue:
@@ -85,14 +89,19 @@ class JobQueue:
     Parameters
     ----------
     settings
-    client, table
+    client, table, callbacks
         Of its database; None where no job was ever submitted.
     """
 
     def __init__(
-        self, settings: Settings, client: DBOSClient | None, table: JobTable | None = None
+        self,
+        settings: Settings,
+        client: DBOSClient | None,
+        table: JobTable | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self._settings, self._client, self._table = settings, client, table
+        self._callbacks = callbacks
         self._workflows = Workflows(settings, client, table)
         # SQLite lets one write at a time, and others ask again now and then: who waits here instead
         # goes on at once, and leaves the connections to those who only look.
@@ -121,7 +130,7 @@ class JobQueue:
         priority
             None goes before all others.
         callback
-            Address that is told when the job has ended.
+            Address that is told when the job has ended; also where it is joined, or had ended.
         again
             Whether a completed job runs anew; its stored results are then compared with what the
             archive and the EHR have, and delivered where they are missing.
@@ -136,15 +145,12 @@ class JobQueue:
         if newest is not None and (
             newest.status in ACTIVE or (newest.status == "SUCCESS" and not again)
         ):
+            self._ask(name, try_of(newest.workflow_id)[1], callback)
             return self._job(newest)
-        extra = {
-            "reason": slide.reason,
-            "priority": priority,
-            "callback": callback,
-            "site": site,
-        }
+        extra = {"reason": slide.reason, "priority": priority, "site": site}
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
+        self._ask(name, number, callback)
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return submitted_job(name, number, arguments | extra, await_arrival)
 
@@ -263,17 +269,67 @@ class JobQueue:
                         workflow.workflow_id, delay_seconds=delay_s
                     )
 
-    def call_back(self, try_id: str, url: str, told: Mapping[str, Any]) -> None:
-        """Queue the news of a try's end."""
+    def tell_ended(self) -> None:
+        """Queue the news of jobs and searches that have ended, for all who still wait for them.
+
+        However they ended: completed, failed, put aside or cancelled in the middle. The same news
+        queued twice is told once.
+        """
+        if self._callbacks is None:
+            return
         with database_errors(self._settings):
-            self._open_client().enqueue(
-                {
-                    "workflow_name": CALL_BACK,
-                    "queue_name": CALLBACKS,
-                    "workflow_id": f"{try_id}.callback",
-                },
-                {"url": url, "told": dict(told)},
-            )
+            waiting = self._callbacks.open()
+        unended = self._workflows.awaited() if waiting else set()
+        for callback in waiting:
+            if callback.awaited not in unended:
+                self._tell(callback)
+
+    def adopt_callbacks(self) -> None:
+        """Write down who waits for jobs that an older version of the node has queued."""
+        for workflow in self._workflows.all_unended():
+            job, number = try_of(workflow.workflow_id)
+            self._ask(job, number, arguments_of(workflow).get("callback", ""))
+
+    def _ask(self, awaited: str, from_try: int, url: str) -> None:
+        if url and self._callbacks is not None:
+            with database_errors(self._settings), self._writing:
+                self._callbacks.ask(Callback(awaited, url, from_try))
+
+    def _tell(self, callback: Callback) -> None:
+        news = self._search_news(callback) if _is_search(callback) else self._job_news(callback)
+        if news is None:
+            return
+        with database_errors(self._settings), self._writing:
+            for of, told in news.items():
+                self._open_client().enqueue(
+                    {
+                        "workflow_name": CALL_BACK,
+                        "queue_name": CALLBACKS,
+                        "workflow_id": f"{of}.callback.{callback.address}",
+                    },
+                    {"url": callback.url, "told": told},
+                )
+            if self._callbacks is not None:
+                self._callbacks.told(callback)
+
+    def _job_news(self, callback: Callback) -> dict[str, Any] | None:
+        """By the try that they are of; None before there are any."""
+        newest = self._workflows.newest(callback.awaited)
+        if newest is None:
+            return None
+        job = self._job(newest)
+        if job.status not in ENDED or job.tries < callback.from_try:
+            return None
+        return {f"{job.job}-{job.tries}": news_of(job)}
+
+    def _search_news(self, callback: Callback) -> dict[str, Any] | None:
+        """Of one that failed; who waits for one that did not is told of the jobs it has queued."""
+        for workflow in self._workflows.listed(workflow_ids=[callback.awaited], name=FIND):
+            found = found_of(workflow)
+            if found["status"] in ENDED:
+                told = {key: found[key] for key in ("search", "status", *_SLIDE, "error")}
+                return {} if found["status"] == "completed" else {callback.awaited: told}
+        return None
 
     def get(self, job: str) -> Job:
         """Look a job up, or one of its tries by ``JOB-N``.
@@ -334,16 +390,10 @@ class JobQueue:
                 continue
             self._open_client().cancel_workflow(workflow.workflow_id)
             self._progress_file(workflow.workflow_id).cancel()
-            arguments = arguments_of(workflow)
-            # One that is at work tells so itself, as it may end before it hears of this.
-            if arguments.get("callback") and self._job(workflow).status != "running":
-                try_id = workflow.workflow_id.removesuffix(ARRIVAL_SUFFIX)
-                news = news_of(try_id, arguments, "cancelled", CANCELLED)
-                self.call_back(try_id, arguments["callback"], news)
         return self.get(job)
 
     def retry(self, job: str) -> Job:
-        """Try a failed or cancelled job again.
+        """Try a failed or cancelled job again; all who were told of its end are told of the next.
 
         Raises
         ------
@@ -357,9 +407,15 @@ class JobQueue:
             raise JobRefused(
                 f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
             )
-        told = ("tried_before", "failures", "deaths", "arrival")
-        arguments = {k: v for k, v in arguments_of(newest).items() if k not in told}
-        self.enqueue(f"{seen.job}-{seen.tries + 1}", arguments, newest.name == ARRIVE)
+        told = ("tried_before", "failures", "deaths", "arrival", "callback")
+        before = arguments_of(newest)
+        arguments = {k: v for k, v in before.items() if k not in told}
+        number = seen.tries + 1
+        self.enqueue(f"{seen.job}-{number}", arguments, newest.name == ARRIVE)
+        if self._callbacks is not None:
+            with database_errors(self._settings), self._writing:
+                self._callbacks.ask_again(seen.job, number)
+        self._ask(seen.job, number, before.get("callback", ""))  # of an older version of the node
         return self.get(job)
 
     def written_by_earlier(self, try_id: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -394,11 +450,12 @@ class JobQueue:
             "results_url": settings.results_url,
             "ehr_url": settings.ehr_url,
         }
-        search = f"search-{_digest([arguments, int(time.time())])}"
+        search = f"{_SEARCH}{_digest([arguments, int(time.time())])}"
         with database_errors(self._settings):
             self._open_client().enqueue(
                 {"workflow_name": FIND, "queue_name": ARRIVALS, "workflow_id": search}, arguments
             )
+        self._ask(search, 0, str(wanted.get("callback") or ""))
         return search
 
     def found(self, search: str) -> dict[str, Any]:
@@ -410,8 +467,20 @@ class JobQueue:
             There is no such search.
         """
         for workflow in self._workflows.listed(workflow_ids=[search], name=FIND):
-            return found_of(workflow)
+            return found_of(workflow) | self._queued_before_it_failed(workflow)
         raise JobNotFound(f"Search {search} is not known here: submit it again.")
+
+    def failed_searches(self, limit: int, offset: int = 0) -> Sequence[dict[str, Any]]:
+        """Searches that failed, newest first: slides that may have no job."""
+        return [found_of(each) for each in self._workflows.failed_searches(limit, offset)]
+
+    def _queued_before_it_failed(self, workflow: WorkflowStatus) -> dict[str, Any]:
+        if workflow.status != "ERROR":
+            return {}
+        with database_errors(self._settings):
+            steps = self._open_client().list_workflow_steps(workflow.workflow_id)
+        told = {step["function_name"]: step["output"] for step in steps}
+        return dict(told.get(OUTCOME) or {})
 
     def ended_before(self, unix_s: float) -> Sequence[str]:
         """Searches, calls, and tries and arrivals of jobs without a later try, that ended before.
@@ -425,6 +494,8 @@ class JobQueue:
         if workflow_ids:
             with database_errors(self._settings):
                 self._open_client().delete_workflows(list(workflow_ids))
+                if self._callbacks is not None:
+                    self._callbacks.forget({_awaited(each) for each in workflow_ids})
 
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs are in each state that has not ended."""
@@ -497,9 +568,10 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
             application_name=APPLICATION,
             system_database_pool_size=CONNECTIONS,
         )
-        table = JobTable(job_engine(settings))
+        engine = job_engine(settings)
+        table = JobTable(engine)
     try:
-        yield JobQueue(settings, client, table)
+        yield JobQueue(settings, client, table, Callbacks(engine))
     finally:
         table.close()
         client.destroy()
@@ -507,3 +579,13 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_search(callback: Callback) -> bool:
+    return callback.awaited.startswith(_SEARCH)
+
+
+def _awaited(workflow_id: str) -> str:
+    """The job or the search that a workflow is of, also one that tells of its end."""
+    ended = workflow_id.partition(".")[0]
+    return ended if ended.startswith(_SEARCH) else ended.rpartition("-")[0]

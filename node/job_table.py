@@ -26,8 +26,9 @@ from sqlalchemy import (
 )
 
 from node.turns import SLOTS, Waiting
+from node.write_ahead import READING
 
-# One of the system tables that DBOS documents; in PostgreSQL in the schema dbos.
+# One of the system tables that DBOS documents.
 _ROWS = Table(
     "workflow_status",
     MetaData(),
@@ -83,7 +84,9 @@ class JobTable:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        schemas = {None: "dbos"} if engine.dialect.name == "postgresql" else {}
+        options = {"schema_translate_map": schemas, READING: True}
+        self._engine = engine.execution_options(**options)
 
     def close(self) -> None:
         self._engine.dispose()

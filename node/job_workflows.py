@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dbos import DBOSClient, WorkflowStatus
 
 from node.config import Settings
-from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, REVIEW, JobStatus, try_of
+from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, FIND, REVIEW, JobStatus, try_of
 from node.job_database import database_errors
 from node.job_table import JobTable, Kept, Row
 
@@ -113,6 +113,21 @@ class Workflows:
         """Of jobs that wait or run."""
         return self._rows(_KEPT["waiting"])
 
+    def all_unended(self) -> Iterator[WorkflowStatus]:
+        """The same, with what they were queued with."""
+        return self._whole(self.unended())
+
+    def awaited(self) -> set[str]:
+        """Jobs and searches that have not ended."""
+        return {
+            row.workflow_id if row.name == FIND else try_of(row.workflow_id)[0]
+            for row in self._rows(_KEPT["waiting"], [*_JOBS, FIND])
+        }
+
+    def failed_searches(self, limit: int, offset: int) -> Iterator[WorkflowStatus]:
+        """Searches for slides that failed, newest first."""
+        return self._whole(self._rows(("failed",), [FIND])[offset : offset + limit])
+
     def delayed(self) -> Iterator[WorkflowStatus]:
         """Tries that wait for some time before they are queued."""
         return self._whole(self._rows(("delayed",)))
@@ -155,11 +170,11 @@ class Workflows:
             for workflow in self.listed(workflow_ids=page, load_input=False, load_output=False)
         }
 
-    def _rows(self, kept: Sequence[Kept]) -> Sequence[Row]:
+    def _rows(self, kept: Sequence[Kept], names: Sequence[str] = _JOBS) -> Sequence[Row]:
         if self._table is None:
             return []
         with database_errors(self._settings):
-            return self._table.rows(kept, _JOBS)
+            return self._table.rows(kept, names)
 
     def _whole(self, rows: Sequence[Row]) -> Iterator[WorkflowStatus]:
         """The workflows of rows, with what they were queued with and what came of them."""

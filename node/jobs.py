@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +28,7 @@ from node.config import Settings
 from node.device import check_device
 from node.documents import load_ahead
 from node.earlier_tries import as_begun
-from node.intake import await_whole, find_slides
+from node.intake import await_whole
 from node.job import (
     ANALYSE,
     ARRIVAL_SUFFIX,
@@ -38,10 +38,8 @@ from node.job import (
     FIND,
     REVIEW,
     Job,
-    news_of,
     sited,
     try_of,
-    unexpected,
 )
 from node.job_database import (
     APPLICATION,
@@ -71,8 +69,8 @@ from node.recovery import LOOK_S, executor, recover_dead, recover_from
 from node.repeated import repeated
 from node.review import Review, review_from
 from node.review_way import review_result
-from node.rules import submit_by_rules
 from node.slide_process import SlideProcesses, Work, slide_processes
+from node.slide_search import queue_slides
 from node.steps import Steps, still_ours
 from node.work_lock import host_name, lock_folder, take_worker
 from node.workplace import Workplace
@@ -94,6 +92,7 @@ DBOS_KEEPS = 2
 # The database has the moment when a try is due by the clock of whoever queued it: turned back by an
 # hour, that clock would let it wait an hour longer.
 DELAYS_LOOK_S = 5.0
+ENDS_LOOK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +192,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             for event in dbos.background_thread_stop_events:
                 event.set()
 
+        jobs.adopt_callbacks()
         _register(settings, jobs, Steps(check), slides, at_work)
         try:
             DBOS.launch()
@@ -225,6 +225,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                     give = partial(recover_from, jobs, recover)
                     watching.enter_context(beating(lease, jobs.executors, give))
                 watching.enter_context(repeated(jobs.shorten_delays, DELAYS_LOOK_S, "delays"))
+                watching.enter_context(repeated(jobs.tell_ended, ENDS_LOOK_S, "callbacks"))
                 yield Worker(jobs, stop, at_work)
         finally:
             DBOS.destroy()
@@ -261,7 +262,6 @@ def _register(
                 result = analyse(replace(place, apart=apart), _slide(arguments), step)
             count_result(result)
             steps.step("audit", lambda: _audited(settings, arguments, result))
-            _call_back(jobs, steps, arguments, try_id, "completed")
             return dict(result)
 
     @DBOS.workflow(name=REVIEW)
@@ -287,25 +287,8 @@ def _register(
 
     @DBOS.workflow(name=FIND)
     def find(arguments: dict[str, Any]) -> Any:
-        def search() -> dict[str, Any]:
-            slides = find_slides(sited(settings, arguments), arguments)
-            if arguments.get("by_rules"):
-                return _by_rules(settings, jobs, slides, arguments)
-            place = Workplace.open(sited(settings, arguments), lambda progress: None)
-            submitted = [
-                jobs.submit(
-                    slide,
-                    place,
-                    arguments["priority"],
-                    arguments["callback"],
-                    await_arrival=True,
-                    site=arguments.get("site", ""),
-                ).job
-                for slide in slides
-            ]
-            return {"jobs": submitted}
-
-        return steps.patient("find", search, settings.jobs)
+        with _heard(arguments.get("study_uid") or ""):
+            return queue_slides(settings, jobs, steps, arguments)
 
     @DBOS.workflow(name=CALL_BACK)
     def tell(arguments: dict[str, Any]) -> Any:
@@ -313,7 +296,8 @@ def _register(
             call_back(arguments["url"], arguments["told"], settings.serve)
             return {}
 
-        return steps.patient("post", post, settings.jobs)
+        with _heard(arguments["told"].get("study_uid") or ""):
+            return steps.patient("post", post, settings.jobs)
 
 
 def _going_on(
@@ -341,36 +325,6 @@ def _going_on(
     return step
 
 
-def _by_rules(
-    settings: Settings,
-    jobs: JobQueue,
-    slides: Sequence[SlideReference],
-    arguments: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Queue those of the slides that the rules want, and tell why."""
-    decided = [
-        (
-            slide.series_uid,
-            *submit_by_rules(
-                settings,
-                jobs,
-                slide,
-                arguments["priority"],
-                arguments["callback"],
-                site=arguments.get("site", ""),
-            ),
-        )
-        for slide in slides
-    ]
-    return {
-        "jobs": [job.job for _, job, _ in decided if job is not None],
-        "decisions": [
-            {"series_uid": series_uid, "analyse": decision.analyse, "why": decision.why}
-            for series_uid, _, decision in decided
-        ],
-    }
-
-
 def _audited(
     settings: Settings, arguments: Mapping[str, Any], result: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -381,26 +335,6 @@ def _audited(
 def _reviewed(settings: Settings, review: Review, result: Mapping[str, Any]) -> dict[str, Any]:
     result_reviewed(settings, review, result)
     return {}
-
-
-def _call_back(
-    jobs: JobQueue,
-    steps: Steps,
-    arguments: Mapping[str, Any],
-    try_id: str,
-    status: str,
-    error: str | None = None,
-) -> None:
-    """Tell whoever asked for it; nobody is told of a try that another one follows."""
-    url = arguments.get("callback")
-    if not url:
-        return
-
-    def queued() -> dict[str, Any]:
-        jobs.call_back(try_id, url, news_of(try_id, arguments, status, error))
-        return {}
-
-    steps.step("call back", queued)
 
 
 def _queued(
@@ -418,35 +352,45 @@ def _queued(
 def _try(
     settings: Settings, jobs: JobQueue, steps: Steps, arguments: Mapping[str, Any]
 ) -> Iterator[str]:
-    """One try of a job: its failure is counted and told, and tried again later if it may pass."""
+    """One try of a job, which is tried again later if its failure may pass."""
     try_id = (DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX)
-    with telling_of(try_id, arguments["study_uid"]):
+    try:
+        with _heard(arguments["study_uid"]):
+            try:
+                yield try_id
+            except SlideProcessDied as died:
+                aside = _put_aside(settings, arguments, died)
+                if aside is died:
+                    raise
+                raise aside from died
+    except MarrowNodeError as error:
+        _try_later(settings, jobs, steps, try_id, arguments, error)
+        raise
+
+
+@contextmanager
+def _heard(study_uid: str) -> Iterator[None]:
+    """A failure of a workflow is counted, and stands in the log."""
+    with telling_of((DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX), study_uid):
         try:
-            yield try_id
-        except MarrowNodeError as met:
-            count_failure(met)
-            error = _put_aside(settings, arguments, met)
+            yield
+        except MarrowNodeError as error:
+            count_failure(error)
             log.warning("%s", error)
-            if not _tried_later(settings, jobs, steps, try_id, arguments, error):
-                _call_back(jobs, steps, arguments, try_id, "failed", str(error))
-            if error is met:
-                raise
-            raise error from met
-        except Exception as met:
-            count_failure(met)
-            log.error("Unexpected failure: %s", where_raised(met))
-            error_name = getattr(met, "name", type(met).__name__)
-            _call_back(jobs, steps, arguments, try_id, "failed", unexpected(error_name))
+            raise
+        except Exception as error:
+            count_failure(error)
+            log.error("Unexpected failure: %s", where_raised(error))
             raise
 
 
 def _put_aside(
-    settings: Settings, arguments: Mapping[str, Any], error: MarrowNodeError
-) -> MarrowNodeError:
+    settings: Settings, arguments: Mapping[str, Any], error: SlideProcessDied
+) -> SlideProcessDied:
     """The error as it is, unless its slide has ended too many processes."""
     deaths = int(arguments.get("deaths", 0)) + 1
     most = settings.budget.deaths
-    if not isinstance(error, SlideProcessDied) or deaths < most or not arguments.get("priority"):
+    if deaths < most or not arguments.get("priority"):
         return error
     return SlideProcessDied(
         f"Put aside after {deaths} processes ended that read the slide (budget.deaths): {error} "
@@ -454,22 +398,22 @@ def _put_aside(
     )
 
 
-def _tried_later(
+def _try_later(
     settings: Settings,
     jobs: JobQueue,
     steps: Steps,
     try_id: str,
     arguments: Mapping[str, Any],
     error: MarrowNodeError,
-) -> bool:
+) -> None:
     """Queue the next try where there is one: commands, for whom somebody waits, have none."""
     died = isinstance(error, SlideProcessDied)
     failures = int(arguments.get("failures", 0)) + (not died)
     deaths = int(arguments.get("deaths", 0)) + died
     if not error.transient or not arguments.get("priority"):
-        return False
+        return
     if failures > settings.jobs.retries or (died and deaths >= settings.budget.deaths):
-        return False
+        return
     job, number = try_of(try_id)
     counts = {"failures": failures, "deaths": deaths}
     later = {**arguments, **counts, "tried_before": str(error)}
@@ -477,7 +421,6 @@ def _tried_later(
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
     steps.step("try later", lambda: _queued(jobs, next_try, later, arrives, delay_s))
-    return True
 
 
 def _slide(arguments: Mapping[str, Any]) -> SlideReference:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy import (
     Boolean,
@@ -21,17 +20,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
-    event,
     text,
 )
 
 from node.config import Settings
 from node.job_database import database_errors, postgresql_engine
 from node.schema import bring_up_to_date
-from node.write_ahead import WAIT_S, keep_write_ahead
-
-_READING = "worklist_reading"
+from node.write_ahead import READING, sqlite_engine
 
 _METADATA = MetaData()
 WORKITEMS = Table(
@@ -150,7 +145,7 @@ class WorklistDatabase:
             When the database cannot be used.
         """
         with database_errors(self._settings), self._engine.connect() as connection:
-            yield connection.execution_options(**{_READING: True})
+            yield connection.execution_options(**{READING: True})
 
 
 def worklist_database(settings: Settings) -> WorklistDatabase:
@@ -178,20 +173,4 @@ def _engine(settings: Settings) -> Engine:
     if settings.database_url:
         return postgresql_engine(settings)
     settings.work_folder.mkdir(parents=True, exist_ok=True)
-    file = (settings.work_folder / "worklist.sqlite").absolute()
-    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": WAIT_S})
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    # Python's driver would begin transactions by itself, too late for a lock at their beginning.
-    connection.isolation_level = None
-    keep_write_ahead(connection)
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # Without one, each statement of a reader is a transaction of its own, and waits for no writer.
-    if not connection.get_execution_options().get(_READING):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return sqlite_engine((settings.work_folder / "worklist.sqlite").absolute())

@@ -63,6 +63,7 @@ def crowded(settings: Settings) -> Iterator[JobQueue]:
         state_of(opened, f"{7:016x}-1", "ERROR")
         opened.enqueue(f"{7:016x}-2", arguments(7))
         opened.enqueue(f"{8:016x}-1", arguments(8))
+        opened._ask(f"{8:016x}", 1, "http://localhost:1/")
         state_of(opened, f"{8:016x}-1", "ERROR")
         many_ended(opened)
         yield opened
@@ -125,6 +126,8 @@ LOOKS = {
     "who works": lambda queue: queue.executors(),
     "how long": lambda queue: queue.oldest_active_ms(),
     "delays": lambda queue: queue.shorten_delays(),
+    "who is told": lambda queue: queue.tell_ended(),
+    "searches that failed": lambda queue: queue.failed_searches(50),
     "a submission": lambda queue: queue.enqueue(f"{9:016x}-1", arguments(9)),
     "a retry": lambda queue: queue.retry(f"{8:016x}"),
     "a cancellation": lambda queue: queue.cancel(f"{1:016x}"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from node.config import ModelSettings, Settings
+from node.job import CALL_BACK
 from node.job_database import prepare_database
-from node.job_queue import ARRIVALS, JobQueue, open_job_queue
-from node.jobs import _try
+from node.job_queue import JobQueue, open_job_queue
+from node.jobs import open_worker
 from node.pipeline import SlideReference
 from node.receive import _submitted
 from node.web.submission import Submissions
@@ -65,40 +65,24 @@ def test_what_was_received_is_tried_again(settings: Settings, queue: JobQueue) -
     assert queue.get(_submitted(queue, place, SLIDE)).priority == "routine"
 
 
-def test_who_is_not_there_to_be_told_keeps_no_slide_waiting(queue: JobQueue) -> None:
-    queue.call_back("0-1", "http://localhost:1/", {})
-    client = queue._open_client()
-    (told,) = client.list_workflows(workflow_ids=["0-1.callback"])
-    assert told.queue_name not in (None, ARRIVALS)
-
-
-def test_who_waits_for_a_job_is_told_that_it_was_cancelled(
-    settings: Settings, queue: JobQueue
-) -> None:
-    place = Workplace.open(settings, lambda progress: None)
-    for number, arrives in enumerate((False, True)):
-        slide = replace(SLIDE, series_uid=f"1.2.3.{number}")
-        url = "http://localhost:1/"
-        job = queue.submit(slide, place, "routine", url, await_arrival=arrives)
-        queue.cancel(job.job)
-        (told,) = queue._open_client().list_workflows(workflow_ids=[f"{job.job}-1.callback"])
-        (arguments,) = told.input["args"]
-        assert arguments["url"] == url
-        assert arguments["told"]["status"] == "cancelled"
-        assert arguments["told"]["series_uid"] == slide.series_uid
-
-
 def test_who_waits_for_a_job_is_told_of_a_defect(
-    settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an error that nobody foresaw, its kind: what it says may be about the patient."""
-    monkeypatch.setattr("node.jobs.DBOS", SimpleNamespace(workflow_id="0-1"))
-    steps: Any = SimpleNamespace(step=lambda name, queued: queued())
-    arguments = {"study_uid": "1.2.3", "series_uid": "1.2.3.4", "callback": "http://localhost:1/"}
-    with pytest.raises(LookupError), _try(settings, queue, steps, arguments):
+
+    def fails(*_: object) -> None:
         raise LookupError("Doe^Jane")
-    (told,) = queue._open_client().list_workflows(workflow_ids=["0-1.callback"])
-    (queued,) = told.input["args"]
-    assert queued["told"]["status"] == "failed"
-    assert "LookupError" in queued["told"]["error"]
-    assert "Doe" not in str(queued)
+
+    monkeypatch.setattr("node.jobs.await_whole", fails)
+    place = Workplace.open(settings, lambda progress: None)
+    with open_worker(settings) as worker:
+        queue = worker.jobs
+        queue.submit(SLIDE, place, "routine", "http://localhost:1/", await_arrival=True)
+        end = time.monotonic() + 30
+        while not (calls := queue._workflows.listed(name=CALL_BACK)):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    (call,) = calls[0].input["args"]
+    assert call["told"]["status"] == "failed"
+    assert "LookupError" in call["told"]["error"]
+    assert "Doe" not in str(call)

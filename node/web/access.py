@@ -48,6 +48,7 @@ ENDPOINTS: dict[str, Role | None] = {
     "jobs.cancel": "operate",
     "jobs.rerun": "operate",
     "jobs.search": "read",
+    "jobs.failed_searches": "read",
     "jobs.models": "read",
     "review.submit": "sign",
     "review.decide": "sign",

@@ -117,6 +117,11 @@ def jobs_blueprint(
     def search(search: str) -> Response:
         return jsonify(queue.found(search))
 
+    @jobs.get("/searches")
+    def failed_searches() -> Response:
+        limit, offset = _page()
+        return jsonify({"searches": queue.failed_searches(limit, offset), "offset": offset})
+
     @jobs.get("/models")
     def models() -> Response:
         return jsonify({"models": _models(settings)})

@@ -90,12 +90,19 @@ def _paths() -> Json:
     found = _object(
         search=_TEXT,
         status={"enum": list(STATUSES)},
+        study_uid=_MAYBE_TEXT,
+        series_uid=_MAYBE_TEXT,
+        created_ms={"type": "integer"},
         jobs={"type": "array", "items": _TEXT},
         decisions={
             "type": "array",
             "items": _object(series_uid=_TEXT, analyse={"type": "boolean"}, why=_TEXT),
         },
         error=_MAYBE_TEXT,
+    )
+    paged = (
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": 500}),
+        _query("offset", {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}),
     )
     queued = {"anyOf": [job, _object(search=_TEXT, links={"type": "object"})]}
     health = _object(status=_TEXT)
@@ -130,8 +137,7 @@ def _paths() -> Json:
                 {"200": _json(listed)},
                 parameters=[
                     _query("status", {"enum": list(STATUSES)}),
-                    _query("limit", {"type": "integer", "minimum": 1, "maximum": 500}),
-                    _query("offset", {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}),
+                    *paged,
                 ],
                 problems=("400",),
             ),
@@ -199,6 +205,21 @@ def _paths() -> Json:
                 {"200": _json(_object(revisions={"type": "array", "items": _revision()}))},
                 parameters=[_JOB_ID],
                 problems=("404",),
+            )
+        },
+        "/searches": {
+            "get": _operation(
+                "Searches that failed, newest first: slides that may have no job",
+                "read",
+                {
+                    "200": _json(
+                        _object(
+                            searches={"type": "array", "items": found}, offset={"type": "integer"}
+                        )
+                    )
+                },
+                parameters=list(paged),
+                problems=("400",),
             )
         },
         "/searches/{search}": {

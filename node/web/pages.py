@@ -45,6 +45,9 @@ def pages_blueprint(
             jobs=found[:PAGE],
             page=page,
             more=len(found) > PAGE,
+            # Slides that may have no job: they stand above the jobs that failed.
+            searches=queue.failed_searches(PAGE) if status == "failed" and page == 1 else [],
+            searches_failed=status is None and bool(queue.failed_searches(1)),
             status=status,
             statuses=STATUSES,
             paused=queue.paused,

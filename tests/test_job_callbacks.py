@@ -1,0 +1,187 @@
+"""Whoever waits for a job is told of its end, however it ends, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from node.config import ModelSettings, Settings
+from node.job import CALL_BACK, Job
+from node.job_database import prepare_database
+from node.job_queue import CALLBACKS, JobQueue, open_job_queue
+from node.job_table import _ROWS
+from node.pipeline import SlideReference
+from node.workplace import Workplace
+from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
+from tests.tiny_package import tiny_package
+
+FIRST, SECOND = "http://localhost:1/a", "http://localhost:1/b"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def settings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("callbacks")
+    package = tiny_package(folder / "packages" / "tiny")
+    model = replace(ModelSettings(), name=package.name, folders=(package.parent,))
+    settings = replace(Settings(), work_folder=folder / "work", model=model)
+    if request.param == "sqlite":
+        yield settings
+        return
+    if postgresql_missing():
+        pytest.skip(MISSING_POSTGRESQL)
+    with running_postgresql() as url:
+        yield replace(settings, database_url=url)
+
+
+@pytest.fixture(scope="module")
+def queue(settings: Settings) -> Iterator[JobQueue]:
+    prepare_database(settings)
+    with open_job_queue(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def slide(request: pytest.FixtureRequest) -> SlideReference:
+    number = "".join(str(ord(letter)) for letter in request.node.name[:20])
+    return SlideReference("1.2.3", f"1.2.3.{number}"[:64], "a rule")
+
+
+@pytest.fixture
+def place(settings: Settings) -> Workplace:
+    return Workplace.open(settings, lambda progress: None)
+
+
+def submit(queue: JobQueue, slide: SlideReference, place: Workplace, url: str, **more: Any) -> Job:
+    return queue.submit(slide, place, "routine", url, **more)
+
+
+def news(queue: JobQueue, job: Job) -> dict[tuple[str, str], str]:
+    """By the try that a call is of and its address: what is told."""
+    queue.tell_ended()
+    queue.tell_ended()
+    told: dict[tuple[str, str], str] = {}
+    for workflow in queue._workflows.listed(name=CALL_BACK):
+        assert workflow.queue_name == CALLBACKS, "a receiver that is down keeps no slide waiting"
+        (call,) = workflow.input["args"]
+        if call["told"]["job"] == job.job:
+            try_id = workflow.workflow_id.partition(".")[0]
+            told[try_id.removeprefix(f"{job.job}-"), call["url"]] = call["told"]["status"]
+    return told
+
+
+def becomes(queue: JobQueue, job: Job, number: int, state: str) -> None:
+    """As DBOS would note it."""
+    assert queue._table is not None
+    this = _ROWS.c.workflow_uuid == f"{job.job}-{number}"
+    with queue._table._engine.begin() as connection:
+        connection.execute(update(_ROWS).where(this).values(status=state))
+
+
+@pytest.mark.parametrize("state", ["ENQUEUED", "PENDING"])
+@pytest.mark.parametrize("arrives", [False, True])
+def test_of_a_cancelled_job(
+    queue: JobQueue, slide: SlideReference, place: Workplace, state: str, arrives: bool
+) -> None:
+    """Also of one that is at work, whose worker could not tell of it."""
+    slide = replace(slide, series_uid=f"1.2.4.{len(state)}.{int(arrives)}")
+    job = submit(queue, slide, place, FIRST, await_arrival=arrives)
+    if not arrives:
+        becomes(queue, job, 1, state)
+    assert news(queue, job) == {}
+    queue.cancel(job.job)
+    assert news(queue, job) == {("1", FIRST): "cancelled"}
+
+
+@pytest.mark.parametrize("state", ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"])
+def test_of_a_failed_job_and_again_of_a_try_by_hand(
+    queue: JobQueue, slide: SlideReference, place: Workplace, state: str
+) -> None:
+    slide = replace(slide, series_uid=f"1.2.5.{len(state)}")
+    job = submit(queue, slide, place, FIRST)
+    assert submit(queue, slide, place, SECOND).job == job.job, "it joins the first one"
+    becomes(queue, job, 1, state)
+    first = {("1", FIRST): "failed", ("1", SECOND): "failed"}
+    assert news(queue, job) == first
+    queue.retry(job.job)
+    assert news(queue, job) == first
+    becomes(queue, job, 2, "SUCCESS")
+    assert news(queue, job) == first | {
+        ("2", FIRST): "completed",
+        ("2", SECOND): "completed",
+    }
+
+
+def test_not_of_a_try_that_another_one_follows(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    job = submit(queue, slide, place, FIRST)
+    (workflow,) = queue._workflows.tries(job.job)
+    queue.enqueue(f"{job.job}-2", workflow.input["args"][0], delay_s=600.0)
+    becomes(queue, job, 1, "ERROR")
+    assert news(queue, job) == {}
+    becomes(queue, job, 2, "SUCCESS")
+    assert news(queue, job) == {("2", FIRST): "completed"}
+
+
+def test_not_of_what_had_failed_before_somebody_asked(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    job = submit(queue, slide, place, "")
+    becomes(queue, job, 1, "ERROR")
+    assert submit(queue, slide, place, FIRST).tries == 2
+    assert news(queue, job) == {}
+    becomes(queue, job, 2, "SUCCESS")
+    assert news(queue, job) == {("2", FIRST): "completed"}
+
+
+def test_once_who_asks_again_or_at_the_same_time_or_late(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    def ask(number: int) -> Job:
+        return submit(queue, slide, place, (FIRST, SECOND)[number % 2])
+
+    with ThreadPoolExecutor(8) as pool:
+        (job,) = {each.job: each for each in pool.map(ask, range(16))}.values()
+    becomes(queue, job, 1, "SUCCESS")
+    both = {("1", FIRST): "completed", ("1", SECOND): "completed"}
+    assert news(queue, job) == both
+    submit(queue, slide, place, f"{FIRST}/late")
+    assert news(queue, job) == both | {("1", f"{FIRST}/late"): "completed"}
+    submit(queue, slide, place, FIRST)
+    assert news(queue, job) == both | {("1", f"{FIRST}/late"): "completed"}
+
+
+def test_of_a_job_that_an_older_node_has_queued(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    """It kept the address with the job."""
+    job = submit(queue, slide, place, "")
+    (workflow,) = queue._workflows.tries(job.job)
+    older = workflow.input["args"][0] | {"callback": FIRST}
+    queue.forget([workflow.workflow_id])
+    queue.enqueue(f"{job.job}-1", older)
+    queue.adopt_callbacks()
+    queue.cancel(job.job)
+    assert news(queue, job) == {("1", FIRST): "cancelled"}
+
+
+def test_what_is_forgotten_leaves_nothing(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    """But of who was not told yet."""
+    job = submit(queue, slide, place, FIRST)
+    queue.cancel(job.job)
+    told = news(queue, job)
+    submit(queue, slide, place, SECOND)
+    queue.forget([f"{job.job}-1"])
+    becomes(queue, job, 2, "ERROR")
+    queue.retry(job.job)
+    becomes(queue, job, 3, "SUCCESS")
+    assert news(queue, job) == told | {("3", SECOND): "completed"}

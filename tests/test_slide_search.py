@@ -1,0 +1,179 @@
+"""A search that fails is seen, and what stands against one slide keeps no other from its job."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+
+from tests.copied_slides import copied_slides
+from tests.faulty_proxy import Fault, Proxy, faulty_proxy
+from tests.served import served
+from tests.servers import MISSING_ORTHANC, Orthanc, free_port, orthanc_missing, running_orthanc
+from tests.service import Service, service_settings
+from tests.smears import Smear, small_smear
+
+RULES = '[[rules]]\nname = "slides"\nmodality = "SM"\n'
+QUIET_S = 4.0
+GONE = "/gone"
+
+
+@pytest.fixture(scope="module")
+def smear(tmp_path_factory: pytest.TempPathFactory) -> Smear:
+    return small_smear(tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    if orthanc_missing():
+        pytest.skip(MISSING_ORTHANC)
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def archive(orthanc: Orthanc) -> Iterator[Proxy]:
+    with faulty_proxy(orthanc.dicomweb_url, keep_host=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def told() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An origin that is told, and what."""
+    bodies: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path != GONE:
+                bodies.append(body)
+            self.send_response(410 if self.path == GONE else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as origin:
+        yield origin, bodies
+
+
+@pytest.fixture(scope="module")
+def service(
+    smear: Smear, archive: Proxy, told: tuple[str, list[dict[str, Any]]]
+) -> Iterator[Service]:
+    port = free_port()
+    tables = {
+        "jobs": {"look_s": 0.2, "quiet_s": QUIET_S},
+        "serve": {"port": port, "callbacks": [told[0]], "threads": 16},
+    }
+    config = service_settings(smear, port, tables, pacs_url=archive.url)
+    config.write_text(config.read_text() + RULES)
+    running = Service(f"http://127.0.0.1:{port}", smear, config, smear.folder / "service.log")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def awaited(look: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+def ended(service: Service, search: str) -> Any:
+    def look() -> Any:
+        found = service.get(f"/searches/{search}")
+        return found if found["status"] in ("completed", "failed") else None
+
+    return awaited(look)
+
+
+def uids(paths: list[Path]) -> tuple[str, str]:
+    header = dcmread(paths[0], stop_before_pixels=True)
+    return str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
+
+
+def test_a_rule_may_tell_before_the_archive_lists(
+    service: Service, orthanc: Orthanc, smear: Smear
+) -> None:
+    slide = smear.slide
+    search = service.submit(study_uid=slide.study_uid, series_uid=slide.series_uid)["search"]
+    awaited(lambda: service.get(f"/searches/{search}")["status"] == "running")
+    time.sleep(QUIET_S / 4)
+    orthanc.add(*slide.paths)
+    found = ended(service, search)
+    (job,) = found["jobs"]
+    assert found["status"] == "completed"
+    assert service.ended(job)["status"] == "completed"
+
+
+def test_a_search_that_fails_is_told_logged_counted_and_shown(
+    service: Service, told: tuple[str, list[dict[str, Any]]]
+) -> None:
+    origin, bodies = told
+    search = service.submit(accession_number="NONE", callback=f"{origin}/done")["search"]
+    found = ended(service, search)
+    assert found["status"] == "failed"
+    assert "did not" in found["error"] or "no study" in found["error"]
+    awaited(lambda: bodies)
+    assert [(body["search"], body["status"]) for body in bodies] == [(search, "failed")]
+    assert bodies[0]["error"] == found["error"]
+    assert [each["search"] for each in service.get("/searches")["searches"]] == [search]
+    assert found["error"] in unescape(service.ask("GET", "/?status=failed").text)
+    assert "Searches for slides have failed" in service.ask("GET", "/").text
+    (line,) = (line for line in service.log.read_text().splitlines() if search in line)
+    assert found["error"] in line
+    counted = service.ask("GET", "/metrics").text
+    assert 'marrow_node_failures_total{error="SeriesNotFound",transient="false"} 1.0' in counted
+
+
+def test_what_stands_against_one_slide_is_said_and_the_other_is_queued(
+    service: Service, orthanc: Orthanc, archive: Proxy, smear: Smear, tmp_path: Path
+) -> None:
+    good, bad = copied_slides(smear.slide.paths, tmp_path, ["20200101", "20200102"])
+    (_, wanted), (_, refused) = uids(good), uids(bad)
+    for path in (*good, *bad):
+        dataset = dcmread(path)
+        dataset.StudyInstanceUID, dataset.AccessionNumber = "1.2.3.9", "BOTH"
+        dataset.save_as(path)
+    orthanc.add(*good, *bad)
+    archive.faults = [Fault(rf"/series/{refused}/metadata", "GET", status=403)]
+    try:
+        found = ended(service, service.submit(study_uid="1.2.3.9")["search"])
+    finally:
+        archive.faults = []
+    assert found["status"] == "failed"
+    (job,) = found["jobs"]
+    assert service.get(f"/jobs/{job}")["series_uid"] == wanted
+    decided = {each["series_uid"]: each for each in found["decisions"]}
+    assert decided[wanted]["analyse"]
+    assert not decided[refused]["analyse"]
+    assert decided[refused]["why"] == found["error"]
+    assert f"Series {refused} is in no job" in service.log.read_text()
+
+
+def test_who_asks_after_the_end_is_told_too_and_a_call_that_fails_is_logged(
+    service: Service, told: tuple[str, list[dict[str, Any]]], smear: Smear
+) -> None:
+    slide, (origin, bodies) = smear.slide, told
+    before = len(bodies)
+    for path in (GONE, "/late"):
+        service.submit(
+            study_uid=slide.study_uid, series_uid=slide.series_uid, callback=f"{origin}{path}"
+        )
+    awaited(lambda: len(bodies) > before)
+    assert (bodies[-1]["status"], bodies[-1]["series_uid"]) == ("completed", slide.series_uid)
+    awaited(lambda: "was answered 410" in service.log.read_text())
+    assert 'error="CallbackFailed"' in service.ask("GET", "/metrics").text
