@@ -20,7 +20,7 @@ from functools import partial
 from typing import TypeVar
 
 from dicom_io.dicom_json import value
-from dicom_io.errors import ConfigurationInvalid, JobCancelled, JobNotFound
+from dicom_io.errors import ConfigurationInvalid, JobCancelled, JobNotFound, PacsBusy
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.search import Search
 from models.errors import MarrowNodeError
@@ -127,6 +127,8 @@ class Batch:
         self._studies: list[str] = []
         self._studies_done = 0
         self._counts = Counter(decision.partition(":")[0] for _, _, decision in self._seen)
+        # Of which the archive would not tell all: the same command given again asks once more.
+        self._unread: set[str] = set()
         self._at_work = self._unfinished()
         self._next_s = time.monotonic()
         self._told = ""
@@ -223,14 +225,22 @@ class Batch:
         self._studies = self._patiently(self._found)
         for study_uid in self._studies:
             if (study_uid, WHOLE_STUDY) not in self._seen:
-                yield from self._patiently(partial(self._new_in, study_uid))
-                self._seen.add(study_uid, WHOLE_STUDY, "looked through")
+                yield from self._new_slides(study_uid)
+                if study_uid not in self._unread:
+                    self._seen.add(study_uid, WHOLE_STUDY, "looked through")
             self._studies_done += 1
             watch(self.standing)
 
     def _found(self) -> list[str]:
         with self._pacs() as pacs:
             return list(pacs.search_slide_studies(self._search))
+
+    def _new_slides(self, study_uid: str) -> list[SlideReference]:
+        try:
+            return self._tried(partial(self._new_in, study_uid))
+        except PacsBusy as error:
+            self._leave(study_uid, f"Study {study_uid}: {error}")
+            return []
 
     def _new_in(self, study_uid: str) -> list[SlideReference]:
         with self._pacs() as pacs:
@@ -252,9 +262,12 @@ class Batch:
     def _submit(self, slide: SlideReference) -> None:
         study_uid, series_uid = slide.study_uid, slide.series_uid
         try:
-            decision = self._patiently(lambda: decision_for(self._settings, study_uid, series_uid))
+            decision = self._tried(lambda: decision_for(self._settings, study_uid, series_uid))
         except JobCancelled:
             raise
+        except PacsBusy as error:
+            self._leave(study_uid, f"Series {series_uid}: {error}")
+            return
         except MarrowNodeError as error:
             # One slide that cannot be decided on must not end the batch.
             log.warning("Series %s: %s", series_uid, error)
@@ -281,6 +294,12 @@ class Batch:
         self._seen.add(slide.study_uid, slide.series_uid, decision)
         self._counts[decision.partition(":")[0]] += 1
 
+    def _leave(self, study_uid: str, why: str) -> None:
+        """Go on without a slide, or a study's slides: the archive may tell of them another day."""
+        log.warning("%s It is passed over.", why)
+        self._unread.add(study_uid)
+        self._counts[_UNREADABLE] += 1
+
     def _await_turn(self, watch: Callable[[Standing], None]) -> None:
         """Wait until the limits let another slide begin."""
         while self._look() >= self._settings.batch.at_a_time or time.monotonic() < self._next_s:
@@ -298,13 +317,30 @@ class Batch:
                 self._at_work.discard(job)
         return len(self._at_work)
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer: an archive that is down for a night ends no batch."""
+    def _tried(self, ask: Callable[[], T]) -> T:
+        """Ask about one slide or study, as often as a job is tried where the archive has no time.
+
+        Raises
+        ------
+        PacsBusy
+        """
+        return self._patiently(ask, self._settings.jobs.retries)
+
+    def _patiently(self, ask: Callable[[], T], busy: float = float("inf")) -> T:
+        """Ask until there is an answer: an archive that is down for a night ends no batch.
+
+        Parameters
+        ----------
+        ask
+        busy
+            How often an archive is asked again that answers, but has no time for this.
+        """
         while True:
             try:
                 return ask()
             except MarrowNodeError as error:
-                if not error.transient:
+                busy -= isinstance(error, PacsBusy)
+                if not error.transient or busy < 0:
                     raise
                 if str(error) != self._told:
                     log.warning("%s The batch waits, and asks again.", error)

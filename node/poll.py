@@ -25,7 +25,7 @@ from dicom_io.errors import ConfigurationInvalid
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.search import Search
 from models.errors import MarrowNodeError
-from node.attempts import Attempts, run_loops
+from node.attempts import Attempts, OneByOne, run_loops
 from node.config import Settings
 from node.device import check_device
 from node.drop_folder import DropFolder
@@ -117,22 +117,29 @@ class ArchiveLooks:
         Raises
         ------
         MarrowNodeError
-            The archive cannot be asked at present; the next look goes through the same again.
+            The archive cannot be asked at present, or not about one of the studies; the others were
+            looked through, and the next look goes through the same again.
         """
         today = self._today()
         since = self._since(today)
+        studies = OneByOne()
         with open_pacs(self._settings.pacs_url, self._settings.pacs) as pacs:
             dated = Search("studies", {"StudyDate": f"{since.strftime(DATE)}-"})
             for study_uid in pacs.search_slide_studies(dated):
-                self._look_through(pacs, study_uid)
+                with studies.one():
+                    self._look_through(pacs, study_uid)
+        studies.end()
         self._searched(today)
 
     def _look_through(self, pacs: Pacs, study_uid: str) -> None:
+        slides = OneByOne()
         for series in pacs.search_series(study_uid):
             series_uid = str(value(series, "SeriesInstanceUID") or "")
             known = (study_uid, series_uid) in self._seen
             if value(series, "Modality") == SLIDE_MODALITY and not known:
-                self._decide(SlideReference(study_uid, series_uid, "found by polling"))
+                with slides.one():
+                    self._decide(SlideReference(study_uid, series_uid, "found by polling"))
+        slides.end()
 
     def _decide(self, slide: SlideReference) -> None:
         try:

@@ -191,6 +191,34 @@ def test_a_slide_that_fails_is_named_and_decides_the_exit_code(
     assert ended.returncode == 21, failed
 
 
+def test_a_slide_that_the_archive_never_has_time_for_keeps_no_other_back(
+    smear: Smear, archive: Proxy, tmp_path: Path
+) -> None:
+    """Nor does a study; both are asked about again when the same command is given again."""
+    config = config_of(smear, archive, tmp_path, '[[rules]]\nname = "all"\n')
+    with pacs_module.open_pacs(archive.url, pacs_module.PacsSettings()) as pacs:
+        some = Search("studies", {"StudyDate": "20200101-20201231"})
+        first, second, third = pacs.search_slide_studies(some)
+    archive.faults += [
+        Fault(rf"/studies/{first}/series(\?|$)", "GET", status=503),
+        Fault(rf"/studies/{second}/series/[^/]+/metadata", "GET", status=503),
+    ]
+    worker = start_marrow_node("--config", config, "work", said=tmp_path / "worker.log")
+    try:
+        ended = marrow_node("--config", config, "batch", "--json", OF_2020)
+        told = json.loads(ended.stdout)
+        assert (told["queued"], told["not_readable"], ended.returncode) == (1, 2, 1), ended.stderr
+        with open_job_queue(load_settings(Path(config))) as queue:
+            assert [job.study_uid for job in queue.list()] == [third]
+        archive.faults.clear()
+        again = marrow_node("--config", config, "batch", "--json", OF_2020)
+        told = json.loads(again.stdout)
+        assert (told["queued"], told["not_readable"], again.returncode) == (3, 0, 0), again.stderr
+    finally:
+        worker.terminate()
+        worker.join(30)
+
+
 @pytest.mark.parametrize("query", ["StudyDate", "StudyDate=yesterday", "Modality=SM", "limit=3"])
 def test_a_query_that_cannot_be_searched_for_is_refused(query: str, tmp_path: Path) -> None:
     ended = marrow_node("--work", str(tmp_path / "work"), "batch", query)

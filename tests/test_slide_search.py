@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import date
 from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +16,15 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
+from dicom_io.errors import PacsBusy
+from dicom_io.pacs import open_pacs
+from dicom_io.search import Search
+from node.config import load_settings
+from node.job_database import prepare_database
+from node.job_queue import open_job_queue
+from node.poll import ArchiveLooks
+from node.rule_settings import RuleSettings
+from node.worklist_database import worklist_database
 from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Fault, Proxy, faulty_proxy
 from tests.served import served
@@ -177,3 +189,37 @@ def test_who_asks_after_the_end_is_told_too_and_a_call_that_fails_is_logged(
     assert (bodies[-1]["status"], bodies[-1]["series_uid"]) == ("completed", slide.series_uid)
     awaited(lambda: "was answered 410" in service.log.read_text())
     assert 'error="CallbackFailed"' in service.ask("GET", "/metrics").text
+
+
+def test_polling_passes_over_what_the_archive_never_has_time_for(
+    orthanc: Orthanc, archive: Proxy, smear: Smear, tmp_path: Path
+) -> None:
+    """One study, or one slide; the next look asks again."""
+    # The first two copies are in the archive already, under another study.
+    slides = copied_slides(smear.slide.paths, tmp_path / "slides", ["20210601"] * 6)[2:]
+    orthanc.add(*(path for slide in slides for path in slide))
+    config = load_settings(smear.settings(pacs_url=archive.url), {})
+    settings = replace(
+        config,
+        work_folder=tmp_path / "work",
+        pacs=replace(config.pacs, retries=0),
+        rules=(RuleSettings("all"),),
+    )
+    with open_pacs(archive.url, settings.pacs) as pacs:
+        search = Search("studies", {"StudyDate": "20210601-"})
+        first, second, *others = pacs.search_slide_studies(search)
+    prepare_database(settings)
+    with closing(worklist_database(settings)) as database, open_job_queue(settings) as queue:
+        looks = ArchiveLooks(settings, database, queue, lambda: date(2021, 6, 2))
+        archive.faults = [
+            Fault(rf"/studies/{first}/series(\?|$)", "GET", status=503),
+            Fault(rf"/studies/{second}/series/[^/]+/metadata", "GET", status=503),
+        ]
+        try:
+            with pytest.raises(PacsBusy):
+                looks.look()
+            assert {job.study_uid for job in queue.list()} == set(others)
+        finally:
+            archive.faults = []
+        looks.look()
+        assert {job.study_uid for job in queue.list()} == {first, second, *others}
