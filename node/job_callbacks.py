@@ -107,6 +107,12 @@ class Callbacks:
         with self._reading.connect() as connection:
             return [Callback(*row) for row in connection.execute(select(*columns).where(_OPEN))]
 
+    def waits_for(self, job: str) -> bool:
+        """Whether somebody still waits for a job."""
+        query = select(_CALLBACKS.c.address).where(_CALLBACKS.c.awaited == job, _OPEN)
+        with self._reading.connect() as connection:
+            return connection.execute(query).first() is not None
+
     def told(self, callback: Callback) -> None:
         """Note that somebody was told, unless they have asked for a later try meanwhile."""
         this = (

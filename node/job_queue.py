@@ -284,6 +284,13 @@ class JobQueue:
             if callback.awaited not in unended:
                 self._tell(callback)
 
+    def is_awaited(self, job: str) -> bool:
+        """Whether somebody is still to be told of a job's end."""
+        if self._callbacks is None:
+            return False
+        with database_errors(self._settings):
+            return self._callbacks.waits_for(job)
+
     def adopt_callbacks(self) -> None:
         """Write down who waits for jobs that an older version of the node has queued."""
         for workflow in self._workflows.all_unended():

@@ -42,6 +42,7 @@ from dicom_io.workitem import (
 from dicom_io.workitem_events import CANCEL_REQUESTED, event_of
 from dicom_io.workitem_search import Key, Search
 from models.errors import MarrowNodeError
+from node.attempts import OneByOne
 from node.claims import CLAIMING, Claim, Claims
 from node.config import Settings
 from node.job import ENDED, Job
@@ -60,6 +61,8 @@ OUTPUTS = {
 }
 PRIORITIES: dict[str, Priority] = {"HIGH": "urgent", "MEDIUM": "routine", "LOW": "batch"}
 LONGEST_REASON = 10_240  # VR LT, PS3.5 6.2
+# Of jobs that a workitem has begun, before its UID.
+_REASON = "workitem "
 
 
 class Worklist(Protocol):
@@ -146,10 +149,12 @@ class Performer:
         Raises
         ------
         MarrowNodeError
-            The list cannot be asked at present.
+            The list cannot be asked at present, or not about one of the workitems.
         """
-        self.follow()
-        self._take({claim.uid for claim in self._claims.open()})
+        workitems = OneByOne()
+        self._follow_all(workitems)
+        self._take({claim.uid for claim in self._claims.open()}, workitems)
+        workitems.end()
 
     def follow(self) -> None:
         """Go on with what was claimed.
@@ -157,16 +162,11 @@ class Performer:
         Raises
         ------
         MarrowNodeError
-            The list cannot be asked at present.
+            The list cannot be asked at present, or not about one of the workitems.
         """
-        for claim in self._claims.open():
-            try:
-                self._follow(claim)
-            # What was deleted keeps no other from going on.
-            except WorkitemRefused as error:
-                self._lose(claim, [], error)
-            except JobNotFound as error:
-                self._end_canceled(claim, [], str(error))
+        workitems = OneByOne()
+        self._follow_all(workitems)
+        workitems.end()
 
     def heed(self, report: Json) -> None:
         """Note what an event report asks of this performer."""
@@ -195,7 +195,18 @@ class Performer:
             return "its input is not ready"
         return ""
 
-    def _take(self, known: set[str]) -> None:
+    def _follow_all(self, workitems: OneByOne) -> None:
+        for claim in self._claims.open():
+            with workitems.one():
+                try:
+                    self._follow(claim)
+                # It was deleted.
+                except WorkitemRefused as error:
+                    self._lose(claim, [], error)
+                except JobNotFound as error:
+                    self._end_canceled(claim, [], str(error))
+
+    def _take(self, known: set[str], workitems: OneByOne) -> None:
         seen = set()
         for found in self._worklist.scheduled():
             uid = workitem_uid(found)
@@ -207,7 +218,8 @@ class Performer:
             if codes and not codes & set(self._settings.ups.codes):
                 self._left.add(mark)  # most of a shared list is others' work
                 continue
-            self._consider(uid, mark)
+            with workitems.one():
+                self._consider(uid, mark)
         self._left &= seen
 
     def _consider(self, uid: str, mark: tuple[str, str]) -> None:
@@ -273,7 +285,7 @@ class Performer:
         jobs = [self._queue.get(job) for job in claim.jobs]
         if claim.cancel:
             jobs = [self._stopped(claim, job) for job in jobs]
-            if any(self._claims.shared(job.job, claim.uid) for job in jobs):
+            if any(job.status not in ENDED for job in jobs):
                 self._end_canceled(claim, jobs, "Canceled by request.")
                 return
         if all(job.status in ENDED for job in jobs):
@@ -288,7 +300,7 @@ class Performer:
             place = self._choose(slides)
             jobs = [
                 self._queue.submit(
-                    SlideReference(study, series, f"workitem {claim.uid}"),
+                    SlideReference(study, series, f"{_REASON}{claim.uid}"),
                     place,
                     priority,
                     await_arrival=True,
@@ -303,8 +315,13 @@ class Performer:
         self._claims.queued(claim.uid, jobs)
 
     def _stopped(self, claim: Claim, job: Job) -> Job:
-        """Cancel a job, unless it has ended or another workitem waits for it too."""
-        if job.status in ENDED or self._claims.shared(job.job, claim.uid):
+        """Cancel a job, unless it has ended or somebody else waits for it or has asked for it."""
+        if (
+            job.status in ENDED
+            or not job.reason.startswith(_REASON)
+            or self._claims.shared(job.job, claim.uid)
+            or self._queue.is_awaited(job.job)
+        ):
             return job
         return self._queue.cancel(job.job)
 

@@ -404,6 +404,27 @@ def test_a_package_that_is_missing_claims_nothing(bench: Bench) -> None:
     assert bench.manager.steps["1.9.1"].history == ["SCHEDULED"]
 
 
+def test_a_workitem_that_the_list_never_answers_for_keeps_no_other_back(bench: Bench) -> None:
+    """Neither from being claimed nor from going on."""
+    for uid in ("1.9.1", "1.9.2"):
+        bench.manager.schedule(uid, [MISSING])
+    bench.manager.broken.add("1.9.1")
+    performer = bench.performer()
+    with pytest.raises(PacsBusy):
+        performer.look()
+    assert [claim.uid for claim in bench.claims.open()] == ["1.9.2"]
+    bench.manager.broken.clear()
+    performer.look()
+    assert bench.manager.steps["1.9.1"].state == "IN PROGRESS"
+    for uid in ("1.9.1", "1.9.2"):
+        bench.claims.cancel(uid)
+    bench.manager.broken.add("1.9.2")  # which was claimed first
+    with pytest.raises(PacsBusy):
+        performer.look()
+    assert bench.manager.steps["1.9.1"].state == "CANCELED"
+    assert [claim.uid for claim in bench.claims.open()] == ["1.9.2"]
+
+
 def test_a_job_that_two_workitems_wait_for_is_not_cancelled_by_one(bench: Bench) -> None:
     for uid in ("1.9.1", "1.9.2"):
         bench.manager.schedule(uid, [MISSING])
@@ -420,6 +441,25 @@ def test_a_job_that_two_workitems_wait_for_is_not_cancelled_by_one(bench: Bench)
     performer.look()
     assert bench.manager.steps["1.9.2"].state == "CANCELED"
     assert bench.queue.get(job.job).status == "cancelled"
+    assert bench.claims.open() == []
+
+
+@pytest.mark.parametrize("callback", ["", "http://localhost:1/"])
+def test_a_job_that_somebody_else_asked_for_is_not_cancelled(bench: Bench, callback: str) -> None:
+    """Before the workitem, or after it and waiting to be told."""
+    slide, place = SlideReference(*MISSING, "POST /jobs"), bench.performer()._choose([MISSING])
+    performer = bench.performer()
+    bench.manager.schedule("1.9.1", [MISSING])
+    if not callback:
+        bench.queue.submit(slide, place, "routine", await_arrival=True)
+    performer.look()
+    if callback:
+        bench.queue.submit(slide, place, "routine", callback, await_arrival=True)
+    bench.claims.cancel("1.9.1")
+    performer.look()
+    assert bench.manager.steps["1.9.1"].state == "CANCELED"
+    (job,) = bench.queue.list()
+    assert job.status not in ENDED
     assert bench.claims.open() == []
 
 

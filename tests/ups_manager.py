@@ -74,6 +74,8 @@ class Manager:
         (what, status) of every refused request.
     down
         While set, every request is answered 503.
+    broken
+        Workitems of which every request is answered 503.
     """
 
     lock_in: Literal["address", "dataset"] = "address"
@@ -84,6 +86,7 @@ class Manager:
     refusals: list[tuple[str, int]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     down: threading.Event = field(default_factory=threading.Event)
+    broken: set[str] = field(default_factory=set)
     subscribers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     listeners: dict[str, list[SimpleQueue[Item]]] = field(default_factory=lambda: defaultdict(list))
     guard: threading.RLock = field(default_factory=threading.RLock)
@@ -178,7 +181,7 @@ def manager_app(manager: Manager) -> Flask:  # noqa: PLR0915 - one route after t
     @app.before_request
     def check() -> Response | None:
         manager.requests.append(f"{request.method} {request.path}")
-        if manager.down.is_set():
+        if manager.down.is_set() or manager.broken & set(request.path.split("/")):
             return Response(status=503)
         if manager.token and request.headers.get("Authorization") != f"Bearer {manager.token}":
             return Response(status=401)
