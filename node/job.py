@@ -118,8 +118,9 @@ def try_of(workflow_id: str) -> tuple[str, int]:
 
 
 def arguments_of(status: WorkflowStatus) -> dict[str, Any]:
-    """What a workflow was queued with."""
-    return dict(status.input["args"][0]) if status.input else {}
+    """What a workflow was queued with, and what was changed of it since."""
+    queued = dict(status.input["args"][0]) if status.input else {}
+    return queued | (status.attributes or {})
 
 
 def job_arguments(slide: SlideReference, place: Workplace) -> dict[str, Any]:

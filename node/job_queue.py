@@ -128,7 +128,7 @@ class JobQueue:
         place
             Model and configuration.
         priority
-            None goes before all others.
+            None goes before all others. A job that is joined goes by the better of two.
         callback
             Address that is told when the job has ended; also where it is joined, or had ended.
         again
@@ -146,6 +146,8 @@ class JobQueue:
             newest.status in ACTIVE or (newest.status == "SUCCESS" and not again)
         ):
             self._ask(name, try_of(newest.workflow_id)[1], callback)
+            if newest.status in ACTIVE and self._hurry(newest, priority or PRIORITIES[0]):
+                return self.get(name)
             return self._job(newest)
         extra = {"reason": slide.reason, "priority": priority, "site": site}
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
@@ -214,10 +216,32 @@ class JobQueue:
         with database_errors(self._settings), self._writing:
             client = self._open_client()
             if priority:
-                site = arguments.get("site") or arguments["pacs_url"]
-                waiting = partial(self._waiting, _QUEUES[workflow])
-                options["priority"] = number_of(PRIORITIES.index(priority), site, waiting)
+                options["priority"] = self._number(workflow, priority, arguments)
             client.enqueue(options, dict(arguments))
+
+    def changed(self, workflow_id: str) -> dict[str, Any]:
+        """What was changed of a workflow's arguments since it was queued."""
+        (workflow,) = self._workflows.listed(workflow_ids=[workflow_id], load_output=False)
+        return dict(workflow.attributes or {})
+
+    def _hurry(self, workflow: WorkflowStatus, priority: Priority) -> bool:
+        """Let a job, and its later tries, go by a priority if it is better than its own."""
+        arguments = arguments_of(workflow)
+        own: Priority | None = arguments.get("priority")
+        if self._table is None or not own or PRIORITIES.index(own) <= PRIORITIES.index(priority):
+            return False
+        with database_errors(self._settings), self._writing:
+            client = self._open_client()
+            client.update_workflow_attributes(workflow.workflow_id, {"priority": priority})
+            number = self._number(workflow.name, priority, arguments)
+            self._table.move(workflow.workflow_id, number)
+        return True
+
+    def _number(self, workflow: str, priority: Priority, arguments: Mapping[str, Any]) -> int:
+        """Of a slide in its queue."""
+        site = arguments.get("site") or arguments["pacs_url"]
+        waiting = partial(self._waiting, _QUEUES[workflow])
+        return number_of(PRIORITIES.index(priority), site, waiting)
 
     @property
     def paused(self) -> bool:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     literal_column,
     select,
     union_all,
+    update,
 )
 
 from node.turns import SLOTS, Waiting
@@ -106,6 +107,13 @@ class JobTable:
         query = select(_ROWS.c.executor_id).where(running).distinct()
         with self._engine.connect() as connection:
             return {each for each in connection.execute(query).scalars() if each}
+
+    def move(self, workflow_id: str, number: int) -> None:
+        """Give another number to what waits in a queue, see :func:`node.turns.number_of`."""
+        waits = _ROWS.c.status.in_(["ENQUEUED", "DELAYED"])
+        this = update(_ROWS).where(_ROWS.c.workflow_uuid == workflow_id, waits)
+        with self._engine.begin() as connection:
+            connection.execute(this.values(priority=number))
 
     def waiting(self, queue: str, first: int, behind: int, slot: int) -> Waiting:
         """What waits in a band of a queue, see :func:`node.turns.number_of`."""

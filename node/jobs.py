@@ -344,7 +344,8 @@ def _queued(
     await_arrival: bool = False,
     delay_s: float = 0.0,
 ) -> dict[str, Any]:
-    jobs.enqueue(try_id, arguments, await_arrival, delay_s)
+    changed = jobs.changed(DBOS.workflow_id or "")
+    jobs.enqueue(try_id, {**arguments, **changed}, await_arrival, delay_s)
     return {}
 
 

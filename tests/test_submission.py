@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from node.config import ModelSettings, Settings
 from node.job import CALL_BACK
@@ -16,6 +18,7 @@ from node.job_queue import JobQueue, open_job_queue
 from node.jobs import open_worker
 from node.pipeline import SlideReference
 from node.receive import _submitted
+from node.turns import BAND
 from node.web.submission import Submissions
 from node.workplace import Workplace
 from tests.tiny_package import tiny_package
@@ -57,6 +60,75 @@ def test_another_model_goes_where_the_first_one_went(settings: Settings, queue: 
         elsewhere.ehr_url,
     )
     assert queue.site_of(again.job) == "B"
+
+
+def test_a_completed_job_runs_again_with_its_own_model(settings: Settings, queue: JobQueue) -> None:
+    """For an archive that has lost its results; with another model nothing runs twice."""
+    place = Workplace.open(settings, lambda progress: None)
+    submissions = Submissions(settings, queue)
+    first = queue.submit(SLIDE, place, "urgent")
+    other = submissions.rerun(first, "demo-smear")
+    assert queue._table is not None
+    with queue._table._engine.begin() as connection:
+        connection.execute(text("UPDATE workflow_status SET status = 'SUCCESS'"))
+    again = submissions.rerun(queue.get(first.job), settings.model.name)
+    assert (again.job, again.tries, again.status) == (first.job, 2, "queued")
+    assert submissions.rerun(first, "demo-smear").tries == other.tries == 1
+
+
+def test_a_job_that_is_joined_goes_by_the_better_priority(
+    settings: Settings, queue: JobQueue
+) -> None:
+    """While it waits, and when it is tried again."""
+    place = Workplace.open(settings, lambda progress: None)
+    first, second, third = (replace(SLIDE, series_uid=f"1.2.3.{number}") for number in range(3))
+    jobs = {slide: queue.submit(slide, place, "batch").job for slide in (first, second)}
+    jobs[third] = queue.submit(third, place, "routine").job
+    assert _order(queue) == [jobs[third], jobs[first], jobs[second]]
+    assert queue.submit(second, place, "urgent").priority == "urgent"
+    assert _order(queue) == [jobs[second], jobs[third], jobs[first]]
+    assert queue.submit(second, place, "batch").priority == "urgent", "none is put back"
+    queue.cancel(jobs[second])
+    queue.retry(jobs[second])
+    assert queue.get(jobs[second]).priority == "urgent"
+    assert _order(queue) == [jobs[second], jobs[third], jobs[first]]
+    assert queue.submit(first, place).priority == "urgent", "a command, for which somebody waits"
+
+
+def _order(queue: JobQueue) -> list[str]:
+    """In which jobs are taken."""
+    assert queue._table is not None
+    query = "SELECT workflow_uuid FROM workflow_status WHERE status = 'ENQUEUED' ORDER BY priority"
+    with queue._table._engine.connect() as connection:
+        return [each.partition("-")[0] for each in connection.execute(text(query)).scalars()]
+
+
+def test_a_slide_that_is_still_coming_in_is_analysed_by_the_better_priority(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, joined = threading.Event(), threading.Event()
+
+    def whole(*_: object) -> dict[str, str]:
+        looks.set()
+        assert joined.wait(30)
+        return {"arrival": "whole"}
+
+    monkeypatch.setattr("node.jobs.await_whole", whole)
+    place = Workplace.open(settings, lambda progress: None)
+    with open_worker(settings) as worker:
+        queue = worker.jobs
+        queue.pause()
+        job = queue.submit(SLIDE, place, "batch", await_arrival=True)
+        assert looks.wait(30)
+        queue.submit(SLIDE, place, "urgent", await_arrival=True)
+        joined.set()
+        end = time.monotonic() + 30
+        while (seen := queue.get(job.job)).status == "waiting":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        (waits,) = queue._workflows.listed(workflow_ids=[f"{job.job}-1"])
+    assert (seen.status, seen.priority) == ("queued", "urgent")
+    assert (waits.priority or 0) < BAND, "the first band"
 
 
 def test_what_was_received_is_tried_again(settings: Settings, queue: JobQueue) -> None:

@@ -182,7 +182,7 @@ def _paths() -> Json:
         "/jobs/{job}/cancel": {"post": _action("Stop a job", job, ("404", "409", "503"))},
         "/jobs/{job}/rerun": {
             "post": _action(
-                "Analyse the same slide with another model",
+                "Analyse the same slide again, with its own or another model",
                 job,
                 ("400", "404", "413", "415", "422", "503"),
                 body="RerunRequest",

@@ -61,7 +61,7 @@ class JobRequest:
 
 @checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
 class RerunRequest:
-    """Body of ``POST /jobs/{job}/rerun``: the package to run instead."""
+    """Body of ``POST /jobs/{job}/rerun``: the package to run."""
 
     model: Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -158,12 +158,17 @@ class Submissions:
         return self._queue.submit(slide, place, priority, callback, await_arrival=True, site=site)
 
     def rerun(self, job: Job, model: str) -> Job:
-        """The same slide with another model, which is another job: it goes where that one went."""
+        """The same slide again, where that one's results went.
+
+        With another model it is another job; with its own it is tried again also where it was
+        completed, and what the archive or the EHR has lost is delivered.
+        """
         slide = SlideReference(job.study_uid, job.series_uid, f"rerun of {job.job}")
         settings = self._queue.settings_of(job.job)
         chosen = replace(settings, model=replace(settings.model, name=model))
         place = Workplace.open(chosen, lambda progress: None)
-        return self._queue.submit(slide, place, "routine", site=self._queue.site_of(job.job))
+        again, site = model == job.model, self._queue.site_of(job.job)
+        return self._queue.submit(slide, place, "routine", again=again, site=site)
 
     def place(self, model: str) -> Workplace:
         """Workplace for a model package, read and verified anew every few seconds."""
