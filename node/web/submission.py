@@ -45,7 +45,8 @@ class JobRequest:
         Package; empty for the node's own choice.
     priority
     callback
-        Address that is told when the job has ended; its origin has to be configured.
+        Address that is told when the job has ended, or when the search for the slides has failed;
+        its origin has to be configured.
     reason
         Free words, kept with the job.
     """
