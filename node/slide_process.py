@@ -2,10 +2,9 @@
 
 What decodes and parses foreign data can crash, take all memory, or never end. It runs in a process
 of its own, which a worker watches: a slide that ends it fails, and the worker goes on. One that
-has done its job well, or has told of a failure that may pass, is given the next one, as libraries
-and GPU have taken seconds to load. Such processes are forked by one that has no threads and has
-loaded everything already: it is forked itself when the worker begins, before there are threads or
-connections that must not be shared.
+has done its job well is given the next one, as libraries and GPU have taken seconds to load. Such
+processes are forked by one that has no threads and has loaded everything already: it is forked
+itself when the worker begins, before there are threads or connections that must not be shared.
 
 What is told between them is JSON, and what may be asked for stands in a table from the beginning:
 nothing that a slide's process has become can make the worker run anything else.
@@ -160,18 +159,10 @@ class SlideProcess:
         try:
             reader = self._reader or self._begun()
             asked = {"stage": _name(stage), "arguments": [*map(_as_json, arguments)]}
-            told = self._asked(reader, asked)
+            return self._asked(reader, asked)
         except BaseException:
             self.close()
             raise
-        if "failed" in told:
-            # Failures that may pass are not the slide's doing: the process goes on.
-            error = _error(told)
-            if not _may_pass(error):
-                self.close()
-            raise error
-        done: Json = told["done"]
-        return done
 
     def peak_rss_mb(self) -> float:
         """Largest resident memory of this process or the slide's, in MB of 10⁶ bytes."""
@@ -202,13 +193,11 @@ class SlideProcess:
     def _begun(self) -> _Reader:
         self._reader = reader = self._take()
         self._begun_s = time.monotonic()
-        told = self._asked(reader, self._job)
-        if "failed" in told:
-            raise _error(told)
+        self._asked(reader, self._job)
         return reader
 
     def _asked(self, reader: _Reader, what: Json) -> Json:
-        """Ask for something and follow until it is done or has failed; what is told of it."""
+        """Ask for something and follow until it is done."""
         self._heard_s = time.monotonic()
         try:
             _tell(reader.connection, what)
@@ -218,8 +207,11 @@ class SlideProcess:
                     continue
                 told = _hear(reader.connection)
                 self._heard_s = time.monotonic()
-                if "at" not in told:
-                    return told
+                if "done" in told:
+                    done: Json = told["done"]
+                    return done
+                if "failed" in told:
+                    raise _error(told["failed"], told["sentence"])
                 self._watch()
                 self._report(Progress(*told["at"]))
         except (EOFError, ConnectionError) as error:
@@ -265,22 +257,14 @@ class SlideProcesses:
     def process(
         self, kind: str, arguments: Json, report: Callable[[Progress], None], try_id: str
     ) -> Iterator[SlideProcess]:
-        """The process of one job; the next job gets it after the block.
-
-        Unless it failed of anything but what may pass. So a process remembers that an archive does
-        not answer, and leaves it alone for a while (:mod:`dicom_io.pacs_http`).
-        """
+        """The process of one job; where all went well, the next job gets it after the block."""
         made = SlideProcess(self._take, kind, arguments, report, try_id, self._budget)
         try:
             yield made
-        except BaseException as error:
-            if not _may_pass(error):
-                made.close()
+        except BaseException:
+            made.close()
             raise
-        finally:
-            self._keep(made.leave())
-
-    def _keep(self, reader: _Reader | None) -> None:
+        reader = made.leave()
         if reader is not None and reader.jobs < MOST_JOBS:
             with self._lock:
                 self._idle.append(reader)
@@ -444,17 +428,12 @@ def _answered(connection: Connection, what: Callable[[], Any]) -> Any:
     return done
 
 
-def _error(told: Json) -> Exception:
+def _error(name: str, sentence: str) -> Exception:
     """The error that a slide's process has told of."""
-    known = error_classes().get(told["failed"])
+    known = error_classes().get(name)
     if known is None:
-        return RuntimeError(f"{told['failed']} in the process that read the slide")
-    return known(told["sentence"])
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether it makes sense to try again what failed."""
-    return isinstance(error, MarrowNodeError) and error.transient
+        return RuntimeError(f"{name} in the process that read the slide")
+    return known(sentence)
 
 
 def _tell(connection: Connection, message: Json) -> None:

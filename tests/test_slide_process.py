@@ -19,14 +19,7 @@ import psutil
 import pytest
 from pydicom import dcmread
 
-from dicom_io.errors import (
-    BudgetExceeded,
-    FrameInvalid,
-    PacsBusy,
-    PacsError,
-    SlideProcessDied,
-)
-from dicom_io.pacs import PacsSettings, open_pacs
+from dicom_io.errors import BudgetExceeded, FrameInvalid, SlideProcessDied
 from node.budget_settings import BudgetSettings
 from node.config import load_settings
 from node.job import ENDED, Job
@@ -39,7 +32,6 @@ from node.workplace import Workplace
 from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Fault, Proxy, faulty_proxy
 from tests.forked import marrow_node, start_marrow_node
-from tests.loopback_host import Host
 from tests.servers import Orthanc
 from tests.smears import Smear, small_smear
 
@@ -71,12 +63,6 @@ def fails_oddly(place: Any) -> NoReturn:
         pass
 
     raise Odd
-
-
-def asks(place: Any, url: str) -> dict[str, Any]:
-    settings = PacsSettings(retries=3, retry_wait_s=0.001, breaker_failures=20, breaker_wait_s=60)
-    with open_pacs(url, settings) as pacs:
-        return {"found": pacs.search_instances("1.2", "1.3")}
 
 
 def takes_memory(place: Any, n_bytes: int) -> dict[str, Any]:
@@ -112,7 +98,7 @@ def was_loaded(place: Any) -> dict[str, Any]:
 
 WORK = Work(
     {"opened": opened, "missing": place_missing},
-    (answers, fails, fails_oddly, asks, takes_memory, holds, sleeps, gets, moves, was_loaded),
+    (answers, fails, fails_oddly, takes_memory, holds, sleeps, gets, moves, was_loaded),
     lambda: LOADED.append(os.getpid()),
 )
 OF = {"study_uid": "1.2"}
@@ -183,35 +169,6 @@ def test_a_process_that_did_well_is_given_the_next_job() -> None:
         psutil.wait_procs([idle], timeout=10)
         time.sleep(0.1)  # until its end was told
         assert pid(5) not in (first, fourth)
-
-
-def test_an_archive_that_does_not_answer_is_left_alone_whatever_the_job(host: Host) -> None:
-    host.answer = lambda path: (500, {}, b"")
-
-    def failure(number: int) -> str:
-        with (
-            pytest.raises(PacsError) as caught,
-            processes.process("opened", OF, lambda _: None, f"job-{number}") as made,
-        ):
-            made.run(asks, PLACE, host.url)
-        return type(caught.value).__name__
-
-    with slide_processes(BudgetSettings(), WORK) as processes:
-        failures = [failure(number) for number in range(8)]
-    assert failures == ["PacsBusy"] * 5 + ["PacsUnreachable"] * 3
-    assert len(host.requests) == 20
-
-
-def test_a_stage_may_be_run_again_after_a_failure_that_may_pass(
-    host: Host, process: SlideProcess
-) -> None:
-    host.answer = lambda path: (500, {}, b"")
-    before = process.run(answers, PLACE, 1)["pid"]
-    with pytest.raises(PacsBusy):
-        process.run(asks, PLACE, host.url)
-    host.answer = lambda path: (200, {}, b"[]")
-    assert process.run(asks, PLACE, host.url) == {"found": []}
-    assert process.run(answers, PLACE, 1)["pid"] == before
 
 
 def test_memory_is_counted_for_each_job() -> None:
