@@ -125,10 +125,7 @@ def open_slide(
     _check_size(images, max_matrix_px)
     groups = by_level(images)
     check_extents(groups, series_uid)
-    groups += filter(
-        None,
-        (_only(each, instances) for each in low_level(pacs, study_uid, groups, thumbnails)),
-    )
+    groups += low_level(pacs, study_uid, groups, thumbnails, instances)
     path = choose_optical_path(groups[0], settings.optical_path, series_uid)
     log.info("Series %s is read in optical path %r, %s", series_uid, path.identifier, path.reason)
     levels = read_levels(

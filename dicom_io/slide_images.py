@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from pydicom.config import IGNORE
 from pydicom.uid import UID
@@ -67,6 +67,7 @@ def low_level(
     study_uid: str,
     groups: Sequence[Sequence[LevelImage]],
     thumbnails: Sequence[InstanceMetadata],
+    instances: Collection[str] | None = None,
 ) -> list[list[LevelImage]]:
     """Levels coarser than the slide's own: its thumbnail, and those in other series if need be.
 
@@ -78,19 +79,31 @@ def low_level(
     groups
         Instances of each level, finest first.
     thumbnails
+    instances
+        SOP Instance UIDs of those that may be taken; None for all.
     """
     base, coarsest = groups[0][0], groups[-1][0]
-    added = list(_coarser(base, coarsest, by_level(_usable(thumbnails))))
+    added = list(_coarser(base, coarsest, by_level(_usable(_among(thumbnails, instances)))))
     if max((added or groups)[-1][0].size_px) <= LOW_LEVEL_PX:
         return added
     for series_uid in _other_series(pacs, study_uid, base.series_uid):
-        instances = _read_metadata(pacs, study_uid, series_uid)
-        slides = [m for m in instances if value(m.header, "SOPClassUID") == WHOLE_SLIDE_IMAGE]
+        there = _among(_read_metadata(pacs, study_uid, series_uid), instances)
+        slides = [m for m in there if value(m.header, "SOPClassUID") == WHOLE_SLIDE_IMAGE]
         images = _usable([*_of_kind("VOLUME", slides), *_of_kind("THUMBNAIL", slides)])
         for group in _coarser(base, (added or groups)[-1][0], by_level(images)):
             log.info("Series %s lends a low level to series %s", series_uid, base.series_uid)
             added.append(group)
     return added
+
+
+def _among(
+    found: Iterable[InstanceMetadata], instances: Collection[str] | None
+) -> list[InstanceMetadata]:
+    return [
+        each
+        for each in found
+        if instances is None or str(value(each.header, "SOPInstanceUID")) in instances
+    ]
 
 
 def _coarser(

@@ -33,6 +33,8 @@ FIND = "find slides"
 REVIEW = "review slide"
 CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
+# How the reason of a job begins that nothing but workitems has asked for.
+OF_WORKITEM = "workitem "
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
 
 JobStatus = Literal["waiting", "queued", "running", "completed", "failed", "cancelled"]

@@ -29,6 +29,7 @@ from node.job import (
     CALL_BACK,
     ENDED,
     FIND,
+    OF_WORKITEM,
     PRIORITIES,
     REVIEW,
     Job,
@@ -54,7 +55,7 @@ from node.job_database import (
 from node.job_table import JobTable
 from node.job_workflows import Workflows, state_of
 from node.progress import ProgressFile
-from node.revisions import find_seen
+from node.revisions import find_seen, revisions
 from node.rule_settings import Priority
 from node.turns import Waiting, number_of
 
@@ -133,7 +134,8 @@ class JobQueue:
             Address that is told when the job has ended; also where it is joined, or had ended.
         again
             Whether a completed job runs anew; its stored results are then compared with what the
-            archive and the EHR have, and delivered where they are missing.
+            archive and the EHR have, and delivered where they are missing. One whose result was
+            withdrawn since always does.
         await_arrival
             Whether to wait until the slide is whole.
         site
@@ -142,9 +144,12 @@ class JobQueue:
         arguments = job_arguments(slide, place)
         name = _digest(arguments)
         newest = self._workflows.newest(name)
-        if newest is not None and (
-            newest.status in ACTIVE or (newest.status == "SUCCESS" and not again)
+        if (
+            newest is not None
+            and (newest.status in ACTIVE or (newest.status == "SUCCESS" and not again))
+            and not self._is_withdrawn(newest)
         ):
+            self._share(newest, slide.reason)
             self._ask(name, try_of(newest.workflow_id)[1], callback)
             if newest.status in ACTIVE and self._hurry(newest, priority or PRIORITIES[0]):
                 return self.get(name)
@@ -155,6 +160,28 @@ class JobQueue:
         self._ask(name, number, callback)
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return submitted_job(name, number, arguments | extra, await_arrival)
+
+    def _share(self, workflow: WorkflowStatus, reason: str) -> None:
+        """Note that not a workitem alone has asked for a job, which is canceled with it."""
+        begun = str(arguments_of(workflow).get("reason"))
+        if (
+            workflow.status not in ACTIVE
+            or not begun.startswith(OF_WORKITEM)
+            or reason.startswith(OF_WORKITEM)
+        ):
+            return
+        with database_errors(self._settings), self._writing:
+            self._open_client().update_workflow_attributes(
+                workflow.workflow_id, {"reason": reason}, merge=True
+            )
+
+    def _is_withdrawn(self, workflow: WorkflowStatus) -> bool:
+        """Whether a person has withdrawn what a completed job had found."""
+        result = self._job(workflow).result
+        if workflow.status != "SUCCESS" or result is None or "identity" not in result:
+            return False
+        known = revisions(self._settings, result["identity"])
+        return bool(known) and known[-1].get("standing") == "withdrawn"
 
     def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:
         """Queue a review of a job's result, or join the job of the same review.
@@ -232,7 +259,9 @@ class JobQueue:
             return False
         with database_errors(self._settings), self._writing:
             client = self._open_client()
-            client.update_workflow_attributes(workflow.workflow_id, {"priority": priority})
+            client.update_workflow_attributes(
+                workflow.workflow_id, {"priority": priority}, merge=True
+            )
             number = self._number(workflow.name, priority, arguments)
             self._table.move(workflow.workflow_id, number)
         return True

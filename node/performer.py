@@ -45,7 +45,7 @@ from models.errors import MarrowNodeError
 from node.attempts import OneByOne
 from node.claims import CLAIMING, Claim, Claims
 from node.config import Settings
-from node.job import ENDED, Job
+from node.job import ENDED, OF_WORKITEM, Job
 from node.job_queue import JobQueue
 from node.pipeline import SlideReference
 from node.rule_settings import Priority
@@ -62,7 +62,6 @@ OUTPUTS = {
 PRIORITIES: dict[str, Priority] = {"HIGH": "urgent", "MEDIUM": "routine", "LOW": "batch"}
 LONGEST_REASON = 10_240  # VR LT, PS3.5 6.2
 # Of jobs that a workitem has begun, before its UID.
-_REASON = "workitem "
 
 
 class Worklist(Protocol):
@@ -300,7 +299,7 @@ class Performer:
             place = self._choose(slides)
             jobs = [
                 self._queue.submit(
-                    SlideReference(study, series, f"{_REASON}{claim.uid}"),
+                    SlideReference(study, series, f"{OF_WORKITEM}{claim.uid}"),
                     place,
                     priority,
                     await_arrival=True,
@@ -318,7 +317,7 @@ class Performer:
         """Cancel a job, unless it has ended or somebody else waits for it or has asked for it."""
         if (
             job.status in ENDED
-            or not job.reason.startswith(_REASON)
+            or not job.reason.startswith(OF_WORKITEM)
             or self._claims.shared(job.job, claim.uid)
             or self._queue.is_awaited(job.job)
         ):

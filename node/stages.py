@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 
 from dicom_io.analysis import FIRST_REVISION, Analysis, ModelIdentity
 from dicom_io.colour import carried_profile
+from dicom_io.errors import SeriesNotFound
 from dicom_io.focus import in_focus
 from dicom_io.frame_sample import sampled
 from dicom_io.frames import bytes_of_regions, bytes_slide, read_tiles
@@ -23,6 +25,7 @@ from dicom_io.overview import read_overview
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.report import report_place
 from dicom_io.slide import Slide, open_slide
+from dicom_io.slide_images import WHOLE_SLIDE_IMAGE
 from models.ahead import mapped_ahead
 from models.classify import detect_and_classify
 from models.detect import detection_grid, reading_order
@@ -50,6 +53,8 @@ from node.summary import summary_of
 from node.views import Appearance, busiest_field_px, read_field
 from node.work_files import open_work_files, write_atomically
 from node.workplace import Desk, Workplace
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -485,19 +490,29 @@ def write_results_to(
 
 
 @contextmanager
-def opened_slide(place: Desk, opened: Mapping[str, Any]) -> Iterator[tuple[Pacs, Slide]]:
+def opened_slide(
+    place: Desk, opened: Mapping[str, Any], *, to_be_read: bool = True
+) -> Iterator[tuple[Pacs, Slide]]:
     """The archive and the slide, whose metadata is asked for once in a job.
 
-    A job that has opened it, and a review of what came of that, have it as it was then.
+    A job that has opened it, and a review of what came of that, have it as it was then. Where
+    nothing is `to_be_read` of it, what is left of it will do: a result can be withdrawn when the
+    archive has not all of its slide any more.
     """
     settings, uids = place.settings, (opened["study_uid"], opened["series_uid"])
     with open_pacs(settings.pacs_url, settings.pacs, place.budget) as pacs:
         if uids not in place.slides:
             asked = (pacs, *uids, settings.max_matrix_px, settings.slide)
-            slide = open_slide(*asked)
             then = opened.get("instances")  # an older version kept none
-            if then and then != sorted(slide.source_instances):
+            try:
                 slide = open_slide(*asked, then)
+            except SeriesNotFound:
+                if to_be_read or not then:
+                    raise
+                log.warning("Series %s has lost instances since it was analysed.", uids[1])
+                # What it is known by stays: results are named after it.
+                known = dict.fromkeys(then, WHOLE_SLIDE_IMAGE)
+                slide = replace(open_slide(*asked), source_instances=known)
             place.slides[uids] = slide
         yield pacs, place.slides[uids]
 

@@ -17,9 +17,11 @@ from dicom_io.pacs import open_pacs
 from dicom_io.pacs_settings import PacsSettings
 from dicom_io.slide import open_slide
 from node.config import load_settings
+from node.job_queue import open_job_queue
+from node.pipeline import SlideReference
 from node.stages import open_, opened_slide
 from node.workplace import Workplace
-from tests.reviews import Node
+from tests.reviews import DELETE_ONE, Node
 from tests.smears import Smear, small_smear
 
 ONE_SET = {"ANN": 1, "SEG": 1, "SR": 1, "DiagnosticReport": 1}
@@ -93,10 +95,33 @@ def test_a_completed_job_is_compared_and_reviewed_and_once_withdrawn_made_anew(
     node.review(first, 1, "confirmed")  # of the slide as it was
     node.review(first, 2, "withdrawn", reason="A level was missing")
     assert results(smear)["DiagnosticReport"] == 1
+    # Whoever asks for it: a rule that sends it again, a poll, a person.
+    with open_job_queue(node.settings) as queue:
+        (job,) = queue.list()
+        slide = SlideReference(job.study_uid, job.series_uid, "HTTP request")
+        sent = queue.submit(slide, Workplace.open(node.settings, lambda _: None), "routine")
+        assert (sent.job, sent.status, sent.tries) == (job.job, "queued", job.tries + 1)
+        queue.cancel(sent.job)
     code, anew, said = smear.analyse()
     assert code == 0, said
     assert anew["identity"] != first["identity"]
     assert (anew["standing"], "slide_changed" in anew) == ("unreviewed", False)
+
+
+def test_a_result_is_withdrawn_though_an_instance_of_its_slide_is_gone(smear: Smear) -> None:
+    """A bad level was rejected in the archive, which is why."""
+    code, first, said = smear.analyse()
+    assert code == 0, said
+    *_, low = sorted(smear.slide.paths, key=lambda path: -path.stat().st_size)
+    low.unlink()
+    settings = load_settings(smear.settings(), {})
+    node = Node(smear, replace(settings, pacs_url=smear.pacs_url, ehr_url=smear.ehr_url))
+    with pytest.raises(SeriesNotFound, match="no longer has all instances"):
+        node.review(first, 1, "corrected", corrections=DELETE_ONE)
+    node.review(first, 1, "withdrawn", reason="A level was bad")
+    assert results(smear) == ONE_SET | {"SR": 2}
+    (report,) = (smear.folder / "ehr").rglob("DiagnosticReport/*.json")
+    assert "entered-in-error" in report.read_text()
 
 
 def test_what_nobody_can_make_again_fails_until_the_archive_does_not_have_it(

@@ -444,16 +444,20 @@ def test_a_job_that_two_workitems_wait_for_is_not_cancelled_by_one(bench: Bench)
     assert bench.claims.open() == []
 
 
-@pytest.mark.parametrize("callback", ["", "http://localhost:1/"])
-def test_a_job_that_somebody_else_asked_for_is_not_cancelled(bench: Bench, callback: str) -> None:
-    """Before the workitem, or after it and waiting to be told."""
+@pytest.mark.parametrize(
+    ("before", "callback"), [(True, ""), (False, "http://localhost:1/"), (False, "")]
+)
+def test_a_job_that_somebody_else_asked_for_is_not_cancelled(
+    bench: Bench, before: bool, callback: str
+) -> None:
+    """Before the workitem; or after it, waiting to be told or not."""
     slide, place = SlideReference(*MISSING, "POST /jobs"), bench.performer()._choose([MISSING])
     performer = bench.performer()
     bench.manager.schedule("1.9.1", [MISSING])
-    if not callback:
+    if before:
         bench.queue.submit(slide, place, "routine", await_arrival=True)
     performer.look()
-    if callback:
+    if not before:
         bench.queue.submit(slide, place, "routine", callback, await_arrival=True)
     bench.claims.cancel("1.9.1")
     performer.look()

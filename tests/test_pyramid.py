@@ -173,6 +173,28 @@ def test_low_level_in_another_series(
         assert np.array_equal(tiles.rgb[0], stored_pixels(written.paths[2])[0])
 
 
+def test_a_thumbnail_that_came_later_is_not_of_the_slide_as_it_was(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was opened with the low level that another series lends, as long as it had no own one."""
+    other = generate_uid()
+
+    def change(ds: Dataset, level: int) -> None:
+        if level == 1:
+            ds.SeriesInstanceUID = other
+        if level == 2:
+            ds.ImageType = ["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"]
+            del ds.DimensionOrganizationType
+
+    monkeypatch.setattr("dicom_io.slide_images.LOW_LEVEL_PX", 200)
+    written = write_slide(tmp_path, scales=(1, 8, 8), change=change, encoding="raw")
+    base, lent, thumbnail = (dcmread(path).SOPInstanceUID for path in written.paths)
+    pacs, uids = archive(written), (written.study_uid, written.series_uid)
+    assert set(open_slide(pacs, *uids).source_instances) == {base, thumbnail}
+    then = open_slide(pacs, *uids, instances=[base, lent])
+    assert set(then.source_instances) == {base, lent}
+
+
 def test_series_found_whose_attributes_are_no_text_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
