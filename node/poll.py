@@ -12,7 +12,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import date, timedelta
@@ -35,7 +35,7 @@ from node.job_queue import JobQueue, open_job_queue
 from node.pipeline import SlideReference
 from node.rules import submit_by_rules
 from node.seen_slides import SeenSlides
-from node.worklist_database import CURSORS, WorklistDatabase, worklist_database
+from node.worklist_database import CURSORS, UNREAD, WorklistDatabase, worklist_database
 
 log = logging.getLogger(__name__)
 
@@ -117,19 +117,21 @@ class ArchiveLooks:
         Raises
         ------
         MarrowNodeError
-            The archive cannot be asked at present, or not about one of the studies; the others were
-            looked through, and the next look goes through the same again.
+            The archive cannot be asked at present, or not about one of the studies: the others were
+            looked through, and the next look comes back to it, however old it is by then.
         """
         today = self._today()
         since = self._since(today)
-        studies = OneByOne()
+        studies, unread = OneByOne(), self._unread()
         with open_pacs(self._settings.pacs_url, self._settings.pacs) as pacs:
             dated = Search("studies", {"StudyDate": f"{since.strftime(DATE)}-"})
-            for study_uid in pacs.search_slide_studies(dated):
+            found = dict.fromkeys([*unread, *pacs.search_slide_studies(dated)], False)
+            for study_uid in found:
                 with studies.one():
                     self._look_through(pacs, study_uid)
+                    found[study_uid] = True
+        self._searched(today, [study_uid for study_uid, read in found.items() if not read])
         studies.end()
-        self._searched(today)
 
     def _look_through(self, pacs: Pacs, study_uid: str) -> None:
         slides = OneByOne()
@@ -162,9 +164,17 @@ class ArchiveLooks:
         last = date.fromisoformat(told) if told else today
         return min(last, today) - timedelta(days=self._settings.poll.overlap_days)
 
-    def _searched(self, today: date) -> None:
+    def _unread(self) -> list[str]:
+        query = select(UNREAD.c.study_uid).where(UNREAD.c.source == self._archive)
+        with self._database.reading() as connection:
+            return list(connection.execute(query.order_by(UNREAD.c.study_uid)).scalars())
+
+    def _searched(self, today: date, unread: Sequence[str] = ()) -> None:
+        """Begin there the next time, and with what could not be read."""
+        source = {"source": self._archive}
         with self._database.changing() as connection:
-            connection.execute(delete(CURSORS).where(CURSORS.c.source == self._archive))
-            connection.execute(
-                insert(CURSORS).values(source=self._archive, place=today.isoformat())
-            )
+            for table in (CURSORS, UNREAD):
+                connection.execute(delete(table).where(table.c.source == self._archive))
+            connection.execute(insert(CURSORS).values(place=today.isoformat(), **source))
+            for study_uid in unread:
+                connection.execute(insert(UNREAD).values(study_uid=study_uid[:64], **source))

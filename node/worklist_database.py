@@ -85,6 +85,13 @@ CURSORS = Table(
     Column("source", String(512), primary_key=True),
     Column("place", Text, nullable=False),
 )
+# Studies that a search has found and could not look through.
+UNREAD = Table(
+    "unread_studies",
+    _METADATA,
+    Column("source", String(512), primary_key=True),
+    Column("study_uid", String(64), primary_key=True),
+)
 SEEN = Table(
     "seen_series",
     _METADATA,

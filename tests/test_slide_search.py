@@ -194,7 +194,7 @@ def test_who_asks_after_the_end_is_told_too_and_a_call_that_fails_is_logged(
 def test_polling_passes_over_what_the_archive_never_has_time_for(
     orthanc: Orthanc, archive: Proxy, smear: Smear, tmp_path: Path
 ) -> None:
-    """One study, or one slide; the next look asks again."""
+    """One study, or one slide; the next look asks again, a year later too."""
     # The first two copies are in the archive already, under another study.
     slides = copied_slides(smear.slide.paths, tmp_path / "slides", ["20210601"] * 6)[2:]
     orthanc.add(*(path for slide in slides for path in slide))
@@ -221,5 +221,6 @@ def test_polling_passes_over_what_the_archive_never_has_time_for(
             assert {job.study_uid for job in queue.list()} == set(others)
         finally:
             archive.faults = []
-        looks.look()
+        ArchiveLooks(settings, database, queue, lambda: date(2022, 6, 2)).look()
         assert {job.study_uid for job in queue.list()} == {first, second, *others}
+        assert looks._unread() == []
