@@ -16,6 +16,7 @@ MAGIC, MAGIC_AT = b"DICM", 128
 DIRECTORY = "DICOMDIR"
 PARTIAL = ".partial"
 STUDIES = "studies"
+_LEVELS = ("Study", "Series", "SOP")
 # A UID as PS3.5 §9.1 spells it: the only thing from a dataset that may become part of a path.
 UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 
@@ -130,7 +131,7 @@ class FolderIndex:
             attributes = header_of(path, SEARCHED).to_json_dict()
         except FILE_ERRORS as error:
             raise damaged(path) from error
-        if not value(attributes, "SOPInstanceUID"):
+        if not all(value(attributes, f"{level}InstanceUID") for level in _LEVELS):
             raise damaged(path)
         return IndexedFile(path, identity, attributes)
 

@@ -78,7 +78,8 @@ class IncomingFile:
                 write()
             except OSError as error:
                 self.error = error
-                self.remove()
+                with suppress(OSError):  # of a disk that takes nothing any more
+                    self.remove()
 
 
 @contextmanager

@@ -307,6 +307,15 @@ def test_some_of_the_disk_stays_free_whatever_a_sender_sends(
         endless.finish()
 
 
+def test_a_disk_that_takes_nothing_is_told_of_at_the_end(tmp_path: Path) -> None:
+    """Raised where it is met, it would end the thread that has to tell the sender."""
+    (tmp_path / "file").write_bytes(b"")
+    nowhere = IncomingFile(tmp_path / "file" / "object")  # can be neither written nor deleted
+    assert nowhere.write(b"1234") == 4
+    with pytest.raises(NotADirectoryError):
+        nowhere.finish()
+
+
 @needs_dcmtk
 def test_a_large_object_is_not_held_in_memory(tmp_path: Path) -> None:
     large_object(300).save_as(tmp_path / "large.dcm", enforce_file_format=True)
