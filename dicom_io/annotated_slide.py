@@ -139,10 +139,10 @@ def _tile(
 
 
 def _annotation_uids(pacs: Pacs, study_uid: str, series_uid: str) -> list[str]:
-    """SOP Instance UIDs of the ANN instances of a series, as QIDO gives them (PS3.18 10.6)."""
+    """SOP Instance UIDs of the ANN instances of a series: archives list them in any order."""
     found = pacs.search_instances(study_uid, series_uid)
-    return [
+    return sorted(
         str(each["00080018"]["Value"][0])
         for each in found
         if each.get("00080016", {}).get("Value", [None])[0] == ANN_SOP_CLASS
-    ]
+    )

@@ -28,9 +28,10 @@ def bootstrap_interval(
     Returns
     -------
     list or None
-        Lower and upper end; None where no draw had a value, or there is nothing to draw.
+        Lower and upper end; None where no draw had a value, and of a single unit, which says
+        nothing of others.
     """
-    if not units:
+    if units < 2:
         return None
     drawn = [statistic(rng.integers(units, size=units)) for _ in range(BOOTSTRAPS)]
     values = [value for value in drawn if value is not None]

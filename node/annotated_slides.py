@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dicom_io.annotated_slide import annotated_tiles, read_annotations
 from dicom_io.slide import open_slide
@@ -16,6 +15,8 @@ from models.errors import TrainingInvalid
 from models.records import UInt8
 from node.config import Settings
 from node.named_archive import open_named
+from node.pictures import as_png, pixels
+from node.work_files import write_atomically
 
 
 def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -> list[Any]:
@@ -52,14 +53,14 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
         ):
             x, y = (round(value) for value in tile.origin_px)
             path = folder / f"x{x:06}_y{y:06}.png"
-            Image.fromarray(tile.rgb).save(path, compress_level=1)
+            write_atomically(path, as_png(tile.rgb))  # another command may read it
             taken = [row for row, key in enumerate(tile.types) if key not in source.ignore]
             images.append(
                 image(
                     f"{source.series_uid} at ({x}, {y})",
                     source.series_uid,
                     (tile.rgb.shape[1], tile.rgb.shape[0]),
-                    partial(_pixels, path),
+                    partial(_read, path),
                     tile.box_tile_px[taken].astype(np.float32),
                     np.array([_kind(tile.types[row], source, recipe) for row in taken], np.int64),
                 )
@@ -78,6 +79,5 @@ def _kind(key: str, source: Any, recipe: Any) -> int:
     return int(recipe.types.index(name))
 
 
-def _pixels(path: Path) -> UInt8:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+def _read(path: Path) -> UInt8:
+    return pixels(path.read_bytes())

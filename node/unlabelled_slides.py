@@ -17,6 +17,7 @@ from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.slide import Slide, open_slide
 from models.classify import Sessions
 from models.detect import detection_grid
+from models.errors import TrainingInvalid
 from models.fields import find_in_field
 from models.localise import localise, localiser_grid
 from models.package import ModelPackage
@@ -112,6 +113,11 @@ def write_tiles(
     um_per_px
     folder
         It exists.
+
+    Raises
+    ------
+    TrainingInvalid
+        Its ``groups.csv`` is another table.
     """
     for reference in dict.fromkeys(tile.slide for tile in tiles.values()):
         own = {path: tile for path, tile in tiles.items() if tile.slide == reference}
@@ -120,7 +126,8 @@ def write_tiles(
             read = read_tiles(pacs, slide, boxes, um_per_px, batch_size=1, settings=settings.read)
             for path, tile in zip(own, read, strict=True):
                 Image.fromarray(tile.rgb[0]).save(folder / path)
-    _add_groups(folder / "groups.csv", {str(p): t.slide.series_uid for p, t in tiles.items()})
+    if tiles:
+        _add_groups(folder / "groups.csv", {str(p): t.slide.series_uid for p, t in tiles.items()})
 
 
 def _add_groups(path: Path, groups: Mapping[str, str]) -> None:
@@ -128,7 +135,10 @@ def _add_groups(path: Path, groups: Mapping[str, str]) -> None:
     known: dict[str, str] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8-sig") as file:
-            known = {row["file"]: row["group"] for row in csv.DictReader(file)}
+            table = csv.DictReader(file)
+            if not {"file", "group"} <= set(table.fieldnames or ()):
+                raise TrainingInvalid(f"{path} needs the columns file and group: name them so.")
+            known = {row["file"]: row["group"] for row in table}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "group"])

@@ -35,15 +35,17 @@ OBJECT = (
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """Four slides of two fields; in each a cell of either type, the second at the very edge."""
+    """Four slides of two fields; in each a cell of either type, and one that the edge cuts."""
     fields = tmp_path / "fields"
     fields.mkdir()
     for slide in "abcd":
         for number in range(2):
             rgb = np.full((200, 240, 3), 220, np.uint8)
             rgb[60:140, 60:140] = (90, 60, 150)
-            rgb[150:200, 190:240] = (170, 60, 150)
-            boxes = zip(TYPES, ((61, 61, 140, 140), (191, 151, 240, 200)), strict=True)
+            rgb[148:198, 188:238] = (170, 60, 150)
+            rgb[0:40, 0:40] = (170, 60, 150)
+            corners = ((61, 61, 140, 140), (189, 149, 238, 198), (1, 1, 40, 40))
+            boxes = zip((*TYPES, TYPES[1]), corners, strict=True)
             marked = [
                 OBJECT.format(name=name, x0=x0, y0=y0, x1=x1, y1=y1)
                 for name, (x0, y0, x1, y1) in boxes
@@ -62,7 +64,7 @@ def test_every_fold_is_held_out_once(recipe: Path) -> None:
     assert [fold.number for fold in folds] == [0, 1]
     tested = [set(fold.groups) for fold in folds]
     assert tested[0].isdisjoint(tested[1])
-    # Of each held-out fold of two slides one validates: two cells of a type in two fields.
+    # Of each held-out fold of two slides one validates: two whole cells in each of two fields.
     assert [int(fold.confusion.sum()) for fold in folds] == [4, 4]
     accuracies = [fold.figures["accuracy"] for fold in folds]
     assert spreads["accuracy"].mean == pytest.approx(np.mean(accuracies))
@@ -87,6 +89,14 @@ def test_every_slide_may_be_held_out_and_nothing_is_trained_twice(recipe: Path) 
     assert "accuracy" in again.output
     assert len(at) == 4
     assert [path.stat().st_mtime_ns for path in checkpoints] == at
+
+
+def test_what_cannot_be_parted_is_said_before_anything_is_trained(recipe: Path) -> None:
+    """Of three folds of four slides two hold one slide, which cannot both choose and be tested."""
+    recipe.write_text(RECIPE.replace("folds = 2", "folds = 3"))
+    with pytest.raises(TrainingInvalid, match="and 0 to test on"):
+        cross_validate(load_recipe(recipe), Console(file=io.StringIO()))
+    assert not (recipe.parent / "run").exists()
 
 
 def test_images_of_their_own_leave_nothing_to_hold_out(recipe: Path) -> None:

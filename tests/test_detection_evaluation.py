@@ -167,7 +167,8 @@ def test_cells_are_evaluated_with_a_manual_count(tmp_path: Path) -> None:
         side = blob_side_px(label)
         box = draw_blob(rgb, (90.0 + 130 * number, 200.0), (side, side))
         objects.append((CLASSES[label], box))
-    labelled(tmp_path / "fields" / "a.png", rgb, objects)
+    for name in ("a", "b"):  # one slide alone has no interval
+        labelled(tmp_path / "fields" / f"{name}.png", rgb, objects)
     manual = tmp_path / "manual.csv"
     manual.write_text("type,count\nmyeloblast,50\nband_neutrophil,100\n")
     recipe = written(tmp_path, "cells", CLASSES[:-1], 0.25)

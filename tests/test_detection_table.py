@@ -126,6 +126,7 @@ def test_images_of_one_slide_are_drawn_together() -> None:
     assert by_slide == [0.0, 1.0]
     assert by_image is not None
     assert by_image[1] < 1.0
+    assert map_interval(findings, 1, 0, [*"aaaaaa"]) is None  # one slide says nothing of others
 
 
 def test_images_without_a_cell_are_not_images_where_none_is_found() -> None:

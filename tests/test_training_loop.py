@@ -423,6 +423,9 @@ def test_a_table_says_which_images_are_of_one_slide(recipe: Path) -> None:
     images = split_images(load_recipe(recipe))
     assert {image.group for image in images.train}.isdisjoint(i.group for i in images.test)
     assert {i.group for i in (*images.train, *images.validation, *images.test)} == {*"abcd"}
+    table.write_text("\n".join(["file,group", *rows, "other/3.png,a"]))
+    with pytest.raises(TrainingInvalid, match=r"files of the name 3 into two groups"):
+        split_images(load_recipe(recipe))
     table.write_text("\n".join(["file,group", *rows[1:]]))
     with pytest.raises(TrainingInvalid, match=r"groups.csv has no line for 0: add its group"):
         split_images(load_recipe(recipe))
@@ -444,6 +447,12 @@ def test_images_to_report_may_be_others_than_those_to_choose_with(recipe: Path) 
                 path.unlink()
     images = split_images(load_recipe(recipe))
     assert [len(each) for each in (images.train, images.validation, images.test)] == [12, 3, 2]
+    # Those to report have no say in the weights: they may be corrected, and reported anew.
+    identity = _identity(load_recipe(recipe), images)
+    corrected = recipe.parent / "test" / "1.txt"
+    corrected.write_text(corrected.read_text().replace("1", "0", 1))
+    loaded = load_recipe(recipe)
+    assert _identity(loaded, split_images(loaded)) == identity
 
 
 def test_a_training_of_cells_lends_both_stages_of_its_package(recipe: Path, tmp_path: Path) -> None:

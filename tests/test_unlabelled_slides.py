@@ -85,6 +85,20 @@ def test_labels_that_are_there_are_left_alone(smear: Smear, tmp_path: Path) -> N
     assert select(smear, *of_slide(smear), "--out", str(tmp_path)).exit_code != 0  # none is left
 
 
+def test_images_of_a_folder_keep_the_groups_they_have(smear: Smear, tmp_path: Path) -> None:
+    """Of no slide of the archive: a table of nothing would say that none has a group."""
+    pixels = Image.fromarray(np.full((200, 200, 3), 230, np.uint8))
+    (tmp_path / "images").mkdir()
+    pixels.save(tmp_path / "images" / "a.png")
+    known = ("--model", "demo-smear", "--um-per-px", "0.25", "--out", str(tmp_path / "out"))
+    ended = select(smear, *known, str(tmp_path / "images"))
+    assert ended.exit_code == 0, ended.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.xml"]
+    (tmp_path / "out" / "groups.csv").write_text("file;group\n")
+    ended = select(smear, *of_slide(smear), "--out", str(tmp_path / "out"))
+    assert "needs the columns file and group" in ended.output + str(ended.exception)
+
+
 def test_only_the_first_are_written(smear: Smear, tmp_path: Path) -> None:
     ended = select(smear, *of_slide(smear), "--top", "2", "--out", str(tmp_path))
     names = {row["image"] for row in json.loads(ended.stdout)}

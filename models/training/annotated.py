@@ -21,6 +21,8 @@ from models.records import Float32, Int64, UInt8
 
 # Annotation programs round: a box may reach this far over the edge, and is cut there.
 _ROUNDING_PX = 1.5
+# What lies as near to an edge was cut there.
+_EDGE_PX = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +118,17 @@ def only_kind(image: AnnotatedImage) -> int:
             " wanted: give images of single cells, or of tiles as a whole."
         )
     return int(image.kind[0])
+
+
+def uncut(image: AnnotatedImage) -> Int64:
+    """Rows of the cells of known types that no edge of their image cuts.
+
+    The middle of a piece is not that of its cell. What an image shows alone, it shows whole.
+    """
+    low, high = image.box_px[:, :2], image.box_px[:, 2:]
+    inside = (low > _EDGE_PX).all(1) & (high < np.array(image.size_px) - _EDGE_PX).all(1)
+    alone = (high - low >= np.array(image.size_px) - 2 * _EDGE_PX).all(1)
+    return np.flatnonzero((inside | alone) & (image.kind >= 0))
 
 
 def gathered(

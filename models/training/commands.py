@@ -19,7 +19,7 @@ from models.fields import accepted_places
 from models.package import ModelPackage
 from models.records import Detections, Tiles
 from models.region_table import boxes_as_places, region_table
-from models.training.annotated import AnnotatedImage
+from models.training.annotated import AnnotatedImage, uncut
 from models.training.as_the_node import finder, reporting_all
 from models.training.cross_validation import cross_validate
 from models.training.learning_curve import learning_curve
@@ -116,9 +116,10 @@ def _check_unlearnt(recipe: Recipe, package: ModelPackage, images: ImageSets) ->
         return
     if trained_on.exists() and trained_on.read_text().strip() != images.digest:
         raise TrainingInvalid(
-            f"{recipe.name}: its images or labels have changed since {recipe.out} was trained, so"
-            " test images may be among those it has learnt from: train again with another 'out',"
-            " or evaluate by a configuration with another 'out' and [[validation]] images."
+            f"{recipe.name}: the images or labels to learn from and to choose with are others than"
+            f" when {recipe.out} was trained, so test images may be among those it has learnt from:"
+            " train again with another 'out', or evaluate by a configuration with another 'out' and"
+            " [[validation]] images."
         )
 
 
@@ -128,7 +129,7 @@ def _named(
     package: ModelPackage,
     sessions: Sessions,
 ) -> dict[str, Any]:
-    """What the second stage calls the cells of images, each looked at by itself.
+    """What the second stage calls the whole cells of images, each looked at by itself.
 
     Raises
     ------
@@ -145,18 +146,19 @@ def _named(
     scale = replace(package.manifest.detector, um_per_px=recipe.um_per_px)
     as_scaled = replace(package, manifest=replace(package.manifest, detector=scale))
     for image in images:
-        rgb, cells = image.read()[None], len(image.kind)
+        rows = uncut(image)
+        rgb, cells = image.read()[None], len(rows)
         one = Tiles(rgb, np.zeros((1, 2)), np.ones(2), np.ones(rgb.shape[:3], np.bool_))
         there = Detections(
             tile=np.zeros(cells, np.int32),
-            box_tile_px=image.box_px,
+            box_tile_px=image.box_px[rows],
             score=np.ones(cells, np.float32),
             probability=np.zeros((cells, len(package.manifest.classes)), np.float32),
             label=np.zeros(cells, np.int32),
             classes=package.manifest.classes,
         )
         named = classify(one, there, sessions["classifier"], as_scaled)
-        np.add.at(table, (image.kind, np.minimum(named.label, types)), 1)
+        np.add.at(table, (image.kind[rows], np.minimum(named.label, types)), 1)
     cells = max(int(table.sum()), 1)
     return {
         **classification_table(table[:, :types], package.manifest.types, recipe.seed),

@@ -98,10 +98,14 @@ def cross_validate(
     count = recipe.folds
     if count == "each":
         count = int(leave_one_out(images).max(initial=-1)) + 1
+    recipes = [
+        replace(recipe, held_out=number, out=recipe.out / FOLDS / str(number))
+        for number in range(count)
+    ]
+    # All of them first: what cannot be parted is said before anything is trained.
+    parts = [parted(images, own) for own in recipes]
     folds = []
-    for number in range(count):
-        own = replace(recipe, held_out=number, out=recipe.out / FOLDS / str(number))
-        sets = parted(images, own)
+    for number, (own, sets) in enumerate(zip(recipes, parts, strict=True)):
         for line in remarks(own, sets):
             console.print(f"{recipe.name}, fold {number}: {line}", highlight=False)
         _, metrics = trained_and_measured(own, sets, console)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from models.errors import TrainingInvalid
 from models.evaluation import classification_table, confusion
 from models.records import Int64
-from models.training.annotated import AnnotatedImage
+from models.training.annotated import AnnotatedImage, uncut
 from models.training.dual_stage_cnn import LOCAL, DualStageCnn, MaturationCnn
 from models.training.recipe import Recipe
 from models.training.single_cells import Crops, around, batch, crops_of
@@ -83,18 +83,17 @@ class SingleCellTask:
 
 
 def _crops(images: Sequence[AnnotatedImage]) -> Crops:
-    """Every cell of images at the network's own scale already."""
+    """Every whole cell of images at the network's own scale already."""
     cells = [
-        (around(rgb, box), int(kind))
+        (around(rgb, image.box_px[row]), int(image.kind[row]))
         for image in images
-        if len(image.kind)
+        if len(rows := uncut(image))
         for rgb in (image.read(),)
-        for box, kind in zip(image.box_px, image.kind, strict=True)
-        if kind >= 0
+        for row in rows
     ]
     if not cells:
         raise TrainingInvalid(
-            f"{len(images)} images to train on or to measure with show no cell: add some."
+            f"{len(images)} images to train on or to measure with show no whole cell: add some."
         )
     return crops_of([rgb for rgb, _ in cells], [kind for _, kind in cells])
 

@@ -59,9 +59,12 @@ class ImageSets:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of which images are in which set, and of their labels."""
+        """SHA-256 (hex) of what weights come from: images to learn from and to choose with.
+
+        Which are in which set, and their labels. Those to report have no say in them.
+        """
         digest = hashlib.sha256()
-        for name in ("train", "validation", "test"):
+        for name in ("train", "validation"):
             digest.update(name.encode())
             for image in getattr(self, name):
                 digest.update(repr((image.group, image.name, image.size_px)).encode())
@@ -219,7 +222,13 @@ def _group_in_table(path: Path) -> GroupOf:
     table = read_groups(path)
     if table is None:
         return str
-    by_stem = {Path(name).stem: group for name, group in table.items()}
+    by_stem: dict[str, str] = {}
+    for name, group in table.items():
+        if by_stem.setdefault(Path(name).stem, group) != group:
+            raise TrainingInvalid(
+                f"{path} puts files of the name {Path(name).stem} into two groups: give files names"
+                " of their own, or name the groups by an expression, 'group'."
+            )
 
     def group_of(stem: str) -> str:
         if stem not in by_stem:
