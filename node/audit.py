@@ -153,9 +153,9 @@ def _send_all(open_target: OpenTarget, folder: Path, stopped: threading.Event) -
         with open_target() as send:
             for path in batch:
                 try:
-                    acknowledged = send(AuditRecord(**json.loads(path.read_bytes())))
-                except EhrRefused as error:
-                    if error.status not in _RECORD_REFUSED:
+                    acknowledged = send(_read(path))
+                except (EhrRefused, _Unreadable) as error:
+                    if isinstance(error, EhrRefused) and error.status not in _RECORD_REFUSED:
                         raise
                     _put_aside(path, error)
                     continue
@@ -165,6 +165,17 @@ def _send_all(open_target: OpenTarget, folder: Path, stopped: threading.Event) -
                     taken.append(path)
         for path in taken:
             path.unlink()
+
+
+class _Unreadable(Exception):
+    """A file of records is none: it was cut off, or somebody else wrote it."""
+
+
+def _read(path: Path) -> AuditRecord:
+    try:
+        return AuditRecord(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise _Unreadable("it cannot be read.") from error
 
 
 def _put_aside(path: Path, error: Exception) -> None:

@@ -294,6 +294,18 @@ def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path, status: int)
     assert (len(repository.seen), trail.refused()) == (3, 0)
 
 
+def test_a_file_that_is_no_record_holds_up_no_other(tmp_path: Path) -> None:
+    repository = Repository(lambda _: 201)
+    with repository.running() as settings:
+        trail = AuditTrail(settings, tmp_path)
+        trail.record(TRANSFER)
+        (tmp_path / "fhir" / "0.json").write_text('{"event": ')
+        (tmp_path / "fhir" / "1.json").write_text('{"of": "another version"}')
+        with forwarding(settings, tmp_path):
+            _until(lambda: trail.waiting() == 0)
+    assert (len(repository.seen), trail.refused()) == (1, 2)
+
+
 def test_refused_credentials_are_recorded_together(tmp_path: Path) -> None:
     settings = AuditSettings(fhir_url="http://127.0.0.1:9")
     refusals = RefusedLogins(AuditTrail(settings, tmp_path), together_s=0.5)
