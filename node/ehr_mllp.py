@@ -21,6 +21,7 @@ from dicom_io.errors import (
     EhrRefused,
     EhrUnreachable,
 )
+from dicom_io.pacs_http import WAIT_GROWTH
 from node.ehr_authentication import client_certificate
 from node.ehr_records import Delivered, EhrSettings
 
@@ -69,6 +70,7 @@ class MllpEhr:
             on=EhrUnreachable,
             attempts=self._settings.retries + 1,
             wait_initial=self._settings.retry_wait_s,
+            wait_max=WAIT_GROWTH * self._settings.retry_wait_s,
             timeout=None,
         ):
             with attempt:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import stamina
 
 from dicom_io.errors import EhrAnswerInvalid, EhrRefused, EhrUnreachable
+from dicom_io.pacs_http import WAIT_GROWTH
 from node.ehr_http import FhirHttp, TransactionRefused
 from node.ehr_records import (
     PROVENANCE,
@@ -289,6 +290,7 @@ class FhirServer:
             on=on,
             attempts=self._settings.retries + 1,
             wait_initial=self._settings.retry_wait_s,
+            wait_max=WAIT_GROWTH * self._settings.retry_wait_s,
             timeout=None,
         )
 
