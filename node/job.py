@@ -35,6 +35,8 @@ CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
 # How the reason of a job begins that nothing but workitems has asked for.
 OF_WORKITEM = "workitem "
+# Between what has ended and the address that is told of it.
+CALL_INFIX = ".callback."
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
 
 JobStatus = Literal["waiting", "queued", "running", "completed", "failed", "cancelled"]

@@ -326,7 +326,7 @@ class JobQueue:
         """Queue the news of jobs and searches that have ended, for all who still wait for them.
 
         However they ended: completed, failed, put aside or cancelled in the middle. The same news
-        queued twice is told once.
+        queued twice is told once; where a call has failed for good, who asks again is told anew.
         """
         if self._callbacks is None:
             return
@@ -365,7 +365,7 @@ class JobQueue:
                     {
                         "workflow_name": CALL_BACK,
                         "queue_name": CALLBACKS,
-                        "workflow_id": f"{of}.callback.{callback.address}",
+                        "workflow_id": self._workflows.call_id(of, callback.address),
                     },
                     {"url": callback.url, "told": told},
                 )

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, TypeVar
 
 from dbos import DBOSClient, WorkflowStatus
 
 from node.config import Settings
-from node.job import ANALYSE, ARRIVAL_SUFFIX, ARRIVE, FIND, REVIEW, JobStatus, try_of
+from node.job import (
+    ANALYSE,
+    ARRIVAL_SUFFIX,
+    ARRIVE,
+    CALL_INFIX,
+    FIND,
+    REVIEW,
+    JobStatus,
+    try_of,
+)
 from node.job_database import database_errors
 from node.job_table import JobTable, Kept, Row
 
@@ -26,7 +36,8 @@ _KEPT: dict[JobStatus, tuple[Kept, ...]] = {
     "failed": ("failed",),
     "cancelled": ("failed",),
 }
-_ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+_FAILED = ["ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
+_ENDED = ["SUCCESS", *_FAILED]
 _FIRST_PAGE, _PAGE = 60, 500
 # Their numbers follow each other from 1 on: none is forgotten before all that follow it.
 _TRIES_AT_A_TIME = 8
@@ -127,6 +138,24 @@ class Workflows:
     def failed_searches(self, limit: int, offset: int) -> Iterator[WorkflowStatus]:
         """Searches for slides that failed, newest first."""
         return self._whole(self._rows(("failed",), [FIND])[offset : offset + limit])
+
+    def call_id(self, of: str, address: str) -> str:
+        """Identifier of the call that tells an address of an end; another after calls that failed.
+
+        Parameters
+        ----------
+        of
+            The try or the search that has ended.
+        address
+            Digest of the URL.
+        """
+        call = f"{of}{CALL_INFIX}{address}"
+        for number in count(2):
+            known = {"workflow_ids": [call], "load_input": False, "load_output": False}
+            if not self.listed(status=_FAILED, **known):
+                return call
+            call = f"{of}{CALL_INFIX}{address}.{number}"
+        raise AssertionError
 
     def delayed(self) -> Iterator[WorkflowStatus]:
         """Tries that wait for some time before they are queued."""

@@ -77,9 +77,13 @@ def news(queue: JobQueue, job: Job) -> dict[tuple[str, str], str]:
 
 
 def becomes(queue: JobQueue, job: Job, number: int, state: str) -> None:
+    moved(queue, f"{job.job}-{number}", state)
+
+
+def moved(queue: JobQueue, workflow: str, state: str) -> None:
     """As DBOS would note it."""
     assert queue._table is not None
-    this = _ROWS.c.workflow_uuid == f"{job.job}-{number}"
+    this = _ROWS.c.workflow_uuid == workflow
     with queue._table._engine.begin() as connection:
         connection.execute(update(_ROWS).where(this).values(status=state))
 
@@ -156,6 +160,33 @@ def test_once_who_asks_again_or_at_the_same_time_or_late(
     assert news(queue, job) == both | {("1", f"{FIRST}/late"): "completed"}
     submit(queue, slide, place, FIRST)
     assert news(queue, job) == both | {("1", f"{FIRST}/late"): "completed"}
+
+
+def calls(queue: JobQueue, job: Job) -> list[str]:
+    """Identifiers of those of a job, in their order."""
+    found = queue._workflows.listed(name=CALL_BACK)
+    return sorted(each.workflow_id for each in found if each.workflow_id.startswith(job.job))
+
+
+def test_again_of_the_same_end_after_a_call_that_failed_for_good(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    """The receiver was away for longer than calls are tried; who asks twice is told once."""
+    job = submit(queue, slide, place, FIRST)
+    becomes(queue, job, 1, "SUCCESS")
+    assert news(queue, job) == {("1", FIRST): "completed"}
+    for state in ("ENQUEUED", "PENDING", "SUCCESS"):
+        moved(queue, calls(queue, job)[-1], state)
+        submit(queue, slide, place, FIRST)
+        assert len(news(queue, job)) == len(calls(queue, job)) == 1
+    for failed in (1, 2, 3):
+        moved(queue, calls(queue, job)[-1], "ERROR")
+        assert news(queue, job) == {("1", FIRST): "completed"}
+        assert len(calls(queue, job)) == failed, "nobody has asked again"
+        for _ in range(2):
+            submit(queue, slide, place, FIRST)
+            assert news(queue, job) == {("1", FIRST): "completed"}
+        assert len(calls(queue, job)) == failed + 1
 
 
 def test_of_a_job_that_an_older_node_has_queued(
