@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dicom_io.errors import DiskFull
-
-log = logging.getLogger(__name__)
+from node.attempts import Attempts
 
 
 @contextmanager
@@ -19,19 +16,16 @@ def repeated(what: Callable[[], object], every_s: float, name: str) -> Iterator[
     Parameters
     ----------
     what
-        Where it raises DiskFull that is logged, and it is done again in its time.
+        What it raises that has a remedy is logged once, and it is done again in its time.
     every_s
     name
         Of the thread.
     """
-    ended = threading.Event()
+    ended, attempts = threading.Event(), Attempts()
 
     def keep() -> None:
         while True:
-            try:
-                what()
-            except DiskFull as error:
-                log.warning("%s", error)
+            attempts.make(what)
             if ended.wait(every_s):
                 return
 
