@@ -35,6 +35,7 @@ CALL_BACK = "call back"
 ARRIVAL_SUFFIX = ".arrival"
 # How the reason of a job begins that nothing but workitems has asked for.
 OF_WORKITEM = "workitem "
+SEARCH_PREFIX = "search-"
 # Between what has ended and the address that is told of it.
 CALL_INFIX = ".callback."
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")

@@ -81,6 +81,12 @@ class Callbacks:
     def __init__(self, engine: Engine) -> None:
         self._engine, self._reading = engine, engine.execution_options(**{READING: True})
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether a worker of a version that keeps them was here."""
+        with self._reading.connect() as connection:
+            return inspect(connection).has_table(_CALLBACKS.name)
+
     def ask(self, callback: Callback) -> None:
         """Write down that somebody waits; who asks twice for the same is told once."""
         new = _INSERT[self._engine.dialect.name](_CALLBACKS).values(
@@ -125,9 +131,6 @@ class Callbacks:
 
     def forget(self, awaited: Collection[str]) -> None:
         """Delete who was told of old jobs and searches."""
-        with self._reading.connect() as connection:
-            if not inspect(connection).has_table(_CALLBACKS.name):
-                return  # no worker of this version was here yet
         names = sorted(awaited)
         for start in range(0, len(names), _AT_A_TIME):
             some = _CALLBACKS.c.awaited.in_(names[start : start + _AT_A_TIME])

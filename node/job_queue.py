@@ -27,11 +27,13 @@ from node.job import (
     ARRIVAL_SUFFIX,
     ARRIVE,
     CALL_BACK,
+    CALL_INFIX,
     ENDED,
     FIND,
     OF_WORKITEM,
     PRIORITIES,
     REVIEW,
+    SEARCH_PREFIX,
     Job,
     JobStatus,
     arguments_of,
@@ -81,7 +83,6 @@ _SLIDE = ("study_uid", "series_uid")
 _PLACE = (*_SLIDE, "model", "pacs_url", "results_url", "ehr_url")
 # Step of a search that tells what became of each slide.
 OUTCOME = "outcome"
-_SEARCH = "search-"
 
 
 class JobQueue:
@@ -332,7 +333,9 @@ class JobQueue:
             return
         with database_errors(self._settings):
             waiting = self._callbacks.open()
-        unended = self._workflows.awaited() if waiting else set()
+        # Of a job the newest try that somebody waits for.
+        awaited = {each.awaited: each.from_try for each in sorted(waiting, key=_from_try)}
+        unended = self._workflows.unended_of(awaited)
         for callback in waiting:
             if callback.awaited not in unended:
                 self._tell(callback)
@@ -356,7 +359,8 @@ class JobQueue:
                 self._callbacks.ask(Callback(awaited, url, from_try))
 
     def _tell(self, callback: Callback) -> None:
-        news = self._search_news(callback) if _is_search(callback) else self._job_news(callback)
+        is_search = callback.awaited.startswith(SEARCH_PREFIX)
+        news = self._search_news(callback) if is_search else self._job_news(callback)
         if news is None:
             return
         with database_errors(self._settings), self._writing:
@@ -510,7 +514,7 @@ class JobQueue:
             "results_url": settings.results_url,
             "ehr_url": settings.ehr_url,
         }
-        search = f"{_SEARCH}{_digest([arguments, int(time.time())])}"
+        search = f"{SEARCH_PREFIX}{_digest([arguments, int(time.time())])}"
         with database_errors(self._settings):
             self._open_client().enqueue(
                 {"workflow_name": FIND, "queue_name": ARRIVALS, "workflow_id": search}, arguments
@@ -530,9 +534,20 @@ class JobQueue:
             return found_of(workflow) | self._queued_before_it_failed(workflow)
         raise JobNotFound(f"Search {search} is not known here: submit it again.")
 
-    def failed_searches(self, limit: int, offset: int = 0) -> Sequence[dict[str, Any]]:
-        """Searches that failed, newest first: slides that may have no job."""
-        return [found_of(each) for each in self._workflows.failed_searches(limit, offset)]
+    def failed_searches(
+        self, limit: int, offset: int = 0, since_s: float = 0.0
+    ) -> Sequence[dict[str, Any]]:
+        """Searches that failed, newest first: slides that may have no job.
+
+        Parameters
+        ----------
+        limit
+        offset
+        since_s
+            Unix time; searches that somebody asked for before are left out.
+        """
+        found = self._workflows.failed_searches(limit, offset, since_s)
+        return [found_of(each) for each in found]
 
     def _queued_before_it_failed(self, workflow: WorkflowStatus) -> dict[str, Any]:
         if workflow.status != "ERROR":
@@ -551,11 +566,22 @@ class JobQueue:
 
     def forget(self, workflow_ids: Sequence[str]) -> None:
         """Delete what :meth:`ended_before` named."""
-        if workflow_ids:
-            with database_errors(self._settings):
-                self._open_client().delete_workflows(list(workflow_ids))
-                if self._callbacks is not None:
-                    self._callbacks.forget({_awaited(each) for each in workflow_ids})
+        if not workflow_ids:
+            return
+        with database_errors(self._settings):
+            if self._callbacks is not None and self._callbacks.are_kept:
+                self._forget_callbacks(self._callbacks, set(workflow_ids))
+            self._open_client().delete_workflows(list(workflow_ids))
+
+    def _forget_callbacks(self, callbacks: Callbacks, going: set[str]) -> None:
+        # Not those of which a call is about: they may be kept.
+        ended = {_awaited(each) for each in going if CALL_INFIX not in each}
+        for callback in callbacks.open():
+            if callback.awaited in ended and going.issuperset(
+                each.workflow_id for each in self._workflows.tries(callback.awaited)
+            ):
+                callbacks.told(callback)  # nobody could be told of it any more
+        callbacks.forget(ended)
 
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs are in each state that has not ended."""
@@ -641,11 +667,10 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_search(callback: Callback) -> bool:
-    return callback.awaited.startswith(_SEARCH)
+def _from_try(callback: Callback) -> int:
+    return callback.from_try
 
 
 def _awaited(workflow_id: str) -> str:
-    """The job or the search that a workflow is of, also one that tells of its end."""
-    ended = workflow_id.partition(".")[0]
-    return ended if ended.startswith(_SEARCH) else ended.rpartition("-")[0]
+    """The job or the search that a workflow is of."""
+    return workflow_id if workflow_id.startswith(SEARCH_PREFIX) else try_of(workflow_id)[0]

@@ -41,6 +41,7 @@ _ROWS = Table(
     Column("created_at", BigInteger),
     Column("executor_id", Text),
 )
+_SHORT = (_ROWS.c.workflow_uuid, _ROWS.c.name, _ROWS.c.status, _ROWS.c.created_at)
 Kept = Literal["at work", "delayed", "failed"]
 
 
@@ -94,12 +95,30 @@ class JobTable:
 
     def rows(self, kept: Collection[Kept], names: Collection[str]) -> Sequence[Row]:
         """Workflows of some kinds that wait and run, are delayed, or have failed; newest first."""
-        columns = (_ROWS.c.workflow_uuid, _ROWS.c.name, _ROWS.c.status, _ROWS.c.created_at)
-        queries = [select(*columns).where(_INDEXED[each]) for each in kept]
+        named = _ROWS.c.name.in_(names)
+        queries = [select(*_SHORT).where(_INDEXED[each], named) for each in kept]
         with self._engine.connect() as connection:
-            found = connection.execute(union_all(*queries)).all()
-        wanted = [Row(*each) for each in found if each.name in names]
+            wanted = [Row(*each) for each in connection.execute(union_all(*queries))]
         return sorted(wanted, key=lambda row: row.created_ms, reverse=True)
+
+    def failed(self, name: str, limit: int, offset: int, since_ms: int) -> Sequence[Row]:
+        """Workflows of one kind that were queued since then and have failed; newest first."""
+        found = (
+            select(*_SHORT)
+            .where(_FAILED, _ROWS.c.name == name, _ROWS.c.created_at >= since_ms)
+            .order_by(_ROWS.c.created_at.desc())
+            .limit(limit)
+            .offset(offset)
+        )
+        with self._engine.connect() as connection:
+            return [Row(*each) for each in connection.execute(found)]
+
+    def unended(self, ids: Collection[str]) -> set[str]:
+        """Which workflows of some wait, are delayed or run."""
+        unended = _ROWS.c.status.in_(["ENQUEUED", "PENDING", "DELAYED"])
+        query = select(_ROWS.c.workflow_uuid).where(_ROWS.c.workflow_uuid.in_(ids), unended)
+        with self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
 
     def executors(self) -> set[str]:
         """Who has workflows that run."""

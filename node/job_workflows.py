@@ -6,7 +6,7 @@ still coming in that of an arrival. What changes jobs is in :mod:`node.job_queue
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from node.job import (
     CALL_INFIX,
     FIND,
     REVIEW,
+    SEARCH_PREFIX,
     JobStatus,
     try_of,
 )
@@ -79,11 +80,7 @@ class Workflows:
         found: list[WorkflowStatus] = []
         number = 0
         while True:
-            ids = [
-                each
-                for following in range(number + 1, number + 1 + _TRIES_AT_A_TIME)
-                for each in _ids_of(job, following)
-            ]
+            ids = _ids_from(job, number + 1, number + 1 + _TRIES_AT_A_TIME)
             more = self.listed(workflow_ids=ids, name=_JOBS)
             found.extend(more)
             number += _TRIES_AT_A_TIME
@@ -99,7 +96,7 @@ class Workflows:
             if workflow.name in _JOBS:
                 job, number = try_of(workflow.workflow_id)
                 newest[job] = max(number, newest.get(job, 0))
-        going_on = self._going_on(newest)
+        going_on = self._going_on(newest, {workflow.workflow_id for workflow in ended})
         return [
             workflow.workflow_id
             for workflow in ended
@@ -128,16 +125,34 @@ class Workflows:
         """The same, with what they were queued with."""
         return self._whole(self.unended())
 
-    def awaited(self) -> set[str]:
-        """Jobs and searches that have not ended."""
-        return {
-            row.workflow_id if row.name == FIND else try_of(row.workflow_id)[0]
-            for row in self._rows(_KEPT["waiting"], [*_JOBS, FIND])
-        }
+    def unended_of(self, awaited: Mapping[str, int]) -> set[str]:
+        """Which jobs and searches have not ended, of some.
 
-    def failed_searches(self, limit: int, offset: int) -> Iterator[WorkflowStatus]:
-        """Searches for slides that failed, newest first."""
-        return self._whole(self._rows(("failed",), [FIND])[offset : offset + limit])
+        Parameters
+        ----------
+        awaited
+            Job → number of a try; search → any number. Of a job, later tries are looked for up to
+            the eighth after it.
+        """
+        found: set[str] = set()
+        # Nearly all that are awaited are at that try.
+        for following in (0, 1), (1, 1 + _TRIES_AT_A_TIME):
+            awaited_by = {
+                workflow_id: each
+                for each, number in awaited.items()
+                if each not in found
+                for workflow_id in _ids_from(each, number + following[0], number + following[1])
+            }
+            found |= {awaited_by[each] for each in self._unended([*awaited_by])}
+        return found
+
+    def failed_searches(self, limit: int, offset: int, since_s: float) -> Iterator[WorkflowStatus]:
+        """Searches for slides that were asked for since then and failed, newest first."""
+        if self._table is None:
+            return iter(())
+        with database_errors(self._settings):
+            rows = self._table.failed(FIND, limit, offset, int(since_s * 1000))
+        return self._whole(rows)
 
     def call_id(self, of: str, address: str) -> str:
         """Identifier of the call that tells an address of an end; another after calls that failed.
@@ -186,18 +201,25 @@ class Workflows:
         found = self.listed(workflow_ids=[*later], load_input=False, load_output=False)
         return {later[workflow.workflow_id] for workflow in found}
 
-    def _going_on(self, newest: Mapping[str, int]) -> set[str]:
-        """Which jobs have a later try than the one of this number."""
+    def _going_on(self, newest: Mapping[str, int], ended: Collection[str]) -> set[str]:
+        """Which jobs have another try after the one of this number, or an analysis after it."""
         following = {
             workflow_id: job
             for job, number in newest.items()
-            for workflow_id in _ids_of(job, number + 1)
+            for workflow_id in _ids_from(job, number, number + 2)
+            if workflow_id not in ended
         }
         return {
             following[workflow.workflow_id]
             for page in _paged([*following])
             for workflow in self.listed(workflow_ids=page, load_input=False, load_output=False)
         }
+
+    def _unended(self, ids: Sequence[str]) -> set[str]:
+        if self._table is None:
+            return set()
+        with database_errors(self._settings):
+            return {each for page in _paged(ids) for each in self._table.unended(page)}
 
     def _rows(self, kept: Sequence[Kept], names: Sequence[str] = _JOBS) -> Sequence[Row]:
         if self._table is None:
@@ -222,6 +244,13 @@ def state_of(row: Row) -> JobStatus:
 def _ids_of(job: str, number: int) -> tuple[str, str]:
     """Of a try's analysis and of its arrival."""
     return f"{job}-{number}", f"{job}-{number}{ARRIVAL_SUFFIX}"
+
+
+def _ids_from(awaited: str, first: int, behind: int) -> list[str]:
+    """Of some tries of a job, or of a search, which has one alone."""
+    if awaited.startswith(SEARCH_PREFIX):
+        return [awaited]
+    return [each for number in range(first, behind) for each in _ids_of(awaited, number)]
 
 
 def _paged(rows: Sequence[Paged]) -> Iterator[Sequence[Paged]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from node.config import ModelSettings, Settings
 from node.job import CALL_BACK, Job
@@ -216,3 +216,68 @@ def test_what_is_forgotten_leaves_nothing(
     queue.retry(job.job)
     becomes(queue, job, 3, "SUCCESS")
     assert news(queue, job) == told | {("3", SECOND): "completed"}
+
+
+def test_a_call_that_is_forgotten_leaves_its_job_told(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    """All who were told of a job's end are told of the next, however old the first call is."""
+    job = submit(queue, slide, place, FIRST)
+    becomes(queue, job, 1, "ERROR")
+    assert news(queue, job) == {("1", FIRST): "failed"}
+    queue.forget(calls(queue, job))
+    queue.retry(job.job)
+    becomes(queue, job, 2, "SUCCESS")
+    assert news(queue, job) == {("2", FIRST): "completed"}
+
+
+def test_nobody_waits_for_what_was_forgotten(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    assert queue._callbacks is not None
+    job = submit(queue, slide, place, FIRST)
+    search = queue.search({"study_uid": "1.2.3", "callback": FIRST}, place)
+    becomes(queue, job, 1, "ERROR")
+    queue.enqueue(f"{job.job}-2", arguments_of(queue, job))
+    queue.forget([f"{job.job}-1"])
+    assert queue.is_awaited(job.job), "a try is left"
+    queue.forget([f"{job.job}-2", search])
+    assert not {job.job, search} & {each.awaited for each in queue._callbacks.open()}
+
+
+def test_one_who_waits_costs_no_look_at_all_that_wait(
+    queue: JobQueue, slide: SlideReference, place: Workplace
+) -> None:
+    """Who waits is found by what they wait for, also by later tries and beside others."""
+    assert queue._table is not None
+    jobs = [
+        submit(queue, replace(slide, series_uid=f"1.2.6.{n}"), place, FIRST, await_arrival=n == 1)
+        for n in range(3)
+    ]
+    submit(queue, replace(slide, series_uid="1.2.6.9"), place, "")
+    becomes(queue, jobs[2], 1, "ERROR")
+    for number in range(2, 7):
+        queue.enqueue(f"{jobs[2].job}-{number}", arguments_of(queue, jobs[2]))
+        if number < 6:
+            becomes(queue, jobs[2], number, "ERROR")
+    asked: list[str] = []
+
+    def hear(*said: Any) -> None:
+        asked.append(said[2])
+
+    event.listen(queue._table._engine, "before_cursor_execute", hear)
+    try:
+        queue.tell_ended()
+    finally:
+        event.remove(queue._table._engine, "before_cursor_execute", hear)
+    ids = [each.job for each in jobs]
+    assert queue._workflows.unended_of(dict.fromkeys(ids, 1)) == set(ids)
+    looks = [each for each in asked if "workflow_status" in each]
+    assert looks
+    assert all("workflow_uuid IN" in each for each in looks)
+
+
+def arguments_of(queue: JobQueue, job: Job) -> dict[str, Any]:
+    """What a job was queued with."""
+    workflow = queue._workflows.tries(job.job)[0]
+    return dict(workflow.input["args"][0])

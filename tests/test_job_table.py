@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from sqlalchemy import (
 
 from dicom_io.errors import JobNotFound
 from node.config import Settings
+from node.job import FIND
 from node.job_database import prepare_database
 from node.job_queue import JobQueue, open_job_queue
 from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
@@ -128,6 +130,7 @@ LOOKS = {
     "delays": lambda queue: queue.shorten_delays(),
     "who is told": lambda queue: queue.tell_ended(),
     "searches that failed": lambda queue: queue.failed_searches(50),
+    "news of searches": lambda queue: queue.failed_searches(1, since_s=time.time() - 60),
     "a submission": lambda queue: queue.enqueue(f"{9:016x}-1", arguments(9)),
     "a retry": lambda queue: queue.retry(f"{8:016x}"),
     "a cancellation": lambda queue: queue.cancel(f"{1:016x}"),
@@ -210,6 +213,31 @@ def test_what_waits_for_its_slide(queue: JobQueue) -> None:
     assert f"{9:016x}" in [job.job for job in queue.list(status="failed")]
     queue.enqueue(f"{9:016x}-1", arguments(9))
     assert f"{9:016x}" not in [job.job for job in queue.list(status="failed")]
+
+
+def test_failed_searches_are_listed_and_are_news_for_a_while(queue: JobQueue) -> None:
+    """Newest first, of all that have failed in whatever kind; no more is read than is wanted."""
+    names = [f"search-{number}" for number in range(4)]
+    now_ms = int(time.time() * 1000)
+    table = table_of(queue)
+    with engine_of(queue).begin() as connection:
+        failed = select(table).where(table.c.workflow_uuid == f"{8:016x}-1")
+        kept = dict(connection.execute(failed).mappings().one())
+        searches = [
+            kept | {"workflow_uuid": name, "name": FIND, "created_at": now_ms - number * 60_000}
+            for number, name in enumerate(names)
+        ]
+        connection.execute(insert(table), searches)
+    state_of(queue, names[1], "SUCCESS")
+
+    def listed(*which: int, since_s: float = 0.0) -> list[str]:
+        return [each["search"] for each in queue.failed_searches(*which, since_s=since_s)]
+
+    assert listed(50) == [names[0], names[2], names[3]]
+    assert listed(1, 1) == [names[2]]
+    assert listed(50, since_s=now_ms / 1000 - 150) == [names[0], names[2]]
+    assert listed(1, since_s=now_ms / 1000 + 1) == []
+    assert [job.job for job in queue.list(status="failed")] == [f"{8:016x}"]
 
 
 def test_an_unknown_job_is_said_to_be_unknown(queue: JobQueue) -> None:

@@ -233,6 +233,29 @@ def test_a_job_that_was_tried_again_keeps_its_first_tries(tmp_path: Path) -> Non
         assert purge(settings, queue, 1).jobs == 9
 
 
+@pytest.mark.parametrize("analysis", ["ENQUEUED", "SUCCESS"])
+def test_a_slide_that_came_long_ago_keeps_the_first_tries_of_its_job(
+    tmp_path: Path, analysis: str
+) -> None:
+    """Its last arrival is old, the analysis that followed it waits or has just ended."""
+    settings = replace(Settings(), work_folder=tmp_path)
+    prepare_database(settings)
+    with open_job_queue(settings) as queue:
+        job = f"{1:016x}"
+        for number in (1, 2):
+            queue.enqueue(f"{job}-{number}", arguments(1), await_arrival=True)
+            changed(queue, f"{job}-{number}.arrival", status="ERROR", completed_at="1000")
+        queue.enqueue(f"{job}-2", arguments(1))
+        changed(queue, f"{job}-2.arrival", status="SUCCESS")
+        changed(queue, f"{job}-2", status=analysis)
+        if analysis == "SUCCESS":
+            changed(queue, f"{job}-2", completed_at=str(int(time.time() * 1000)))
+        assert purge(settings, queue, 1).jobs == 0
+        assert queue.get(job).tries == 2
+        changed(queue, f"{job}-2", status="SUCCESS", completed_at="1000")
+        assert purge(settings, queue, 1).jobs == 3
+
+
 def test_the_command_tells_what_would_go(analysed: tuple[Smear, dict[str, Any]]) -> None:
     smear, _ = analysed
     make_old(smear, 100)

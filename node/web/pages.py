@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,8 @@ from node.web.submission import Submissions
 
 PAGE = 50
 REFRESH_S = 5
+# Above the worklist a failed search is news until the weekend is over; the list keeps it.
+NEWS_S = 3 * 86_400.0
 
 
 def pages_blueprint(
@@ -47,7 +50,8 @@ def pages_blueprint(
             more=len(found) > PAGE,
             # Slides that may have no job: they stand above the jobs that failed.
             searches=queue.failed_searches(PAGE) if status == "failed" and page == 1 else [],
-            searches_failed=status is None and bool(queue.failed_searches(1)),
+            searches_failed=status is None
+            and bool(queue.failed_searches(1, since_s=time.time() - NEWS_S)),
             status=status,
             statuses=STATUSES,
             paused=queue.paused,
