@@ -6,6 +6,7 @@ later run of the same analysis must know of it; so is everything that a job at w
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -17,7 +18,7 @@ from node.config import Settings
 from node.job_queue import JobQueue
 from node.revisions import revisions
 from node.shared_storage import SharedStorage
-from node.work_files import shared_storage
+from node.work_files import disk_errors, shared_storage, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -52,39 +53,47 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
     days
     dry_run
         Only count.
+
+    Raises
+    ------
+    DiskFull
+        The work folder or the job database cannot be used. What is left goes next time.
+    SharedStorageUnreachable
+        The same of the storage that hosts share.
     """
     before_s = time.time() - days * DAY_S
-    work = settings.work_folder
-    results, kept = _old_and_kept_results(settings, before_s)
-    needed = {digest for path in kept for digest in _DIGEST.findall(path.read_bytes())}
-    files = [
-        path
-        for path in (work / "files").glob("??/*")
-        if path.name.encode() not in needed and _is_older(path, before_s)
-    ]
-    progress = [path for path in (work / "progress").glob("*") if _is_older(path, before_s)]
-    jobs = queue.ended_before(before_s)
-    purged = Purged(len(results), len(files), len(jobs), sum(_size(path) for path in files))
-    if not dry_run:
-        for path in (*results, *files, *progress):
-            path.unlink(missing_ok=True)
-        shared = shared_storage(settings)
-        if shared is not None:
-            # Also what another host was the first to write: digests name the same content.
-            for path in results:
+    work, shared = settings.work_folder, shared_storage(settings)
+    with disk_errors(work):
+        results, kept = _old_and_kept_results(settings, before_s)
+        needed = {digest for path in kept for digest in _DIGEST.findall(path.read_bytes())}
+        files = [
+            path
+            for path in (work / "files").glob("??/*")
+            if path.name.encode() not in needed and _is_older(path, before_s)
+        ]
+        progress = [path for path in (work / "progress").glob("*") if _is_older(path, before_s)]
+        jobs = queue.ended_before(before_s)
+        purged = Purged(len(results), len(files), len(jobs), sum(_size(path) for path in files))
+        if dry_run:
+            return purged
+        # All that is needed is known before anything goes.
+        needed_there = _needed_by_other_hosts(shared, work) if shared is not None and files else ()
+        for path in (*results, *files):
+            # There first: what is gone here is not looked for there again. Also what another host
+            # was the first to write: digests name the same content.
+            if shared is not None and path.name not in needed_there:
                 shared.remove(path.relative_to(work).as_posix())
-            needed_there = _needed_by_other_hosts(shared, work) if files else set()
-            for path in files:
-                if path.name.encode() not in needed_there:
-                    shared.remove(path.relative_to(work).as_posix())
-        queue.forget(jobs)
-        log.info(
-            "Forgot %d results, %d files (%.1f MB) and %d tries of jobs.",
-            purged.results,
-            purged.files,
-            purged.bytes_freed / 1e6,
-            purged.jobs,
-        )
+            path.unlink(missing_ok=True)
+        for path in progress:
+            path.unlink(missing_ok=True)
+    queue.forget(jobs)
+    log.info(
+        "Forgot %d results, %d files (%.1f MB) and %d tries of jobs.",
+        purged.results,
+        purged.files,
+        purged.bytes_freed / 1e6,
+        purged.jobs,
+    )
     return purged
 
 
@@ -106,19 +115,34 @@ def _old_and_kept_results(settings: Settings, before_s: float) -> tuple[list[Pat
     return old, kept
 
 
-def _needed_by_other_hosts(shared: SharedStorage, work: Path) -> set[bytes]:
-    """Digests that results name which lie in the shared storage alone."""
-    elsewhere = [
-        name
-        for name in shared.names("results")
+def _needed_by_other_hosts(shared: SharedStorage, work: Path) -> set[str]:
+    """Digests that results name which lie in the shared storage alone.
+
+    What was read is remembered: each result is fetched once, as long as it stays the same.
+    """
+    remembered = work / "results-elsewhere.json"
+    known: dict[str, list[str]] = json.loads(_text(remembered) or "{}")
+    elsewhere = {
+        f"{name} {version}": name
+        for name, version in shared.versions("results").items()
         if name.endswith(".json") and not (work / name).exists()
-    ]
-    return {
-        digest
-        for name in elsewhere
-        if (content := shared.get(name)) is not None
-        for digest in _DIGEST.findall(content)
     }
+    named = {each: known[each] for each in elsewhere if each in known}
+    try:
+        for each in elsewhere.keys() - known.keys():
+            content = shared.get(elsewhere[each]) or b""
+            named[each] = sorted({digest.decode() for digest in _DIGEST.findall(content)})
+    finally:
+        if named.keys() != known.keys():
+            write_atomically(remembered, json.dumps(named).encode())
+    return {digest for digests in named.values() for digest in digests}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _is_older(path: Path, before_s: float) -> bool:

@@ -25,6 +25,7 @@ import click
 from flask import Flask
 
 from dicom_io.errors import ConfigurationInvalid
+from node.attempts import Attempts
 from node.audit import forwarding
 from node.audited import application_audited, audit_folder
 from node.config import Settings
@@ -134,7 +135,8 @@ def work(settings: Settings) -> None:
     ):
         while not stopped.is_set():
             if settings.jobs.keep_days:
-                purge_old(settings, worker.jobs, settings.jobs.keep_days)
+                # What it meets keeps no slide from being read.
+                Attempts().make(partial(purge_old, settings, worker.jobs, settings.jobs.keep_days))
             stopped.wait(DAY_S)
         finished = worker.drain(settings.jobs.drain_s)
     if not finished:

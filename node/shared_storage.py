@@ -50,14 +50,17 @@ class SharedStorage:
         with self._opened() as (files, root):
             return bool(files.isfile(f"{root}/{name}"))
 
-    def names(self, folder: str) -> list[str]:
-        """Files that lie in a folder; none where it is not there."""
+    def versions(self, folder: str) -> dict[str, str]:
+        """Files that lie in a folder, each with what is another once it was written anew."""
+        from fsspec.utils import tokenize  # noqa: PLC0415
+
         with self._opened() as (files, root):
+            files.invalidate_cache()  # some protocols answer as they did a day before
             try:
-                paths = files.ls(f"{root}/{folder}", detail=False)
+                found = files.ls(f"{root}/{folder}", detail=True)
             except FileNotFoundError:
-                return []
-            return [f"{folder}/{os.path.basename(path)}" for path in paths]
+                return {}
+            return {f"{folder}/{os.path.basename(each['name'])}": tokenize(each) for each in found}
 
     def put(self, name: str, content: bytes) -> None:
         """Store a file whole or not at all, in the place of what has its name."""

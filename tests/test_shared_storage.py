@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +24,8 @@ from node.job_queue import open_job_queue
 from node.retention import purge
 from node.revisions import keep_first, keep_next, revisions
 from node.shared_storage import SharedStorage
-from node.work_files import open_work_files
+from node.work_files import WorkFiles, open_work_files
+from tests.smears import small_smear
 
 LONG_AGO = (1.0, 1.0)
 
@@ -116,6 +122,108 @@ def test_what_anothers_result_names_is_not_purged_there(hosts: tuple[Settings, S
     assert not work.path(cells).exists()
     assert work.get(cells) == b"cells"
     assert not work.has(left)
+
+
+@pytest.fixture
+def told_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is fetched from the storage."""
+    fetched: list[str] = []
+    get = SharedStorage.get
+
+    def heard(storage: SharedStorage, name: str) -> bytes | None:
+        fetched.append(name)
+        return get(storage, name)
+
+    monkeypatch.setattr(SharedStorage, "get", heard)
+    return fetched
+
+
+def test_anothers_result_is_fetched_once_as_long_as_it_is_the_same(
+    hosts: tuple[Settings, Settings], told_by: list[str]
+) -> None:
+    a, b = hosts
+    prepare_database(a)
+    work = open_work_files(a)
+
+    def purged(content: bytes) -> bool:
+        """Whether an old file of that content goes there too."""
+        digest = work.put(content)
+        os.utime(work.path(digest), LONG_AGO)
+        told_by.clear()
+        with open_job_queue(a) as queue:
+            purge(a, queue, 1.0)
+        assert not work.path(digest).exists()
+        return not SharedStorage(a.shared_storage).has(f"files/{digest[:2]}/{digest}")
+
+    def names(content: bytes) -> dict[str, Any]:
+        return {"revision": 1, "analysis": {"cells": hashlib.sha256(content).hexdigest()}}
+
+    keep_first(b, "1d", names(b"first"))
+    assert purged(b"other")
+    assert told_by == ["results/1d.json"]
+    assert not purged(b"first")
+    assert told_by == []
+    keep_first(b, "1d", names(b"again"))
+    assert not purged(b"again")
+    assert told_by == ["results/1d.json"]
+    assert purged(b"first")
+    SharedStorage(a.shared_storage).remove("results/1d.json")
+    assert purged(b"again")
+    assert told_by == []
+
+
+def test_nothing_goes_before_it_is_known_what_others_need(
+    hosts: tuple[Settings, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would stay there for ever: what is gone here is not looked for again."""
+    a, b = hosts
+    prepare_database(a)
+    work, storage = open_work_files(a), SharedStorage(a.shared_storage)
+    old = work.put(b"old")
+    os.utime(work.path(old), LONG_AGO)
+    keep_first(b, "1d", {"revision": 1})
+
+    def away(storage: SharedStorage, name: str) -> bytes | None:
+        raise SharedStorageUnreachable("The shared storage cannot be used: check the network.")
+
+    for method in ("get", "remove"):
+        with open_job_queue(a) as queue, monkeypatch.context() as meanwhile:
+            meanwhile.setattr(SharedStorage, method, away)
+            with pytest.raises(SharedStorageUnreachable):
+                purge(a, queue, 1.0)
+        assert work.path(old).exists()
+    with open_job_queue(a) as queue:
+        assert purge(a, queue, 1.0).files == 1
+    assert not storage.has(f"files/{old[:2]}/{old}")
+
+
+def test_a_worker_goes_on_where_the_storage_is_away_when_it_would_forget(tmp_path: Path) -> None:
+    smear = small_smear(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    old = WorkFiles(smear.work / "files")
+    digest = old.put(b"old")
+    os.utime(old.path(digest), LONG_AGO)
+    config = smear.settings(shared_storage=blocked.as_uri() + "/below")
+    said = tmp_path / "said"
+    with (
+        said.open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "node", "--config", str(config), "work"], stderr=log
+        ) as worker,
+    ):
+        try:
+            end = time.monotonic() + 60
+            while "shared storage cannot be used" not in said.read_text():
+                assert worker.poll() is None, said.read_text()
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            time.sleep(1)
+            assert worker.poll() is None, said.read_text()
+        finally:
+            worker.terminate()
+            worker.wait(60)
+    assert old.path(digest).exists()
 
 
 def test_a_storage_that_cannot_be_used_is_named(tmp_path: Path) -> None:
