@@ -62,7 +62,7 @@ from node.job_queue import (
 )
 from node.lease import beating, held_lease
 from node.log import telling_of, where_raised
-from node.metrics import count_failure, count_result
+from node.metrics import count_failure, count_given_up, count_result
 from node.pipeline import SlideReference, Step, analyse
 from node.progress import Progress
 from node.recovery import LOOK_S, executor, recover_dead, recover_from
@@ -287,7 +287,7 @@ def _register(
 
     @DBOS.workflow(name=FIND)
     def find(arguments: dict[str, Any]) -> Any:
-        with _heard(arguments.get("study_uid") or ""):
+        with _heard(arguments.get("study_uid") or "", lambda _: count_given_up("search")):
             return queue_slides(settings, jobs, steps, arguments)
 
     @DBOS.workflow(name=CALL_BACK)
@@ -296,7 +296,8 @@ def _register(
             call_back(arguments["url"], arguments["told"], settings.serve)
             return {}
 
-        with _heard(arguments["told"].get("study_uid") or ""):
+        study_uid = arguments["told"].get("study_uid") or ""
+        with _heard(study_uid, lambda _: count_given_up("call")):
             return steps.patient("post", post, settings.jobs)
 
 
@@ -370,17 +371,17 @@ def _try(
 
 
 @contextmanager
-def _heard(study_uid: str) -> Iterator[None]:
+def _heard(study_uid: str, counted: Callable[[Exception], None] = count_failure) -> Iterator[None]:
     """A failure of a workflow is counted, and stands in the log."""
     with telling_of((DBOS.workflow_id or "").removesuffix(ARRIVAL_SUFFIX), study_uid):
         try:
             yield
         except MarrowNodeError as error:
-            count_failure(error)
+            counted(error)
             log.warning("%s", error)
             raise
         except Exception as error:
-            count_failure(error)
+            counted(error)
             log.error("Unexpected failure: %s", where_raised(error))
             raise
 

@@ -16,13 +16,14 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, Literal, get_args
 
 from models.errors import MarrowNodeError
 from node.gpu_use import GpuUse
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 STAGE_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
+GivenUp = Literal["search", "call"]
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -76,7 +77,15 @@ def _counters() -> Any:
     # In no registry, for what is told lies in the files. A registry would refuse those made anew
     # after others could not be made, as on a full disk.
     counter, histogram = partial(Counter, registry=None), partial(Histogram, registry=None)
+    given_up = counter(
+        "marrow_node_given_up_total",
+        "Searches for slides, and calls to whoever waits for an end, that failed for good.",
+        ["what"],
+    )
+    for what in get_args(GivenUp):
+        given_up.labels(what)  # from zero on, else Prometheus would not see the first
     return SimpleNamespace(
+        given_up=given_up,
         slides=counter(
             "marrow_node_slides_total",
             "Analyses that were completed, by model package.",
@@ -139,6 +148,12 @@ def count_failure(error: Exception) -> None:
     transient = isinstance(error, MarrowNodeError) and error.transient
     with suppress(OSError):
         _counters().failures.labels(type(error).__name__, str(transient).lower()).inc()
+
+
+def count_given_up(what: GivenUp) -> None:
+    """Count a search or a call that failed for good, however often it was tried."""
+    with suppress(OSError):
+        _counters().given_up.labels(what).inc()
 
 
 def count_request(endpoint: str, method: str, status: int, seconds: float) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
+from dicom_io.errors import SeriesNotFound
 from models.errors import MarrowNodeError
 from node.config import Settings
 from node.intake import await_listed, find_slides
 from node.job import sited
 from node.job_queue import OUTCOME, JobQueue
-from node.metrics import count_failure
 from node.pipeline import SlideReference, Step
 from node.rules import submit_by_rules
 from node.steps import Steps
@@ -79,7 +79,8 @@ def queue_slides(
             del against[slide]
         except MarrowNodeError as error:
             against[slide] = error
-            if error.transient:  # it was waited for, long enough for all
+            # It was waited for, long enough for all.
+            if error.transient or isinstance(error, SeriesNotFound):
                 ask = steps.step
     outcome = _outcome(told, against)
     if against:
@@ -126,7 +127,4 @@ def _outcome(told: list[Json], against: Mapping[SlideReference, MarrowNodeError]
 def _raise_first(against: Mapping[SlideReference, MarrowNodeError]) -> None:
     for slide, error in against.items():
         log.warning("Series %s is in no job: %s", slide.series_uid, error)
-    first, *others = against.values()
-    for error in others:
-        count_failure(error)
-    raise first
+    raise next(iter(against.values()))

@@ -26,7 +26,7 @@ from node.poll import ArchiveLooks
 from node.rule_settings import RuleSettings
 from node.worklist_database import worklist_database
 from tests.copied_slides import copied_slides
-from tests.faulty_proxy import Fault, Proxy, faulty_proxy
+from tests.faulty_proxy import Answer, Fault, Proxy, faulty_proxy
 from tests.served import served
 from tests.servers import MISSING_ORTHANC, Orthanc, free_port, orthanc_missing, running_orthanc
 from tests.service import Service, service_settings
@@ -148,7 +148,8 @@ def test_a_search_that_fails_is_told_logged_counted_and_shown(
     (line,) = (line for line in service.log.read_text().splitlines() if search in line)
     assert found["error"] in line
     counted = service.ask("GET", "/metrics").text
-    assert 'marrow_node_failures_total{error="SeriesNotFound",transient="false"} 1.0' in counted
+    assert 'marrow_node_given_up_total{what="search"} 1.0' in counted
+    assert "marrow_node_failures_total{" not in counted, "it was no job"
 
 
 def test_what_stands_against_one_slide_is_said_and_the_other_is_queued(
@@ -176,6 +177,30 @@ def test_what_stands_against_one_slide_is_said_and_the_other_is_queued(
     assert f"Series {refused} is in no job" in service.log.read_text()
 
 
+def test_slides_that_are_listed_and_not_given_are_waited_for_together(
+    service: Service, orthanc: Orthanc, archive: Proxy, smear: Smear, tmp_path: Path
+) -> None:
+    """Not one after the other: a study has many."""
+    # The first ones are those of other tests.
+    slides = copied_slides(smear.slide.paths, tmp_path, ["20190101"] * 10)[6:]
+    for path in (path for slide in slides for path in slide):
+        dataset = dcmread(path)
+        dataset.StudyInstanceUID = "1.2.3.10"
+        dataset.save_as(path)
+    orthanc.add(*(path for slide in slides for path in slide))
+    nothing = Answer(200, {"Content-Type": "application/dicom+json"}, b"[]")
+    metadata = r"/studies/1\.2\.3\.10/series/[^/]+/metadata"
+    archive.faults = [Fault(metadata, "GET", habit=lambda request, forward: nothing)]
+    begun = time.monotonic()
+    try:
+        found = ended(service, service.submit(study_uid="1.2.3.10")["search"])
+    finally:
+        archive.faults = []
+    assert QUIET_S <= time.monotonic() - begun < 2 * QUIET_S
+    assert found["status"] == "failed"
+    assert len({each["series_uid"] for each in found["decisions"]}) == len(slides)
+
+
 def test_who_asks_after_the_end_is_told_too_and_a_call_that_fails_is_logged(
     service: Service, told: tuple[str, list[dict[str, Any]]], smear: Smear
 ) -> None:
@@ -188,7 +213,7 @@ def test_who_asks_after_the_end_is_told_too_and_a_call_that_fails_is_logged(
     awaited(lambda: len(bodies) > before)
     assert (bodies[-1]["status"], bodies[-1]["series_uid"]) == ("completed", slide.series_uid)
     awaited(lambda: "was answered 410" in service.log.read_text())
-    assert 'error="CallbackFailed"' in service.ask("GET", "/metrics").text
+    awaited(lambda: 'given_up_total{what="call"} 1.0' in service.ask("GET", "/metrics").text)
 
 
 def test_polling_passes_over_what_the_archive_never_has_time_for(
