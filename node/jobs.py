@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from dbos import DBOS, DBOSPortableJSONSerializer
 
-from dicom_io.errors import SlideProcessDied
+from dicom_io.errors import JobCancelled, SlideProcessDied
 from models.errors import MarrowNodeError
 from node import review_stages, stages
 from node.at_work import AtWork
@@ -365,8 +365,14 @@ def _try(
                 if aside is died:
                     raise
                 raise aside from died
+    except JobCancelled:
+        raise
     except MarrowNodeError as error:
-        _try_later(settings, jobs, steps, try_id, arguments, error)
+        if not _tried_later(settings, jobs, steps, try_id, arguments, error):
+            count_given_up("job")
+        raise
+    except Exception:
+        count_given_up("job")
         raise
 
 
@@ -400,22 +406,22 @@ def _put_aside(
     )
 
 
-def _try_later(
+def _tried_later(
     settings: Settings,
     jobs: JobQueue,
     steps: Steps,
     try_id: str,
     arguments: Mapping[str, Any],
     error: MarrowNodeError,
-) -> None:
+) -> bool:
     """Queue the next try where there is one: commands, for whom somebody waits, have none."""
     died = isinstance(error, SlideProcessDied)
     failures = int(arguments.get("failures", 0)) + (not died)
     deaths = int(arguments.get("deaths", 0)) + died
     if not error.transient or not arguments.get("priority"):
-        return
+        return False
     if failures > settings.jobs.retries or (died and deaths >= settings.budget.deaths):
-        return
+        return False
     job, number = try_of(try_id)
     counts = {"failures": failures, "deaths": deaths}
     later = {**arguments, **counts, "tried_before": str(error)}
@@ -423,6 +429,7 @@ def _try_later(
     arrives = (DBOS.workflow_id or "").endswith(ARRIVAL_SUFFIX)
     next_try = f"{job}-{number + 1}"
     steps.step("try later", lambda: _queued(jobs, next_try, later, arrives, delay_s))
+    return True
 
 
 def _slide(arguments: Mapping[str, Any]) -> SlideReference:

@@ -23,7 +23,7 @@ from node.gpu_use import GpuUse
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 STAGE_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
-GivenUp = Literal["search", "call"]
+GivenUp = Literal["job", "search", "call"]
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -79,7 +79,7 @@ def _counters() -> Any:
     counter, histogram = partial(Counter, registry=None), partial(Histogram, registry=None)
     given_up = counter(
         "marrow_node_given_up_total",
-        "Searches for slides, and calls to whoever waits for an end, that failed for good.",
+        "Jobs, searches for slides, and calls to whoever waits for an end, that failed for good.",
         ["what"],
     )
     for what in get_args(GivenUp):
@@ -151,7 +151,7 @@ def count_failure(error: Exception) -> None:
 
 
 def count_given_up(what: GivenUp) -> None:
-    """Count a search or a call that failed for good, however often it was tried."""
+    """Count a job, a search or a call that failed for good, however often it was tried."""
     with suppress(OSError):
         _counters().given_up.labels(what).inc()
 

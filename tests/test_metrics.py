@@ -83,7 +83,7 @@ def test_counters_that_could_not_be_made_on_a_full_disk_are_made_later(tmp_path:
     assert told.returncode == 0, told.stderr
     assert 'marrow_node_stage_seconds_count{stage="open"} 1.0' in told.stdout
     assert "marrow_node_failures_total{" in told.stdout
-    for what in ("search", "call"):
+    for what in ("job", "search", "call"):
         assert f'marrow_node_given_up_total{{what="{what}"}} 0.0' in told.stdout, "from zero on"
 
 

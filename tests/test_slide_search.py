@@ -216,6 +216,31 @@ def test_who_asks_after_the_end_is_told_too_and_a_call_that_fails_is_logged(
     awaited(lambda: 'given_up_total{what="call"} 1.0' in service.ask("GET", "/metrics").text)
 
 
+def test_a_job_that_is_not_tried_again_is_counted_as_such(
+    service: Service, orthanc: Orthanc, archive: Proxy, smear: Smear, tmp_path: Path
+) -> None:
+    """Also where what its last try has met may pass."""
+
+    def given_up() -> float:
+        text = service.ask("GET", "/metrics").text
+        (line,) = (each for each in text.splitlines() if 'given_up_total{what="job"}' in each)
+        return float(line.rpartition(" ")[2])
+
+    *_, slide = copied_slides(smear.slide.paths, tmp_path, ["20190101"] * 11)
+    orthanc.add(*slide)
+    study, series = uids(slide)
+    before = given_up()
+    archive.faults = [Fault(r"/frames/", "GET", status=503)]
+    try:
+        (job,) = ended(service, service.submit(study_uid=study)["search"])["jobs"]
+        failed = service.ended(job)
+    finally:
+        archive.faults = []
+    assert (failed["status"], failed["series_uid"]) == ("failed", series)
+    assert given_up() == before + 1
+    assert 'transient="true"' in service.ask("GET", "/metrics").text
+
+
 def test_polling_passes_over_what_the_archive_never_has_time_for(
     orthanc: Orthanc, archive: Proxy, smear: Smear, tmp_path: Path
 ) -> None:
