@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 import click
 
-from dicom_io.errors import SeriesNotFound
+from dicom_io.errors import PacsNotFound, SeriesNotFound
 from dicom_io.pacs import open_pacs
 from dicom_io.slide_facts import SlideFacts, slide_facts
 from node.config import Settings
@@ -98,12 +98,16 @@ def decision_for(settings: Settings, study_uid: str, series_uid: str) -> Decisio
     """
     if not settings.rules:
         return decide((), SlideFacts())
+    missing = SeriesNotFound(
+        f"Series {series_uid} of study {study_uid} is not in the PACS: check the identifiers."
+    )
     with open_pacs(settings.pacs_url, settings.pacs) as pacs:
-        headers = pacs.series_headers(study_uid, series_uid)
+        try:
+            headers = pacs.series_headers(study_uid, series_uid)
+        except PacsNotFound as error:
+            raise missing from error
     if not headers:
-        raise SeriesNotFound(
-            f"Series {series_uid} of study {study_uid} is not in the PACS: check the identifiers."
-        )
+        raise missing
     return decide(settings.rules, slide_facts(headers))
 
 

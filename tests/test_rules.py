@@ -19,7 +19,7 @@ from pydicom import dcmread
 
 from dicom_io.demonstration import DemonstrationSlide, compose_demonstration_slide
 from dicom_io.dicom_json import PER_FRAME, attributes
-from dicom_io.errors import ConfigurationInvalid
+from dicom_io.errors import ConfigurationInvalid, SeriesNotFound
 from dicom_io.slide_facts import SlideFacts, slide_facts
 from node.cli import main
 from node.config import Settings, load_settings
@@ -384,6 +384,15 @@ def jobs_of(service: Service, series_uid: str) -> list[dict[str, Any]]:
 def another(smear: Smear, name: str, seed: int) -> DemonstrationSlide:
     folder = smear.folder / name
     return compose_demonstration_slide(folder, seed=seed, size_px=(2048, 1536), cells=20)
+
+
+def test_a_slide_that_the_archive_answers_404_for_is_not_there(
+    orthanc: Orthanc, settings: Settings
+) -> None:
+    """Not yet, as it may be: who asks about a slide on its way asks again."""
+    there = replace(settings, pacs_url=orthanc.dicomweb_url, rules=(RuleSettings("all"),))
+    with pytest.raises(SeriesNotFound, match=r"1\.2\.4 of study 1\.2\.3 is not in the PACS"):
+        decision_for(there, "1.2.3", "1.2.4")
 
 
 def test_a_new_slide_in_orthanc_is_found_and_analysed(
