@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +118,16 @@ class Service:
                 return seen
             time.sleep(0.2)
         raise AssertionError(f"job {job} did not end: {seen}; {self.log.read_text()}")
+
+
+def awaited(look: Callable[[], Any], seconds: float = 90) -> Any:
+    """What `look` says, once it says anything."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
 
 
 def service_settings(

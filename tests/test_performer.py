@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from node.pipeline import SlideReference
 from node.workitems import WORKLIST, Workitems
 from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
-from tests.service import Service, key_of, running_service
+from tests.service import Service, awaited, key_of, running_service
 from tests.smears import Smear, small_smear
 from tests.ups.caller import code, workitem
 from tests.ups_manager import Manager, Step, running_manager
@@ -48,16 +47,6 @@ SM = "1.2.840.10008.5.1.4.1.1.77.1.6"
 OURS = code("marrow-ndc") | attributes(CodingSchemeDesignator="99MARROW")
 TOKEN = "manager-token"  # noqa: S105 - of a manager that lives for this test
 MISSING = ("1.2.3", "1.2.3.4")
-
-
-def awaited(look: Callable[[], Any], seconds: float = 90) -> Any:
-    """What `look` says, once it says anything."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := look():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 def ended(manager: Manager, uid: str, service: Service) -> Step:

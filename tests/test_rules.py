@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date
@@ -36,7 +36,7 @@ from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
 from tests.loopback_host import Host
 from tests.servers import Orthanc, free_port, running_orthanc
-from tests.service import Service, service_settings
+from tests.service import Service, awaited, service_settings
 from tests.slides import write_slide
 from tests.smears import Smear, small_smear
 
@@ -365,15 +365,6 @@ def service(smear: Smear, orthanc: Orthanc) -> Iterator[Service]:
         yield running
     finally:
         running.stop()
-
-
-def awaited(look: Callable[[], Any], seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := look():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
 
 
 def jobs_of(service: Service, series_uid: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date
@@ -29,7 +29,7 @@ from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Answer, Fault, Proxy, faulty_proxy
 from tests.served import served
 from tests.servers import MISSING_ORTHANC, Orthanc, free_port, orthanc_missing, running_orthanc
-from tests.service import Service, service_settings
+from tests.service import Service, awaited, service_settings
 from tests.smears import Smear, small_smear
 
 RULES = '[[rules]]\nname = "slides"\nmodality = "SM"\n'
@@ -93,15 +93,6 @@ def service(
         yield running
     finally:
         running.stop()
-
-
-def awaited(look: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := look():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
 
 
 def ended(service: Service, search: str) -> Any:
