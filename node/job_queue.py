@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
 
-from dicom_io.errors import ConfigurationInvalid, JobNotFound, JobRefused
+from dicom_io.errors import (
+    ConfigurationInvalid,
+    JobNotFound,
+    JobRefused,
+    SharedStorageUnreachable,
+)
 from models.errors import ReviewRefused
 from node.config import Settings
 from node.job import (
@@ -136,7 +141,7 @@ class JobQueue:
         again
             Whether a completed job runs anew; its stored results are then compared with what the
             archive and the EHR have, and delivered where they are missing. One whose result was
-            withdrawn since always does.
+            withdrawn runs anew once without: its slide may have changed.
         await_arrival
             Whether to wait until the slide is whole.
         site
@@ -145,11 +150,7 @@ class JobQueue:
         arguments = job_arguments(slide, place)
         name = _digest(arguments)
         newest = self._workflows.newest(name)
-        if (
-            newest is not None
-            and (newest.status in ACTIVE or (newest.status == "SUCCESS" and not again))
-            and not self._is_withdrawn(newest)
-        ):
+        if newest is not None and self._suffices(newest, again):
             self._share(newest, slide.reason)
             self._ask(name, try_of(newest.workflow_id)[1], callback)
             if newest.status in ACTIVE and self._hurry(newest, priority or PRIORITIES[0]):
@@ -176,12 +177,20 @@ class JobQueue:
                 workflow.workflow_id, {"reason": reason}, merge=True
             )
 
-    def _is_withdrawn(self, workflow: WorkflowStatus) -> bool:
-        """Whether a person has withdrawn what a completed job had found."""
+    def _suffices(self, workflow: WorkflowStatus, again: bool) -> bool:
+        """Whether a job that is at work, or is done, is what somebody asks for."""
+        done = workflow.status == "SUCCESS" and not again
+        return workflow.status in ACTIVE or (done and not self._was_withdrawn(workflow))
+
+    def _was_withdrawn(self, workflow: WorkflowStatus) -> bool:
+        """Whether a person has withdrawn what a completed job had found, since it ran."""
         result = self._job(workflow).result
-        if workflow.status != "SUCCESS" or result is None or "identity" not in result:
+        if result is None or "identity" not in result or result.get("standing") == "withdrawn":
             return False
-        known = revisions(self._settings, result["identity"])
+        try:
+            known = revisions(self._settings, result["identity"])
+        except SharedStorageUnreachable:
+            return False  # nobody waits for a storage to be told that a job is done
         return bool(known) and known[-1].get("standing") == "withdrawn"
 
     def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:

@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from datetime import date, timedelta
 
@@ -21,7 +21,7 @@ import click
 from sqlalchemy import delete, insert, select
 
 from dicom_io.dicom_json import value
-from dicom_io.errors import ConfigurationInvalid
+from dicom_io.errors import ConfigurationInvalid, PacsNotFound, PacsUnreachable
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.search import Search
 from models.errors import MarrowNodeError
@@ -125,13 +125,26 @@ class ArchiveLooks:
         studies, unread = OneByOne(), self._unread()
         with open_pacs(self._settings.pacs_url, self._settings.pacs) as pacs:
             dated = Search("studies", {"StudyDate": f"{since.strftime(DATE)}-"})
-            found = dict.fromkeys([*unread, *pacs.search_slide_studies(dated)], False)
+            new = list(pacs.search_slide_studies(dated))
+            # What could not be read comes last: many of those look like an archive that is away.
+            found = dict.fromkeys([*new, *unread], False)
             for study_uid in found:
-                with studies.one():
-                    self._look_through(pacs, study_uid)
-                    found[study_uid] = True
+                try:
+                    found[study_uid] = self._is_read(pacs, study_uid, studies)
+                except PacsUnreachable:
+                    if study_uid in new:
+                        raise
+                    break
         self._searched(today, [study_uid for study_uid, read in found.items() if not read])
         studies.end()
+
+    def _is_read(self, pacs: Pacs, study_uid: str, studies: OneByOne) -> bool:
+        """Look through a study; false where it has to be come back to."""
+        with studies.one():
+            with suppress(PacsNotFound):  # it is there no more
+                self._look_through(pacs, study_uid)
+            return True
+        return False
 
     def _look_through(self, pacs: Pacs, study_uid: str) -> None:
         slides = OneByOne()

@@ -79,6 +79,8 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
         # All that is needed is known before anything goes.
         needed_there = _needed_by_other_hosts(shared, work) if shared is not None and files else ()
         for path in (*results, *files):
+            if not _is_older(path, before_s):
+                continue  # it was used again meanwhile
             # There first: what is gone here is not looked for there again. Also what another host
             # was the first to write: digests name the same content.
             if shared is not None and path.name not in needed_there:

@@ -130,7 +130,7 @@ def write(place: ReviewPlace, opened: Json, review: Review, corrections: Json | 
     }
     if corrections is not None:
         basis["finished"] = signature.at.isoformat()
-    with opened_slide(place, basis, to_be_read=corrections is not None) as (pacs, slide):
+    with opened_slide(place, basis, to_be_read=review.decision != "withdrawn") as (pacs, slide):
         analysis = _analysis(place, slide, seen, basis, signature)
         analysis = with_first_times(place.settings, analysis)
         basis["finished"] = analysis.finished.isoformat()

@@ -118,10 +118,29 @@ def test_a_result_is_withdrawn_though_an_instance_of_its_slide_is_gone(smear: Sm
     node = Node(smear, replace(settings, pacs_url=smear.pacs_url, ehr_url=smear.ehr_url))
     with pytest.raises(SeriesNotFound, match="no longer has all instances"):
         node.review(first, 1, "corrected", corrections=DELETE_ONE)
+    with pytest.raises(SeriesNotFound, match="no longer has all instances"):
+        node.review(first, 1, "confirmed")
     node.review(first, 1, "withdrawn", reason="A level was bad")
     assert results(smear) == ONE_SET | {"SR": 2}
     (report,) = (smear.folder / "ehr").rglob("DiagnosticReport/*.json")
     assert "entered-in-error" in report.read_text()
+
+
+def test_a_withdrawn_result_of_a_slide_that_stays_is_looked_at_once(smear: Smear) -> None:
+    """Rules send slides again and again: nothing is told anew each time."""
+    code, first, said = smear.analyse()
+    assert code == 0, said
+    settings = load_settings(smear.settings(), {})
+    node = Node(smear, replace(settings, pacs_url=smear.pacs_url, ehr_url=smear.ehr_url))
+    node.review(first, 1, "withdrawn", reason="Clotted")
+    code, again, said = smear.analyse()
+    assert code == 0, said
+    assert (again["identity"], again["standing"]) == (first["identity"], "withdrawn")
+    with open_job_queue(node.settings) as queue:
+        (job,) = queue.list()
+        slide = SlideReference(job.study_uid, job.series_uid, "HTTP request")
+        sent = queue.submit(slide, Workplace.open(node.settings, lambda _: None), "routine")
+    assert (sent.job, sent.status, sent.tries) == (job.job, "completed", job.tries)
 
 
 def test_what_nobody_can_make_again_fails_until_the_archive_does_not_have_it(
