@@ -398,8 +398,11 @@ def test_a_new_slide_in_orthanc_is_found_and_analysed(
     assert len(service.get("/jobs")["jobs"]) == 1
 
 
-def test_routing_without_a_model_goes_by_the_rules(service: Service, smear: Smear) -> None:
+def test_routing_without_a_model_goes_by_the_rules(
+    service: Service, orthanc: Orthanc, smear: Smear
+) -> None:
     slide = smear.slide
+    orthanc.add(*slide.paths)
     for wanted in ({}, {"series_uid": slide.series_uid}):
         search = service.submit(study_uid=slide.study_uid, **wanted)["search"]
         found = awaited(
