@@ -165,11 +165,13 @@ def service_settings(
 def running_service(
     smear: Smear,
     tables: Mapping[str, Mapping[str, Any]] | None = None,
+    rules: str = "",
     **lines: Any,
 ) -> Iterator[Service]:
-    """Start the service over a smear's folders, and stop it."""
+    """Start the service over a smear's folders, and stop it; `rules` is TOML of [[rules]]."""
     port = free_port()
     config = service_settings(smear, port, tables, **lines)
+    config.write_text(config.read_text() + rules)
     service = Service(f"http://127.0.0.1:{port}", smear, config, smear.folder / "service.log")
     try:
         service.start()

@@ -35,8 +35,8 @@ from node.rules import decide, decision_for, settings_by
 from node.worklist_database import WorklistDatabase, worklist_database
 from node.workplace import Workplace
 from tests.loopback_host import Host
-from tests.servers import Orthanc, free_port, running_orthanc
-from tests.service import Service, awaited, service_settings
+from tests.servers import Orthanc, running_orthanc
+from tests.service import Service, awaited, running_service
 from tests.slides import write_slide
 from tests.smears import Smear, small_smear
 
@@ -346,7 +346,6 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 def service(smear: Smear, orthanc: Orthanc) -> Iterator[Service]:
     drop = smear.folder / "drop"
     drop.mkdir()
-    port = free_port()
     tables = {
         "jobs": {"look_s": 0.2, "quiet_s": 6.0},
         "poll": {
@@ -357,14 +356,8 @@ def service(smear: Smear, orthanc: Orthanc) -> Iterator[Service]:
         },
         "receive": {"folder": str(smear.folder / "received"), "settle_s": 0.5},
     }
-    config = service_settings(smear, port, tables, pacs_url=orthanc.dicomweb_url)
-    config.write_text(config.read_text() + RULES)
-    running = Service(f"http://127.0.0.1:{port}", smear, config, smear.folder / "service.log")
-    try:
-        running.start()
+    with running_service(smear, tables, RULES, pacs_url=orthanc.dicomweb_url) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def jobs_of(service: Service, series_uid: str) -> list[dict[str, Any]]:

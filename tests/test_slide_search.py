@@ -28,8 +28,8 @@ from node.worklist_database import worklist_database
 from tests.copied_slides import copied_slides
 from tests.faulty_proxy import Answer, Fault, Proxy, faulty_proxy
 from tests.served import served
-from tests.servers import MISSING_ORTHANC, Orthanc, free_port, orthanc_missing, running_orthanc
-from tests.service import Service, awaited, service_settings
+from tests.servers import MISSING_ORTHANC, Orthanc, orthanc_missing, running_orthanc
+from tests.service import Service, awaited, running_service
 from tests.smears import Smear, small_smear
 
 RULES = '[[rules]]\nname = "slides"\nmodality = "SM"\n'
@@ -80,19 +80,12 @@ def told() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def service(
     smear: Smear, archive: Proxy, told: tuple[str, list[dict[str, Any]]]
 ) -> Iterator[Service]:
-    port = free_port()
     tables = {
         "jobs": {"look_s": 0.2, "quiet_s": QUIET_S},
-        "serve": {"port": port, "callbacks": [told[0]], "threads": 16},
+        "serve": {"callbacks": [told[0]]},
     }
-    config = service_settings(smear, port, tables, pacs_url=archive.url)
-    config.write_text(config.read_text() + RULES)
-    running = Service(f"http://127.0.0.1:{port}", smear, config, smear.folder / "service.log")
-    try:
-        running.start()
+    with running_service(smear, tables, RULES, pacs_url=archive.url) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def ended(service: Service, search: str) -> Any:
