@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -83,7 +83,7 @@ def source_header(analysis: Analysis) -> Dataset:
     Without a Specimen Description the Specimen module (PS3.3 C.7.6.22) is left out as a whole: a
     Container Identifier alone is not allowed, and a specimen is not made up.
     """
-    header = deepcopy(analysis.slide.header)
+    header = _resettable(analysis.slide.header)
     series_uid = analysis.slide.series_uid
     for keyword in _IDENTIFYING:
         if not header.get(keyword):
@@ -99,6 +99,11 @@ def source_header(analysis: Analysis) -> Dataset:
     _complete_specimen(header)
     header.TotalPixelMatrixOriginSequence = [_origin(analysis)]
     return header
+
+
+def _resettable(dataset: Dataset) -> Dataset:
+    """The same, with elements of its own; their values are shared, as most stay what they are."""
+    return Dataset({element.tag: copy(element) for element in dataset})
 
 
 def _empty_invalid(header: Dataset, series_uid: str) -> None:
@@ -153,7 +158,8 @@ def _complete_specimen(header: Dataset) -> None:
     for keyword in _CONTAINER_EMPTY_WHEN_MISSING:
         if keyword not in header:
             setattr(header, keyword, [])
-    for specimen in specimens:
+    header.SpecimenDescriptionSequence = [_resettable(each) for each in specimens]
+    for specimen in header.SpecimenDescriptionSequence:
         for keyword in _SPECIMEN_EMPTY_WHEN_MISSING:
             if keyword not in specimen:
                 setattr(specimen, keyword, [])
