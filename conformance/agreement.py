@@ -16,8 +16,10 @@ from dicom_io.codes import (
     COUNT,
     INTERVAL_HIGH,
     INTERVAL_LOW,
+    LOCAL_SCHEME,
     LOCAL_SYSTEM_URI,
     ME_RATIO,
+    cell_type_key,
 )
 from dicom_io.report import ReportContent, decode_report
 from dicom_io.source_header import text_of
@@ -259,9 +261,10 @@ def _identity(
 def _observations(resources: list[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Observations by their first coding: a cell type's key, or a LOINC code."""
     return {
-        resource["code"]["coding"][0]["code"]: resource
+        cell_type_key(code, LOCAL_SCHEME) or code: resource
         for resource in resources
         if resource["resourceType"] == "Observation"
+        for code in [resource["code"]["coding"][0]["code"]]
     }
 
 

@@ -86,7 +86,7 @@ FINDING = CodedConcept(
     "diff-count", LOCAL_SCHEME, "Nucleated differential count of a bone marrow smear"
 )
 
-_WITHOUT_LINEAGE = {"smudge_cell", "platelet_clump", "artifact"}
+_WITHOUT_LINEAGE = {"smudge_cell", "platelet_clump", "artifact", "debris"}
 
 
 def cell_type_code(key: str) -> CodedConcept:
@@ -94,7 +94,7 @@ def cell_type_code(key: str) -> CodedConcept:
     row = CELL_TYPES[key]
     if row.snomed:
         return CodedConcept(row.snomed, "SCT", row.snomed_meaning)
-    return CodedConcept(key, LOCAL_SCHEME, row.name)
+    return CodedConcept(row.code, LOCAL_SCHEME, row.name)
 
 
 def cell_category_code(key: str) -> CodedConcept:
@@ -105,7 +105,7 @@ def cell_category_code(key: str) -> CodedConcept:
 def cell_type_key(value: str, scheme: str) -> str | None:
     """Key of the cell type that a code means, None for a code that is not in the table."""
     if scheme == LOCAL_SCHEME:
-        return value if value in CELL_TYPES else None
+        return next((key for key, row in CELL_TYPES.items() if value in (key, row.code)), None)
     if scheme != "SCT" or not value:
         return None
     return next((key for key, row in CELL_TYPES.items() if row.snomed == value), None)

@@ -22,6 +22,9 @@ class CellType:
         What records, manifests and settings call it.
     name
         What people read.
+    code
+        In the node's own coding scheme: the key, or where that is longer than the 16 characters of
+        a code (PS3.5 6.2, SH) a shorter one.
     lineage
     ndc
         Whether it counts in the denominator of the nucleated differential count.
@@ -43,6 +46,7 @@ class CellType:
 
     key: str
     name: str
+    code: str
     lineage: str
     ndc: bool
     me: Literal["myeloid", "erythroid"] | None
@@ -60,6 +64,7 @@ def _cell_type(key: str, row: Mapping[str, Any]) -> CellType:
     return CellType(
         key=key,
         name=row["name"],
+        code=row.get("code", key),
         lineage=row["lineage"],
         ndc=row["ndc"],
         me=row.get("me"),

@@ -4,7 +4,7 @@ The graph: one DiagnosticReport (LOINC 47286-0) whose ``result`` names a panel O
 members: one Observation per cell type, M:E (11138-5), cells counted (38257-2) and cells found.
 Unreviewed, the report is ``partial`` and they are ``preliminary``; a review changes the status of
 these same resources (:data:`STATUSES`). A cell type's Observation is coded first in the node's own
-code system (:data:`dicom_io.codes.LOCAL_SYSTEM_URI`, the cell type's key), then in SNOMED CT, then
+code system (:data:`dicom_io.codes.LOCAL_SYSTEM_URI`), then in SNOMED CT, then
 in LOINC where a site asks for it; its value is the percentage of the nucleated differential count,
 and its components are the count and the bounds of the Wilson 95 % interval, each coded in the
 node's own code system (``count``, ``wilson-95-low``, ``wilson-95-high``). Device is the model
@@ -237,7 +237,7 @@ def _cell_type(analysis: Analysis, row: int, loinc: bool) -> Resource:
     key = differential.classes[row]
     cell = CELL_TYPES[key]
     counted = bool(differential.in_ndc[row])
-    codings = [{"system": LOCAL_SYSTEM_URI, "code": key, "display": cell.name}]
+    codings = [{"system": LOCAL_SYSTEM_URI, "code": cell.code, "display": cell.name}]
     if cell.snomed:
         codings.append({"system": SNOMED, "code": cell.snomed, "display": cell.snomed_meaning})
     if loinc and counted and cell.loinc:  # LOINC's terms are shares, not numbers

@@ -33,21 +33,26 @@ TAYEBI_HISTOGRAM = {
 }
 OUTSIDE_NDC = {
     "megakaryocyte",
+    "megakaryocyte_nucleus",
     "macrophage",
     "platelet",
     "platelet_clump",
     "smudge_cell",
     "artifact",
+    "debris",
     "mitotic_cell",
+    "other_cell",
     "unclassified",
 }
 BLASTS = {"blast", "myeloblast", "lymphoblast", "monoblast"}
 GRANULOCYTES = {
     "promyelocyte",
+    "abnormal_promyelocyte",
     "myelocyte",
     "metamyelocyte",
     "band_neutrophil",
     "segmented_neutrophil",
+    "neutrophil",
     "eosinophil",
 }
 ERYTHROID = {
@@ -55,6 +60,7 @@ ERYTHROID = {
     "basophilic_erythroblast",
     "polychromatic_erythroblast",
     "orthochromatic_erythroblast",
+    "erythroblast",
 }
 
 
@@ -86,6 +92,9 @@ def test_row_is_well_formed(key: str) -> None:
     assert re.fullmatch(r"#[0-9a-f]{6}", row.colour)
     assert bool(row.snomed) == bool(row.snomed_meaning)
     assert set(row.neighbours) <= CELL_TYPES.keys() - {key}
+    assert all(key in CELL_TYPES[other].neighbours for other in row.neighbours)
+    assert row.snomed or len(row.code) <= 16
+    assert row.code == key or row.code not in CELL_TYPES
     if row.reference_percent is not None:
         low, high = row.reference_percent
         assert 0 <= low < high <= 100
@@ -126,7 +135,7 @@ def test_codes_are_no_misprints() -> None:
 
 
 def test_no_two_types_share_a_code_or_a_colour() -> None:
-    for field in ("snomed", "loinc", "name", "colour"):
+    for field in ("snomed", "loinc", "name", "code", "colour"):
         used = [getattr(row, field) for row in CELL_TYPES.values() if getattr(row, field)]
         assert len(used) == len(set(used)), field
 

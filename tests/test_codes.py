@@ -36,6 +36,12 @@ def test_cell_type_without_verified_snomed_code_is_a_local_one() -> None:
     assert cell_type_code("myeloblast").scheme_designator == "SCT"
 
 
+def test_a_key_that_is_too_long_for_a_code_has_a_shorter_one() -> None:
+    code = cell_type_code("megakaryocyte_nucleus")
+    assert (code.value, code.scheme_designator) == ("mk-nucleus", LOCAL_SCHEME)
+    assert cell_type_key("mk-nucleus", LOCAL_SCHEME) == "megakaryocyte_nucleus"
+
+
 def test_unknown_code_is_no_cell_type() -> None:
     assert cell_type_key("15622002", LOCAL_SCHEME) is None
     assert cell_type_key("", "SCT") is None

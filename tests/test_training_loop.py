@@ -477,6 +477,11 @@ def test_what_ends_without_a_package_says_so_before(recipe: Path) -> None:
     assert "together_with" in line
 
 
+@pytest.mark.parametrize("system", ["wang2022", "tayebi2021", "liu2022", "choi2017"])
+def test_the_types_of_a_paper_make_a_package(system: str) -> None:
+    assert list(without_package(load_recipe(RECIPES / f"{system}-full.toml"))) == []
+
+
 def test_a_line_that_was_cut_off_is_not_taken_for_another_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,learning_rate,loss\n1,0.1,3.0\n2,0.1,2.5\n1")  # of 12 or so
