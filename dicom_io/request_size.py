@@ -19,6 +19,10 @@ FIRST_FRAMES = 512
 archive reads the whole file for each."""
 
 GROWTH = 16
+SHRINK = 2
+"""A few measurements of a busy archive may say that requests are free: one frame would be asked
+for. So it takes several in a row."""
+
 LONGEST_S = 10.0
 """A request should not take longer, so that little is lost when it is cut."""
 
@@ -45,6 +49,9 @@ class RequestCost:
 
     Attributes
     ----------
+    wanted
+        Fewest frames of which the fixed cost is a small share; not much more than was tried, nor
+        much fewer than were wanted before.
     largest
         Most frames of a request so far.
     asked
@@ -52,11 +59,10 @@ class RequestCost:
     """
 
     def __init__(self, guess: int = FIRST_FRAMES) -> None:
-        self._guess = guess
         self._weight = self._n = self._s = self._nn = self._ns = 0.0
         self._frames = self._bytes = 0
         self.largest = 0
-        self.asked = guess
+        self.wanted = self.asked = guess
 
     def measured(self, frames: int, seconds: float, bytes_received: int) -> None:
         self._weight = MEMORY * self._weight + 1
@@ -67,6 +73,7 @@ class RequestCost:
         self._frames += frames
         self._bytes += bytes_received
         self.largest = max(self.largest, frames)
+        self.wanted = self._best()
 
     @property
     def frame_bytes(self) -> float:
@@ -85,16 +92,14 @@ class RequestCost:
         slope = min(max(slope, 0.0), mean_s / mean_n)  # neither part of the time is negative
         return mean_s - slope * mean_n, slope
 
-    def frames_wanted(self) -> int:
-        """Fewest frames of which the fixed cost is a small share; not much more than was tried."""
-        if self.largest == 0:
-            return self._guess
+    def _best(self) -> int:
         cost = self.fit()
         if cost is None or cost[1] <= 0:
             return self._next_trial()
         fixed, per_frame = cost
         wanted = fixed * (1 / FIXED_SHARE - 1) / per_frame
         in_time = max((LONGEST_S - fixed) / per_frame, wanted * FIXED_SHARE)
+        wanted = max(wanted, min(self.wanted, self.largest) / SHRINK)
         return max(1, round(min(wanted, in_time, max(GROWTH * self.largest, FIRST_FRAMES))))
 
     def _next_trial(self) -> int:
@@ -189,7 +194,7 @@ class RequestSizes:
         with self._lock:
             # The instance before is the best guess at what this one costs.
             cost = self._costs.setdefault(sop_uid, RequestCost(self._wanted))
-            wanted = self._wanted = min(cost.frames_wanted(), self._limit)
+            wanted = self._wanted = min(cost.wanted, self._limit)
             most = self._limit
             if cost.frame_bytes:
                 each = self._bounds.bytes_in_flight / self._connections.level

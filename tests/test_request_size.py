@@ -42,6 +42,13 @@ def test_cheap_requests_stay_small() -> None:
     assert 9 <= sum(asked[-50:]) / 50 <= 72
 
 
+def test_one_slow_answer_does_not_make_requests_small() -> None:
+    """Five hundred frames in 30 ms and 2000 in 300 ms look as if requests cost nothing."""
+    sizes = RequestSizes(BOUNDS)
+    seconds = iter((0.03, 0.3, 0.1))
+    assert min(read(sizes, lambda frames: next(seconds), 3)) >= FIRST_FRAMES
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_fixed_part_is_a_tenth(noise: float) -> None:
     asked = read(RequestSizes(BOUNDS), noisy(0.05, 0.001, noise), 100)
