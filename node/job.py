@@ -9,6 +9,8 @@ is the same job. Each try is a workflow of DBOS named ``JOB-N``; while the slide
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +34,13 @@ ARRIVE = "await slide"
 FIND = "find slides"
 REVIEW = "review slide"
 CALL_BACK = "call back"
+# In which they wait.
+QUEUE = "slides"
+ARRIVALS = "arrivals"
+# Of its own: a person who signs does not wait for an analysis to end.
+REVIEWS = "reviews"
+# Of its own: a receiver that is down for hours keeps no slide from coming in.
+CALLBACKS = "callbacks"
 ARRIVAL_SUFFIX = ".arrival"
 # How the reason of a job begins that nothing but workitems has asked for.
 OF_WORKITEM = "workitem "
@@ -114,6 +123,11 @@ class Job:
     result: Mapping[str, Any] | None
     error: str | None
     exit_code: int | None
+
+
+def identifier(content: object) -> str:
+    """Digest of all that tells one job or search from another."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def try_of(workflow_id: str) -> tuple[str, int]:

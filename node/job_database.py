@@ -3,21 +3,93 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dbos import DBOS
+from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_io.errors import DiskFull
+from dicom_io.errors import ConfigurationInvalid, DiskFull
 from node.config import Settings
-from node.job_callbacks import METADATA
+from node.job_callbacks import METADATA, Callbacks
+from node.job_table import JobTable
 from node.schema import bring_up_to_date
 from node.write_ahead import keep_write_ahead, sqlite_engine
 
 APPLICATION = "marrow-node"
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class JobDatabase:
+    """A job database that is open. Made by :func:`open_job_database`.
+
+    Attributes
+    ----------
+    settings
+    client, table, callbacks
+        None where no job was ever submitted, and there is nothing to see.
+    """
+
+    settings: Settings
+    client: DBOSClient | None = None
+    table: JobTable | None = None
+    callbacks: Callbacks | None = None
+    _turns: AbstractContextManager[object] = field(default_factory=nullcontext, repr=False)
+
+    @contextmanager
+    def changing(self) -> Iterator[DBOSClient]:
+        """The client, for changes by one thread at a time where the database takes no more.
+
+        SQLite lets one write at a time, and others ask again now and then: who waits here instead
+        goes on at once, and leaves the connections to those who only look.
+
+        Raises
+        ------
+        ConfigurationInvalid
+            No job was ever submitted.
+        DiskFull
+            When the database cannot be used.
+        """
+        with database_errors(self.settings), self._turns:
+            if self.client is None:
+                raise ConfigurationInvalid(
+                    f"No job was ever submitted in {self.settings.work_folder}: check work_folder."
+                )
+            yield self.client
+
+
+@contextmanager
+def open_job_database(settings: Settings) -> Iterator[JobDatabase]:
+    """Open the database that a worker has made; without one there is nothing to see.
+
+    Raises
+    ------
+    DiskFull
+        When the job database cannot be read.
+    """
+    if not settings.database_url and not sqlite_file(settings).exists():
+        yield JobDatabase(settings)
+        return
+    with database_errors(settings):
+        client = DBOSClient(
+            system_database_url=database_url(settings),
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=APPLICATION,
+            system_database_pool_size=CONNECTIONS,
+        )
+        engine = job_engine(settings)
+        table = JobTable(engine)
+    turns = nullcontext() if settings.database_url else threading.Lock()
+    try:
+        yield JobDatabase(settings, client, table, Callbacks(engine), turns)
+    finally:
+        table.close()
+        client.destroy()
 
 
 def prepare_database(settings: Settings) -> None:

@@ -6,60 +6,42 @@ PostgreSQL); none of them needs to be the process that works.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus
+from dbos import EnqueueOptions, WorkflowStatus
 
-from dicom_io.errors import (
-    ConfigurationInvalid,
-    JobNotFound,
-    JobRefused,
-    SharedStorageUnreachable,
-)
+from dicom_io.errors import JobNotFound, JobRefused, SharedStorageUnreachable
 from models.errors import ReviewRefused
 from node.config import Settings
 from node.job import (
     ACTIVE,
     ANALYSE,
     ARRIVAL_SUFFIX,
+    ARRIVALS,
     ARRIVE,
-    CALL_BACK,
-    CALL_INFIX,
     ENDED,
-    FIND,
     OF_WORKITEM,
     PRIORITIES,
+    QUEUE,
     REVIEW,
-    SEARCH_PREFIX,
+    REVIEWS,
     Job,
     JobStatus,
     arguments_of,
-    found_of,
+    identifier,
     job_arguments,
     job_of,
-    news_of,
     sited,
     submitted_job,
     try_of,
 )
-from node.job_callbacks import Callback, Callbacks
-from node.job_database import (
-    APPLICATION,
-    database_errors,
-    database_url,
-    job_engine,
-    poll_s,
-    sqlite_file,
-)
-from node.job_table import JobTable
+from node.job_database import JobDatabase, database_errors, open_job_database, poll_s
+from node.job_news import JobNews
 from node.job_workflows import Workflows, state_of
 from node.progress import ProgressFile
 from node.revisions import find_seen, revisions
@@ -73,48 +55,24 @@ if TYPE_CHECKING:  # commands that only look at jobs need not load what works on
 
 log = logging.getLogger(__name__)
 
-QUEUE = "slides"
-ARRIVALS = "arrivals"
-# Of its own: a person who signs does not wait for an analysis to end.
-REVIEWS = "reviews"
-# Of its own: a receiver that is down for hours keeps no slide from coming in.
-CALLBACKS = "callbacks"
 _QUEUES = {ANALYSE: QUEUE, ARRIVE: ARRIVALS, REVIEW: REVIEWS}
-CONNECTIONS = 16
 # Hosts need not agree better than that on what time it is.
 CLOCKS_AGREE_S = 1.0
 # What a review takes over from the job that it is about.
-_SLIDE = ("study_uid", "series_uid")
-_PLACE = (*_SLIDE, "model", "pacs_url", "results_url", "ehr_url")
-# Step of a search that tells what became of each slide.
-OUTCOME = "outcome"
+_PLACE = ("study_uid", "series_uid", "model", "pacs_url", "results_url", "ehr_url")
 
 
 class JobQueue:
-    """The jobs of one work folder. Made by :func:`open_job_queue`.
+    """The jobs of one work folder. Opened by :func:`open_job_queue`.
 
     Parameters
     ----------
-    settings
-    client, table, callbacks
-        Of its database; None where no job was ever submitted.
+    database
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        client: DBOSClient | None,
-        table: JobTable | None = None,
-        callbacks: Callbacks | None = None,
-    ) -> None:
-        self._settings, self._client, self._table = settings, client, table
-        self._callbacks = callbacks
-        self._workflows = Workflows(settings, client, table)
-        # SQLite lets one write at a time, and others ask again now and then: who waits here instead
-        # goes on at once, and leaves the connections to those who only look.
-        self._writing: AbstractContextManager[object] = (
-            nullcontext() if settings.database_url else threading.Lock()
-        )
+    def __init__(self, database: JobDatabase) -> None:
+        self._database, self._settings = database, database.settings
+        self._workflows, self._news = Workflows(database), JobNews(database)
 
     def submit(
         self,
@@ -148,34 +106,20 @@ class JobQueue:
             Whose slide it is: sites take turns. Empty for the archive that it is in.
         """
         arguments = job_arguments(slide, place)
-        name = _digest(arguments)
+        name = identifier(arguments)
         newest = self._workflows.newest(name)
         if newest is not None and self._suffices(newest, again):
             self._share(newest, slide.reason)
-            self._ask(name, try_of(newest.workflow_id)[1], callback)
+            self._news.ask(name, callback, try_of(newest.workflow_id)[1])
             if newest.status in ACTIVE and self._hurry(newest, priority or PRIORITIES[0]):
                 return self.get(name)
             return self._job(newest)
         extra = {"reason": slide.reason, "priority": priority, "site": site}
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra, await_arrival)
-        self._ask(name, number, callback)
+        self._news.ask(name, callback, number)
         log.info("Series %s: job %s was submitted.", slide.series_uid, name)
         return submitted_job(name, number, arguments | extra, await_arrival)
-
-    def _share(self, workflow: WorkflowStatus, reason: str) -> None:
-        """Note that not a workitem alone has asked for a job, which is canceled with it."""
-        begun = str(arguments_of(workflow).get("reason"))
-        if (
-            workflow.status not in ACTIVE
-            or not begun.startswith(OF_WORKITEM)
-            or reason.startswith(OF_WORKITEM)
-        ):
-            return
-        with database_errors(self._settings), self._writing:
-            self._open_client().update_workflow_attributes(
-                workflow.workflow_id, {"reason": reason}, merge=True
-            )
 
     def _suffices(self, workflow: WorkflowStatus, again: bool) -> bool:
         """Whether a job that is at work, or is done, is what somebody asks for."""
@@ -192,6 +136,33 @@ class JobQueue:
         except SharedStorageUnreachable:
             return False  # nobody waits for a storage to be told that a job is done
         return bool(known) and known[-1].get("standing") == "withdrawn"
+
+    def _share(self, workflow: WorkflowStatus, reason: str) -> None:
+        """Note that not a workitem alone has asked for a job, which is canceled with it."""
+        begun = str(arguments_of(workflow).get("reason"))
+        if (
+            workflow.status not in ACTIVE
+            or not begun.startswith(OF_WORKITEM)
+            or reason.startswith(OF_WORKITEM)
+        ):
+            return
+        with self._database.changing() as client:
+            client.update_workflow_attributes(workflow.workflow_id, {"reason": reason}, merge=True)
+
+    def _hurry(self, workflow: WorkflowStatus, priority: Priority) -> bool:
+        """Let a job, and its later tries, go by a priority if it is better than its own."""
+        arguments = arguments_of(workflow)
+        own: Priority | None = arguments.get("priority")
+        table = self._database.table
+        if table is None or not own or PRIORITIES.index(own) <= PRIORITIES.index(priority):
+            return False
+        with self._database.changing() as client:
+            client.update_workflow_attributes(
+                workflow.workflow_id, {"priority": priority}, merge=True
+            )
+            number = self._number(workflow.name, priority, arguments)
+            table.move(workflow.workflow_id, number)
+        return True
 
     def review(self, job: str, review: Review, priority: Priority | None = None) -> Job:
         """Queue a review of a job's result, or join the job of the same review.
@@ -219,7 +190,7 @@ class JobQueue:
             )
         told = arguments_of(workflow)
         arguments = {name: told[name] for name in _PLACE} | {"identity": seen.result["identity"]}
-        name = _digest([arguments, review.digest])
+        name = identifier([arguments, review.digest])
         newest = self._workflows.newest(name)
         if newest is not None and newest.status in (*ACTIVE, "SUCCESS"):
             return self._job(newest)
@@ -232,6 +203,51 @@ class JobQueue:
         number = 1 if newest is None else try_of(newest.workflow_id)[1] + 1
         self.enqueue(f"{name}-{number}", arguments | extra)
         return self.get(name)
+
+    def retry(self, job: str) -> Job:
+        """Try a failed or cancelled job again; all who were told of its end are told of the next.
+
+        Raises
+        ------
+        JobNotFound
+        JobRefused
+            It has not failed.
+        """
+        newest = self._newest(job)
+        seen = self._job(newest)
+        if seen.status not in ("failed", "cancelled"):
+            raise JobRefused(
+                f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
+            )
+        told = ("tried_before", "failures", "deaths", "arrival", "callback")
+        before = arguments_of(newest)
+        arguments = {k: v for k, v in before.items() if k not in told}
+        number = seen.tries + 1
+        self.enqueue(f"{seen.job}-{number}", arguments, newest.name == ARRIVE)
+        self._news.ask_again(seen.job, number)
+        # Of an older version of the node.
+        self._news.ask(seen.job, before.get("callback", ""), number)
+        return self.get(job)
+
+    def cancel(self, job: str) -> Job:
+        """Stop a job: at once while it waits, else at its next report of progress.
+
+        Raises
+        ------
+        JobNotFound
+        JobRefused
+            It has ended.
+        """
+        seen = self.get(job)
+        if seen.status in ENDED:
+            raise JobRefused(f"Job {job} is {seen.status}: there is nothing to cancel.")
+        for workflow in self._workflows.tries(seen.job):
+            if workflow.status not in ACTIVE:
+                continue
+            with self._database.changing() as client:
+                client.cancel_workflow(workflow.workflow_id)
+            progress_file(self._settings, workflow.workflow_id).cancel()
+        return self.get(job)
 
     def enqueue(
         self,
@@ -250,31 +266,10 @@ class JobQueue:
         }
         if delay_s:
             options["delay_seconds"] = delay_s
-        with database_errors(self._settings), self._writing:
-            client = self._open_client()
+        with self._database.changing() as client:
             if priority:
                 options["priority"] = self._number(workflow, priority, arguments)
             client.enqueue(options, dict(arguments))
-
-    def changed(self, workflow_id: str) -> dict[str, Any]:
-        """What was changed of a workflow's arguments since it was queued."""
-        (workflow,) = self._workflows.listed(workflow_ids=[workflow_id], load_output=False)
-        return dict(workflow.attributes or {})
-
-    def _hurry(self, workflow: WorkflowStatus, priority: Priority) -> bool:
-        """Let a job, and its later tries, go by a priority if it is better than its own."""
-        arguments = arguments_of(workflow)
-        own: Priority | None = arguments.get("priority")
-        if self._table is None or not own or PRIORITIES.index(own) <= PRIORITIES.index(priority):
-            return False
-        with database_errors(self._settings), self._writing:
-            client = self._open_client()
-            client.update_workflow_attributes(
-                workflow.workflow_id, {"priority": priority}, merge=True
-            )
-            number = self._number(workflow.name, priority, arguments)
-            self._table.move(workflow.workflow_id, number)
-        return True
 
     def _number(self, workflow: str, priority: Priority, arguments: Mapping[str, Any]) -> int:
         """Of a slide in its queue."""
@@ -282,127 +277,11 @@ class JobQueue:
         waiting = partial(self._waiting, _QUEUES[workflow])
         return number_of(PRIORITIES.index(priority), site, waiting)
 
-    @property
-    def paused(self) -> bool:
-        """Whether no worker begins another slide."""
-        if self._client is None:
-            return False
-        with database_errors(self._settings):
-            queue = self._client.retrieve_queue(QUEUE)
-            return queue is not None and queue.worker_concurrency == 0
-
-    def pause(self) -> None:
-        """Let no worker begin another slide until :meth:`resume`; those at work are finished."""
-        self._take_at_a_time(0)
-
-    def resume(self) -> None:
-        """Let workers go on."""
-        self._take_at_a_time(1)
-
-    def _take_at_a_time(self, slides: int) -> None:
-        with database_errors(self._settings):
-            client = self._open_client()
-            client.register_queue(
-                QUEUE,
-                worker_concurrency=slides,
-                polling_interval_sec=poll_s(self._settings),
-                on_conflict="never_update",
-            )
-            queue = client.retrieve_queue(QUEUE)
-            if queue is not None:
-                queue.set_worker_concurrency(slides)
-
     def _waiting(self, queue: str, first: int, behind: int, slot: int) -> Waiting:
-        if self._table is None:
+        table = self._database.table
+        if table is None:
             return Waiting(None, None)
-        return self._table.waiting(queue, first, behind, slot)
-
-    def shorten_delays(self) -> None:
-        """Let tries that wait for longer than they were told to wait for that long from now on."""
-        now_ms = time.time() * 1000
-        for workflow in self._workflows.delayed():
-            arguments = arguments_of(workflow)
-            failures = int(arguments.get("failures", 0)) + int(arguments.get("deaths", 0))
-            delay_s = retry_delay_s(self._settings, failures)
-            left_s = ((workflow.delay_until_epoch_ms or 0) - now_ms) / 1000
-            if left_s > delay_s + CLOCKS_AGREE_S:
-                log.warning("The clock went back: %s is not let wait.", workflow.workflow_id)
-                with database_errors(self._settings), self._writing:
-                    self._open_client().set_workflow_delay(
-                        workflow.workflow_id, delay_seconds=delay_s
-                    )
-
-    def tell_ended(self) -> None:
-        """Queue the news of jobs and searches that have ended, for all who still wait for them.
-
-        However they ended: completed, failed, put aside or cancelled in the middle. The same news
-        queued twice is told once; where a call has failed for good, who asks again is told anew.
-        """
-        if self._callbacks is None:
-            return
-        with database_errors(self._settings):
-            waiting = self._callbacks.open()
-        # Of a job the newest try that somebody waits for.
-        awaited = {each.awaited: each.from_try for each in sorted(waiting, key=_from_try)}
-        unended = self._workflows.unended_of(awaited)
-        for callback in waiting:
-            if callback.awaited not in unended:
-                self._tell(callback)
-
-    def is_awaited(self, job: str) -> bool:
-        """Whether somebody is still to be told of a job's end."""
-        if self._callbacks is None:
-            return False
-        with database_errors(self._settings):
-            return self._callbacks.waits_for(job)
-
-    def adopt_callbacks(self) -> None:
-        """Write down who waits for jobs that an older version of the node has queued."""
-        for workflow in self._workflows.all_unended():
-            job, number = try_of(workflow.workflow_id)
-            self._ask(job, number, arguments_of(workflow).get("callback", ""))
-
-    def _ask(self, awaited: str, from_try: int, url: str) -> None:
-        if url and self._callbacks is not None:
-            with database_errors(self._settings), self._writing:
-                self._callbacks.ask(Callback(awaited, url, from_try))
-
-    def _tell(self, callback: Callback) -> None:
-        is_search = callback.awaited.startswith(SEARCH_PREFIX)
-        news = self._search_news(callback) if is_search else self._job_news(callback)
-        if news is None:
-            return
-        with database_errors(self._settings), self._writing:
-            for of, told in news.items():
-                self._open_client().enqueue(
-                    {
-                        "workflow_name": CALL_BACK,
-                        "queue_name": CALLBACKS,
-                        "workflow_id": self._workflows.call_id(of, callback.address),
-                    },
-                    {"url": callback.url, "told": told},
-                )
-            if self._callbacks is not None:
-                self._callbacks.told(callback)
-
-    def _job_news(self, callback: Callback) -> dict[str, Any] | None:
-        """By the try that they are of; None before there are any."""
-        newest = self._workflows.newest(callback.awaited)
-        if newest is None:
-            return None
-        job = self._job(newest)
-        if job.status not in ENDED or job.tries < callback.from_try:
-            return None
-        return {f"{job.job}-{job.tries}": news_of(job)}
-
-    def _search_news(self, callback: Callback) -> dict[str, Any] | None:
-        """Of one that failed; who waits for one that did not is told of the jobs it has queued."""
-        for workflow in self._workflows.listed(workflow_ids=[callback.awaited], name=FIND):
-            found = found_of(workflow)
-            if found["status"] in ENDED:
-                told = {key: found[key] for key in ("search", "status", *_SLIDE, "error")}
-                return {} if found["status"] == "completed" else {callback.awaited: told}
-        return None
+        return table.waiting(queue, first, behind, slot)
 
     def get(self, job: str) -> Job:
         """Look a job up, or one of its tries by ``JOB-N``.
@@ -446,50 +325,51 @@ class JobQueue:
                 break
         return found[offset:last]
 
-    def cancel(self, job: str) -> Job:
-        """Stop a job: at once while it waits, else at its next report of progress.
+    def counts(self) -> dict[JobStatus, int]:
+        """How many jobs are in each state that has not ended."""
+        counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
+        for row in self._workflows.unended():
+            counted[state_of(row)] += 1
+        return counted
 
-        Raises
-        ------
-        JobNotFound
-        JobRefused
-            It has ended.
-        """
-        seen = self.get(job)
-        if seen.status in ENDED:
-            raise JobRefused(f"Job {job} is {seen.status}: there is nothing to cancel.")
-        for workflow in self._workflows.tries(seen.job):
-            if workflow.status not in ACTIVE:
-                continue
-            self._open_client().cancel_workflow(workflow.workflow_id)
-            self._progress_file(workflow.workflow_id).cancel()
-        return self.get(job)
+    def oldest_active_ms(self) -> int | None:
+        """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
+        return min((row.created_ms for row in self._workflows.unended()), default=None)
 
-    def retry(self, job: str) -> Job:
-        """Try a failed or cancelled job again; all who were told of its end are told of the next.
+    @property
+    def paused(self) -> bool:
+        """Whether no worker begins another slide."""
+        client = self._database.client
+        if client is None:
+            return False
+        with database_errors(self._settings):
+            queue = client.retrieve_queue(QUEUE)
+            return queue is not None and queue.worker_concurrency == 0
 
-        Raises
-        ------
-        JobNotFound
-        JobRefused
-            It has not failed.
-        """
-        newest = self._newest(job)
-        seen = self._job(newest)
-        if seen.status not in ("failed", "cancelled"):
-            raise JobRefused(
-                f"Job {job} is {seen.status}: only a failed or cancelled job can be tried again."
+    def pause(self) -> None:
+        """Let no worker begin another slide until :meth:`resume`; those at work are finished."""
+        self._take_at_a_time(0)
+
+    def resume(self) -> None:
+        """Let workers go on."""
+        self._take_at_a_time(1)
+
+    def _take_at_a_time(self, slides: int) -> None:
+        with self._database.changing() as client:
+            client.register_queue(
+                QUEUE,
+                worker_concurrency=slides,
+                polling_interval_sec=poll_s(self._settings),
+                on_conflict="never_update",
             )
-        told = ("tried_before", "failures", "deaths", "arrival", "callback")
-        before = arguments_of(newest)
-        arguments = {k: v for k, v in before.items() if k not in told}
-        number = seen.tries + 1
-        self.enqueue(f"{seen.job}-{number}", arguments, newest.name == ARRIVE)
-        if self._callbacks is not None:
-            with database_errors(self._settings), self._writing:
-                self._callbacks.ask_again(seen.job, number)
-        self._ask(seen.job, number, before.get("callback", ""))  # of an older version of the node
-        return self.get(job)
+            queue = client.retrieve_queue(QUEUE)
+            if queue is not None:
+                queue.set_worker_concurrency(slides)
+
+    def changed(self, workflow_id: str) -> dict[str, Any]:
+        """What was changed of a workflow's arguments since it was queued."""
+        (workflow,) = self._workflows.listed(workflow_ids=[workflow_id], load_output=False)
+        return dict(workflow.attributes or {})
 
     def written_by_earlier(self, try_id: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """How the newest earlier try that has written results opened the slide, and what it wrote.
@@ -498,73 +378,33 @@ class JobQueue:
         """
         job, number = try_of(try_id)
         for earlier in range(number - 1, 0, -1):
-            with database_errors(self._settings):
-                steps = self._open_client().list_workflow_steps(f"{job}-{earlier}")
-            made = {step["function_name"]: step["output"] for step in steps if step["output"]}
+            made = self._workflows.outputs(f"{job}-{earlier}")
             opened: dict[str, Any] | None = made.get("open")
             written = None if opened is None else opened.get("written") or made.get("write")
             if opened is not None and written is not None:
                 return opened, written
         return None
 
-    def search(self, wanted: Mapping[str, Any], place: Workplace) -> str:
-        """Look for the slides of a study or of an accession number, and queue each of them.
+    def shorten_delays(self) -> None:
+        """Let tries that wait for longer than they were told to wait for that long from now on."""
+        now_ms = time.time() * 1000
+        for workflow in self._workflows.delayed():
+            arguments = arguments_of(workflow)
+            failures = int(arguments.get("failures", 0)) + int(arguments.get("deaths", 0))
+            delay_s = retry_delay_s(self._settings, failures)
+            left_s = ((workflow.delay_until_epoch_ms or 0) - now_ms) / 1000
+            if left_s > delay_s + CLOCKS_AGREE_S:
+                log.warning("The clock went back: %s is not let wait.", workflow.workflow_id)
+                with self._database.changing() as client:
+                    client.set_workflow_delay(workflow.workflow_id, delay_seconds=delay_s)
 
-        Returns
-        -------
-        str
-            Identifier of the search; the same request within one second is the same search.
-        """
-        settings = place.settings
-        arguments = {
-            **wanted,
-            "model": place.package.manifest.name,
-            "pacs_url": settings.pacs_url,
-            "results_url": settings.results_url,
-            "ehr_url": settings.ehr_url,
-        }
-        search = f"{SEARCH_PREFIX}{_digest([arguments, int(time.time())])}"
+    def executors(self) -> set[str]:
+        """Workers that have jobs at work, each from one start to its end, as DBOS knows them."""
+        table = self._database.table
+        if table is None:
+            return set()
         with database_errors(self._settings):
-            self._open_client().enqueue(
-                {"workflow_name": FIND, "queue_name": ARRIVALS, "workflow_id": search}, arguments
-            )
-        self._ask(search, 0, str(wanted.get("callback") or ""))
-        return search
-
-    def found(self, search: str) -> dict[str, Any]:
-        """What became of a search: its status, and the jobs of the slides it found.
-
-        Raises
-        ------
-        JobNotFound
-            There is no such search.
-        """
-        for workflow in self._workflows.listed(workflow_ids=[search], name=FIND):
-            return found_of(workflow) | self._queued_before_it_failed(workflow)
-        raise JobNotFound(f"Search {search} is not known here: submit it again.")
-
-    def failed_searches(
-        self, limit: int, offset: int = 0, since_s: float = 0.0
-    ) -> Sequence[dict[str, Any]]:
-        """Searches that failed, newest first: slides that may have no job.
-
-        Parameters
-        ----------
-        limit
-        offset
-        since_s
-            Unix time; searches that somebody asked for before are left out.
-        """
-        found = self._workflows.failed_searches(limit, offset, since_s)
-        return [found_of(each) for each in found]
-
-    def _queued_before_it_failed(self, workflow: WorkflowStatus) -> dict[str, Any]:
-        if workflow.status != "ERROR":
-            return {}
-        with database_errors(self._settings):
-            steps = self._open_client().list_workflow_steps(workflow.workflow_id)
-        told = {step["function_name"]: step["output"] for step in steps}
-        return dict(told.get(OUTCOME) or {})
+            return table.executors()
 
     def ended_before(self, unix_s: float) -> Sequence[str]:
         """Searches, calls, and tries and arrivals of jobs without a later try, that ended before.
@@ -577,38 +417,9 @@ class JobQueue:
         """Delete what :meth:`ended_before` named."""
         if not workflow_ids:
             return
-        with database_errors(self._settings):
-            if self._callbacks is not None and self._callbacks.are_kept:
-                self._forget_callbacks(self._callbacks, set(workflow_ids))
-            self._open_client().delete_workflows(list(workflow_ids))
-
-    def _forget_callbacks(self, callbacks: Callbacks, going: set[str]) -> None:
-        # Not those of which a call is about: they may be kept.
-        ended = {_awaited(each) for each in going if CALL_INFIX not in each}
-        for callback in callbacks.open():
-            if callback.awaited in ended and going.issuperset(
-                each.workflow_id for each in self._workflows.tries(callback.awaited)
-            ):
-                callbacks.told(callback)  # nobody could be told of it any more
-        callbacks.forget(ended)
-
-    def counts(self) -> dict[JobStatus, int]:
-        """How many jobs are in each state that has not ended."""
-        counted: dict[JobStatus, int] = {"waiting": 0, "queued": 0, "running": 0}
-        for row in self._workflows.unended():
-            counted[state_of(row)] += 1
-        return counted
-
-    def executors(self) -> set[str]:
-        """Workers that have jobs at work, each from one start to its end, as DBOS knows them."""
-        if self._table is None:
-            return set()
-        with database_errors(self._settings):
-            return self._table.executors()
-
-    def oldest_active_ms(self) -> int | None:
-        """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
-        return min((row.created_ms for row in self._workflows.unended()), default=None)
+        self._news.forget(workflow_ids)
+        with self._database.changing() as client:
+            client.delete_workflows(list(workflow_ids))
 
     def _newest(self, job: str) -> WorkflowStatus:
         found = self._workflows.newest(job)
@@ -619,18 +430,9 @@ class JobQueue:
         return found
 
     def _job(self, workflow: WorkflowStatus) -> Job:
-        waits = workflow.status in ("ENQUEUED", "DELAYED")
-        return job_of(workflow, None if waits else self._progress_file(workflow.workflow_id).read())
-
-    def _progress_file(self, workflow_id: str) -> ProgressFile:
-        return progress_file(self._settings, workflow_id)
-
-    def _open_client(self) -> DBOSClient:
-        if self._client is None:
-            raise ConfigurationInvalid(
-                f"No job was ever submitted in {self._settings.work_folder}: check work_folder."
-            )
-        return self._client
+        if workflow.status in ("ENQUEUED", "DELAYED"):
+            return job_of(workflow, None)
+        return job_of(workflow, progress_file(self._settings, workflow.workflow_id).read())
 
 
 def retry_delay_s(settings: Settings, failures: int) -> float:
@@ -653,33 +455,5 @@ def open_job_queue(settings: Settings) -> Iterator[JobQueue]:
     DiskFull
         When the job database cannot be read.
     """
-    if not settings.database_url and not sqlite_file(settings).exists():
-        yield JobQueue(settings, None)
-        return
-    with database_errors(settings):
-        client = DBOSClient(
-            system_database_url=database_url(settings),
-            serializer=DBOSPortableJSONSerializer(),
-            application_name=APPLICATION,
-            system_database_pool_size=CONNECTIONS,
-        )
-        engine = job_engine(settings)
-        table = JobTable(engine)
-    try:
-        yield JobQueue(settings, client, table, Callbacks(engine))
-    finally:
-        table.close()
-        client.destroy()
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _from_try(callback: Callback) -> int:
-    return callback.from_try
-
-
-def _awaited(workflow_id: str) -> str:
-    """The job or the search that a workflow is of."""
-    return workflow_id if workflow_id.startswith(SEARCH_PREFIX) else try_of(workflow_id)[0]
+    with open_job_database(settings) as database:
+        yield JobQueue(database)

@@ -1,7 +1,8 @@
 """The workflows behind jobs, looked up without a look at all that have ended.
 
 A job is its newest try; a try is the workflow of an analysis or of a review, and while its slide is
-still coming in that of an arrival. What changes jobs is in :mod:`node.job_queue`.
+still coming in that of an arrival. What changes jobs is in :mod:`node.job_queue`, what looks for
+slides in :mod:`node.searches`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, TypeVar
 
-from dbos import DBOSClient, WorkflowStatus
+from dbos import WorkflowStatus
 
-from node.config import Settings
 from node.job import (
     ANALYSE,
     ARRIVAL_SUFFIX,
@@ -25,8 +25,8 @@ from node.job import (
     JobStatus,
     try_of,
 )
-from node.job_database import database_errors
-from node.job_table import JobTable, Kept, Row
+from node.job_database import JobDatabase, database_errors
+from node.job_table import Kept, Row
 
 _JOBS = [ANALYSE, ARRIVE, REVIEW]
 # Which rows may be of a state; of a completed job nearly all are.
@@ -50,15 +50,12 @@ class Workflows:
 
     Parameters
     ----------
-    settings
-    client, table
-        Of the database; None where no job was ever submitted, and there is nothing to see.
+    database
     """
 
-    def __init__(
-        self, settings: Settings, client: DBOSClient | None, table: JobTable | None
-    ) -> None:
-        self._settings, self._client, self._table = settings, client, table
+    def __init__(self, database: JobDatabase) -> None:
+        self._settings = database.settings
+        self._client, self._table = database.client, database.table
 
     def listed(self, **filters: Any) -> Sequence[WorkflowStatus]:
         """Workflows of any kind, as DBOS's client lists them."""
@@ -66,6 +63,14 @@ class Workflows:
             return []
         with database_errors(self._settings):
             return self._client.list_workflows(**filters)
+
+    def outputs(self, workflow_id: str) -> Mapping[str, Any]:
+        """What each step of a workflow gave, by its name; those that gave nothing are left out."""
+        if self._client is None:
+            return {}
+        with database_errors(self._settings):
+            steps = self._client.list_workflow_steps(workflow_id)
+        return {step["function_name"]: step["output"] for step in steps if step["output"]}
 
     def newest(self, job: str) -> WorkflowStatus | None:
         """The newest workflow of a job or of one of its tries; an analysis before its arrival."""

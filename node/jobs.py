@@ -32,11 +32,15 @@ from node.intake import await_whole
 from node.job import (
     ANALYSE,
     ARRIVAL_SUFFIX,
+    ARRIVALS,
     ARRIVE,
     CALL_BACK,
+    CALLBACKS,
     ENDED,
     FIND,
+    QUEUE,
     REVIEW,
+    REVIEWS,
     Job,
     sited,
     try_of,
@@ -45,21 +49,14 @@ from node.job_database import (
     APPLICATION,
     database_errors,
     database_url,
+    open_job_database,
     poll_s,
     pool,
     prepare_database,
 )
+from node.job_news import JobNews
 from node.job_places import analysis_place, check_unchanged, review_place
-from node.job_queue import (
-    ARRIVALS,
-    CALLBACKS,
-    QUEUE,
-    REVIEWS,
-    JobQueue,
-    open_job_queue,
-    progress_file,
-    retry_delay_s,
-)
+from node.job_queue import JobQueue, progress_file, retry_delay_s
 from node.lease import beating, held_lease
 from node.log import telling_of, where_raised
 from node.metrics import count_failure, count_given_up, count_result
@@ -166,7 +163,8 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             lease = held.enter_context(held_lease(settings, f"{host_name(settings)}.{name}"))
         own = executor(name, uuid4().hex[:8]) if lease is None else lease.executor
         # One for all that this worker asks and queues: each has connections of its own.
-        jobs = held.enter_context(open_job_queue(settings))
+        database = held.enter_context(open_job_database(settings))
+        jobs, news = JobQueue(database), JobNews(database)
         dbos = DBOS(
             config={
                 "name": APPLICATION,
@@ -192,7 +190,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
             for event in dbos.background_thread_stop_events:
                 event.set()
 
-        jobs.adopt_callbacks()
+        news.adopt_callbacks()
         _register(settings, jobs, Steps(check), slides, at_work)
         try:
             DBOS.launch()
@@ -225,7 +223,7 @@ def open_worker(settings: Settings) -> Iterator[Worker]:
                     give = partial(recover_from, jobs, recover)
                     watching.enter_context(beating(lease, jobs.executors, give))
                 watching.enter_context(repeated(jobs.shorten_delays, DELAYS_LOOK_S, "delays"))
-                watching.enter_context(repeated(jobs.tell_ended, ENDS_LOOK_S, "callbacks"))
+                watching.enter_context(repeated(news.tell_ended, ENDS_LOOK_S, "callbacks"))
                 yield Worker(jobs, stop, at_work)
         finally:
             DBOS.destroy()

@@ -17,8 +17,9 @@ from node.attempts import Attempts, run_loops
 from node.claims import Claims
 from node.config import Settings
 from node.device import check_device
-from node.job_database import prepare_database
-from node.job_queue import JobQueue, open_job_queue
+from node.job_database import JobDatabase, open_job_database, prepare_database
+from node.job_news import JobNews
+from node.job_queue import JobQueue
 from node.performer import OwnWorklist, Performer
 from node.rule_settings import RuleSettings
 from node.rules import decision_for, settings_by
@@ -54,18 +55,18 @@ def perform(settings: Settings) -> None:
 def perform_until(settings: Settings, stopped: threading.Event) -> None:
     """Perform workitems until `stopped` is set."""
     prepare_database(settings)
-    with closing(worklist_database(settings)) as database, open_job_queue(settings) as queue:
-        loops = [lambda: _perform_own(settings, database, queue, stopped)]
+    with closing(worklist_database(settings)) as database, open_job_database(settings) as jobs:
+        loops = [lambda: _perform_own(settings, database, jobs, stopped)]
         if settings.ups.manager_url:
-            loops.append(lambda: _perform_managed(settings, database, queue, stopped))
+            loops.append(lambda: _perform_managed(settings, database, jobs, stopped))
         run_loops(loops, stopped)
 
 
 def _perform_own(
-    settings: Settings, database: WorklistDatabase, queue: JobQueue, stopped: threading.Event
+    settings: Settings, database: WorklistDatabase, jobs: JobDatabase, stopped: threading.Event
 ) -> None:
     workitems = Workitems(database, settings.ups.worklist_label)
-    performer = _performer(settings, OwnWorklist(workitems), database, queue)
+    performer = _performer(settings, OwnWorklist(workitems), database, jobs)
     looks, purges = Attempts(), Attempts()
     seen: tuple[float, int] | None = None
     looked_s = purged_s = -float("inf")
@@ -88,11 +89,11 @@ def _perform_own(
 
 
 def _perform_managed(
-    settings: Settings, database: WorklistDatabase, queue: JobQueue, stopped: threading.Event
+    settings: Settings, database: WorklistDatabase, jobs: JobDatabase, stopped: threading.Event
 ) -> None:
     ups = settings.ups
     manager = WorklistManager(ups.manager_url, ups.manager, ups.station)
-    performer = _performer(settings, manager, database, queue)
+    performer = _performer(settings, manager, database, jobs)
     due = threading.Event()
     listener = threading.Thread(
         target=_listen, args=(manager, performer, stopped, due), daemon=True
@@ -137,7 +138,7 @@ def _performer(
     settings: Settings,
     worklist: OwnWorklist | WorklistManager,
     database: WorklistDatabase,
-    queue: JobQueue,
+    jobs: JobDatabase,
 ) -> Performer:
     name = "own" if isinstance(worklist, OwnWorklist) else settings.ups.manager_url
     claims = Claims(database, name)
@@ -149,7 +150,7 @@ def _performer(
             raise WorkitemRefused("its slides go by several rules", Refusal.INAPPROPRIATE)
         return Workplace.open(settings_by(settings, chosen.pop()), lambda progress: None)
 
-    return Performer(settings, worklist, claims, queue, choose)
+    return Performer(settings, worklist, claims, JobQueue(jobs), JobNews(jobs), choose)
 
 
 def decided(settings: Settings, study_uid: str, series_uid: str) -> RuleSettings | None:

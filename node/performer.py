@@ -46,6 +46,7 @@ from node.attempts import OneByOne
 from node.claims import CLAIMING, Claim, Claims
 from node.config import Settings
 from node.job import ENDED, OF_WORKITEM, Job
+from node.job_news import JobNews
 from node.job_queue import JobQueue
 from node.pipeline import SlideReference
 from node.rule_settings import Priority
@@ -119,6 +120,8 @@ class Performer:
     worklist
     claims
     queue
+    news
+        Tells whether somebody waits for a job.
     choose
         Workplace for the slides of a workitem; raises what speaks against it.
     now
@@ -130,11 +133,12 @@ class Performer:
         worklist: Worklist,
         claims: Claims,
         queue: JobQueue,
+        news: JobNews,
         choose: Callable[[list[tuple[str, str]]], Workplace],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings, self._worklist, self._claims = settings, worklist, claims
-        self._queue, self._choose, self._now = queue, choose, now
+        self._queue, self._news, self._choose, self._now = queue, news, choose, now
         self._station = code_item(settings.ups.station[:16], "99MARROW", settings.ups.station)
         # Workitems that are not the node's to do, for as long as they stay as they are.
         self._left: set[tuple[str, str]] = set()
@@ -319,7 +323,7 @@ class Performer:
             job.status in ENDED
             or not job.reason.startswith(OF_WORKITEM)
             or self._claims.shared(job.job, claim.uid)
-            or self._queue.is_awaited(job.job)
+            or self._news.is_awaited(job.job)
         ):
             return job
         return self._queue.cancel(job.job)

@@ -30,7 +30,7 @@ from node.audit import forwarding
 from node.audited import application_audited, audit_folder
 from node.config import Settings
 from node.device import check_device
-from node.job_database import prepare_database
+from node.job_database import open_job_database, prepare_database
 from node.job_queue import open_job_queue
 from node.metrics import join_metrics, share_metrics
 from node.perform import perform_until
@@ -110,9 +110,9 @@ def web(settings: Settings) -> None:
 
     def make_app() -> Flask:
         # In the process that answers: neither connections nor threads outlive a fork.
-        queue = lasting.enter_context(open_job_queue(settings))
+        database = lasting.enter_context(open_job_database(settings))
         lasting.enter_context(forwarding(settings.audit, audit_folder(settings)))
-        return create_app(settings, queue)
+        return create_app(settings, database)
 
     with application_audited(settings, "web"):
         run_web(settings.serve, make_app)

@@ -16,9 +16,10 @@ from models.errors import MarrowNodeError
 from node.config import Settings
 from node.intake import await_listed, find_slides
 from node.job import sited
-from node.job_queue import OUTCOME, JobQueue
+from node.job_queue import JobQueue
 from node.pipeline import SlideReference, Step
 from node.rules import submit_by_rules
+from node.searches import OUTCOME
 from node.steps import Steps
 from node.workplace import Workplace
 
@@ -39,7 +40,7 @@ def queue_slides(
     jobs
     steps
     arguments
-        Of :meth:`node.job_queue.JobQueue.search`.
+        Of :meth:`node.searches.Searches.begin`.
 
     Returns
     -------

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from node.config import Settings
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, to_bytes
 from node.result_store import ResultStore
 from node.web.access import new_key
@@ -63,8 +63,8 @@ def whole_service(
         keys={role: KeySettings(digest, (role,)) for role, (_, digest) in made.items()},
     )
     settings = Settings(work_folder=work_folder, serve=serve)
-    with open_job_queue(settings) as queue:
-        yield create_app(settings, queue), {role: key for role, (key, _) in made.items()}
+    with open_job_database(settings) as database:
+        yield create_app(settings, database), {role: key for role, (key, _) in made.items()}
 
 
 @contextmanager

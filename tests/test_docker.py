@@ -17,8 +17,7 @@ import yaml
 from dicom_io.dimse_settings import ReceiveSettings
 from node.cli import COMMANDS, main
 from node.config import Settings
-from node.job_database import prepare_database
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database, prepare_database
 from node.web.access import ENDPOINTS
 from node.web.app import create_app
 from tests.docker_files import DOCKER, PORT, PROJECT, ROOT, VERSION_TAG, read
@@ -209,8 +208,8 @@ def covers(pattern: str, route: str) -> bool:
 def test_the_threat_model_names_every_route_and_its_role(tmp_path: Path) -> None:
     settings = Settings(pacs_url="https://pacs.example/dicom-web", work_folder=tmp_path)
     prepare_database(settings)
-    with open_job_queue(settings) as queue:
-        rules = list(create_app(settings, queue).url_map.iter_rules())
+    with open_job_database(settings) as database:
+        rules = list(create_app(settings, database).url_map.iter_rules())
     rows = [
         (pattern, methods, role)
         for patterns, methods, role in table("Routes and roles")

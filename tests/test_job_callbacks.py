@@ -11,11 +11,13 @@ import pytest
 from sqlalchemy import event, update
 
 from node.config import ModelSettings, Settings
-from node.job import CALL_BACK, Job
+from node.job import CALL_BACK, CALLBACKS, Job
 from node.job_database import prepare_database
-from node.job_queue import CALLBACKS, JobQueue, open_job_queue
+from node.job_news import JobNews
+from node.job_queue import JobQueue, open_job_queue
 from node.job_table import _ROWS
 from node.pipeline import SlideReference
+from node.searches import Searches
 from node.workplace import Workplace
 from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
 from tests.tiny_package import tiny_package
@@ -62,10 +64,14 @@ def submit(queue: JobQueue, slide: SlideReference, place: Workplace, url: str, *
     return queue.submit(slide, place, "routine", url, **more)
 
 
+def told_of(queue: JobQueue) -> JobNews:
+    return JobNews(queue._database)
+
+
 def news(queue: JobQueue, job: Job) -> dict[tuple[str, str], str]:
     """By the try that a call is of and its address: what is told."""
-    queue.tell_ended()
-    queue.tell_ended()
+    told_of(queue).tell_ended()
+    told_of(queue).tell_ended()
     told: dict[tuple[str, str], str] = {}
     for workflow in queue._workflows.listed(name=CALL_BACK):
         assert workflow.queue_name == CALLBACKS, "a receiver that is down keeps no slide waiting"
@@ -82,9 +88,9 @@ def becomes(queue: JobQueue, job: Job, number: int, state: str) -> None:
 
 def moved(queue: JobQueue, workflow: str, state: str) -> None:
     """As DBOS would note it."""
-    assert queue._table is not None
+    assert queue._database.table is not None
     this = _ROWS.c.workflow_uuid == workflow
-    with queue._table._engine.begin() as connection:
+    with queue._database.table._engine.begin() as connection:
         connection.execute(update(_ROWS).where(this).values(status=state))
 
 
@@ -198,7 +204,7 @@ def test_of_a_job_that_an_older_node_has_queued(
     older = workflow.input["args"][0] | {"callback": FIRST}
     queue.forget([workflow.workflow_id])
     queue.enqueue(f"{job.job}-1", older)
-    queue.adopt_callbacks()
+    told_of(queue).adopt_callbacks()
     queue.cancel(job.job)
     assert news(queue, job) == {("1", FIRST): "cancelled"}
 
@@ -234,22 +240,22 @@ def test_a_call_that_is_forgotten_leaves_its_job_told(
 def test_nobody_waits_for_what_was_forgotten(
     queue: JobQueue, slide: SlideReference, place: Workplace
 ) -> None:
-    assert queue._callbacks is not None
+    assert queue._database.callbacks is not None
     job = submit(queue, slide, place, FIRST)
-    search = queue.search({"study_uid": "1.2.3", "callback": FIRST}, place)
+    search = Searches(queue._database).begin({"study_uid": "1.2.3", "callback": FIRST}, place)
     becomes(queue, job, 1, "ERROR")
     queue.enqueue(f"{job.job}-2", arguments_of(queue, job))
     queue.forget([f"{job.job}-1"])
-    assert queue.is_awaited(job.job), "a try is left"
+    assert told_of(queue).is_awaited(job.job), "a try is left"
     queue.forget([f"{job.job}-2", search])
-    assert not {job.job, search} & {each.awaited for each in queue._callbacks.open()}
+    assert not {job.job, search} & {each.awaited for each in queue._database.callbacks.open()}
 
 
 def test_one_who_waits_costs_no_look_at_all_that_wait(
     queue: JobQueue, slide: SlideReference, place: Workplace
 ) -> None:
     """Who waits is found by what they wait for, also by later tries and beside others."""
-    assert queue._table is not None
+    assert queue._database.table is not None
     jobs = [
         submit(queue, replace(slide, series_uid=f"1.2.6.{n}"), place, FIRST, await_arrival=n == 1)
         for n in range(3)
@@ -265,11 +271,11 @@ def test_one_who_waits_costs_no_look_at_all_that_wait(
     def hear(*said: Any) -> None:
         asked.append(said[2])
 
-    event.listen(queue._table._engine, "before_cursor_execute", hear)
+    event.listen(queue._database.table._engine, "before_cursor_execute", hear)
     try:
-        queue.tell_ended()
+        told_of(queue).tell_ended()
     finally:
-        event.remove(queue._table._engine, "before_cursor_execute", hear)
+        event.remove(queue._database.table._engine, "before_cursor_execute", hear)
     ids = [each.job for each in jobs]
     assert queue._workflows.unended_of(dict.fromkeys(ids, 1)) == set(ids)
     looks = [each for each in asked if "workflow_status" in each]

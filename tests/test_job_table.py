@@ -26,7 +26,9 @@ from dicom_io.errors import JobNotFound
 from node.config import Settings
 from node.job import FIND
 from node.job_database import prepare_database
+from node.job_news import JobNews
 from node.job_queue import JobQueue, open_job_queue
+from node.searches import Searches
 from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
 
 ENDED_JOBS = 2000
@@ -65,7 +67,7 @@ def crowded(settings: Settings) -> Iterator[JobQueue]:
         state_of(opened, f"{7:016x}-1", "ERROR")
         opened.enqueue(f"{7:016x}-2", arguments(7))
         opened.enqueue(f"{8:016x}-1", arguments(8))
-        opened._ask(f"{8:016x}", 1, "http://localhost:1/")
+        JobNews(opened._database).ask(f"{8:016x}", "http://localhost:1/", 1)
         state_of(opened, f"{8:016x}-1", "ERROR")
         many_ended(opened)
         yield opened
@@ -81,8 +83,8 @@ def arguments(number: int) -> dict[str, Any]:
 
 
 def engine_of(queue: JobQueue) -> Engine:
-    assert queue._table is not None
-    return queue._table._engine
+    assert queue._database.table is not None
+    return queue._database.table._engine
 
 
 def table_of(queue: JobQueue) -> Table:
@@ -128,9 +130,9 @@ LOOKS = {
     "who works": lambda queue: queue.executors(),
     "how long": lambda queue: queue.oldest_active_ms(),
     "delays": lambda queue: queue.shorten_delays(),
-    "who is told": lambda queue: queue.tell_ended(),
-    "searches that failed": lambda queue: queue.failed_searches(50),
-    "news of searches": lambda queue: queue.failed_searches(1, since_s=time.time() - 60),
+    "who is told": lambda queue: JobNews(queue._database).tell_ended(),
+    "searches that failed": lambda queue: Searches(queue._database).failed(50),
+    "news of searches": lambda queue: Searches(queue._database).failed(1, since_s=time.time() - 60),
     "a submission": lambda queue: queue.enqueue(f"{9:016x}-1", arguments(9)),
     "a retry": lambda queue: queue.retry(f"{8:016x}"),
     "a cancellation": lambda queue: queue.cancel(f"{1:016x}"),
@@ -140,8 +142,9 @@ LOOKS = {
 @pytest.mark.parametrize("what", LOOKS)
 def test_no_look_reads_all_jobs_that_have_ended(same_queue: JobQueue, what: str) -> None:
     queue = same_queue
-    assert queue._client is not None
-    engines = (engine_of(queue), queue._client._sys_db.engine)
+    client = queue._database.client
+    assert client is not None
+    engines = (engine_of(queue), client._sys_db.engine)
     asked: list[tuple[str, Any]] = []
 
     def hear(
@@ -229,9 +232,10 @@ def test_failed_searches_are_listed_and_are_news_for_a_while(queue: JobQueue) ->
         ]
         connection.execute(insert(table), searches)
     state_of(queue, names[1], "SUCCESS")
+    searches = Searches(queue._database)
 
     def listed(*which: int, since_s: float = 0.0) -> list[str]:
-        return [each["search"] for each in queue.failed_searches(*which, since_s=since_s)]
+        return [each["search"] for each in searches.failed(*which, since_s=since_s)]
 
     assert listed(50) == [names[0], names[2], names[3]]
     assert listed(1, 1) == [names[2]]

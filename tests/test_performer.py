@@ -31,8 +31,9 @@ from dicom_io.worklist_manager import WorklistManager
 from node.claims import Claims
 from node.config import Settings, load_settings
 from node.job import ENDED
-from node.job_database import prepare_database
-from node.job_queue import JobQueue, open_job_queue
+from node.job_database import open_job_database, prepare_database
+from node.job_news import JobNews
+from node.job_queue import JobQueue
 from node.performer import OUTPUTS, OwnWorklist, Performer
 from node.pipeline import SlideReference
 from node.workitems import WORKLIST, Workitems
@@ -291,13 +292,14 @@ class Bench:
     worklist: WorklistManager
     claims: Claims
     queue: JobQueue
+    news: JobNews
     database: WorklistDatabase
 
     def performer(self) -> Performer:
         def choose(slides: list[tuple[str, str]]) -> Workplace:
             return Workplace.open(self.settings, lambda progress: None)
 
-        return Performer(self.settings, self.worklist, self.claims, self.queue, choose)
+        return Performer(self.settings, self.worklist, self.claims, self.queue, self.news, choose)
 
 
 @pytest.fixture(params=["address", "dataset"])
@@ -309,10 +311,11 @@ def bench(tmp_path: Path, smear: Smear, request: pytest.FixtureRequest) -> Itera
     with (
         running_manager(Manager(lock_in=request.param)) as manager,
         closing(worklist_database(settings)) as database,
-        open_job_queue(settings) as queue,
+        open_job_database(settings) as jobs,
     ):
         worklist = WorklistManager(manager.url, pacs, "NODE")
-        yield Bench(settings, manager, worklist, Claims(database, "m"), queue, database)
+        queue, news = JobQueue(jobs), JobNews(jobs)
+        yield Bench(settings, manager, worklist, Claims(database, "m"), queue, news, database)
 
 
 def test_both_places_of_the_transaction_uid(bench: Bench) -> None:

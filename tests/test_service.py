@@ -20,7 +20,7 @@ from pydicom import dcmread
 from werkzeug.routing import Rule
 
 from node.config import load_settings
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database
 from node.web.access import ENDPOINTS, digest_of
 from node.web.app import create_app
 from node.web.settings import ROLES
@@ -76,8 +76,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, told: _Told) -> Iterator[S
 def rules_of(service: Service) -> list[Rule]:
     """Every route of the application."""
     settings = load_settings(service.config)
-    with open_job_queue(settings) as queue:
-        return list(create_app(settings, queue).url_map.iter_rules())
+    with open_job_database(settings) as database:
+        return list(create_app(settings, database).url_map.iter_rules())
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from node.job_queue import JobQueue, open_job_queue
 from node.jobs import open_worker
 from node.pipeline import SlideReference
 from node.receive import _submitted
+from node.searches import Searches
 from node.turns import BAND
 from node.web.submission import Submissions
 from node.workplace import Workplace
@@ -50,7 +51,7 @@ def test_another_model_goes_where_the_first_one_went(settings: Settings, queue: 
     )
     place = Workplace.open(elsewhere, lambda progress: None)
     first = queue.submit(SLIDE, place, "urgent", site="B")
-    again = Submissions(settings, queue).rerun(first, "demo-smear")
+    again = Submissions(settings, queue, Searches(queue._database)).rerun(first, "demo-smear")
     assert again.job != first.job
     assert again.model == "demo-smear"
     at = queue.settings_of(again.job)
@@ -65,11 +66,11 @@ def test_another_model_goes_where_the_first_one_went(settings: Settings, queue: 
 def test_a_completed_job_runs_again_with_its_own_model(settings: Settings, queue: JobQueue) -> None:
     """For an archive that has lost its results; with another model nothing runs twice."""
     place = Workplace.open(settings, lambda progress: None)
-    submissions = Submissions(settings, queue)
+    submissions = Submissions(settings, queue, Searches(queue._database))
     first = queue.submit(SLIDE, place, "urgent")
     other = submissions.rerun(first, "demo-smear")
-    assert queue._table is not None
-    with queue._table._engine.begin() as connection:
+    assert queue._database.table is not None
+    with queue._database.table._engine.begin() as connection:
         connection.execute(text("UPDATE workflow_status SET status = 'SUCCESS'"))
     again = submissions.rerun(queue.get(first.job), settings.model.name)
     assert (again.job, again.tries, again.status) == (first.job, 2, "queued")
@@ -97,9 +98,9 @@ def test_a_job_that_is_joined_goes_by_the_better_priority(
 
 def _order(queue: JobQueue) -> list[str]:
     """In which jobs are taken."""
-    assert queue._table is not None
+    assert queue._database.table is not None
     query = "SELECT workflow_uuid FROM workflow_status WHERE status = 'ENQUEUED' ORDER BY priority"
-    with queue._table._engine.connect() as connection:
+    with queue._database.table._engine.connect() as connection:
         return [each.partition("-")[0] for each in connection.execute(text(query)).scalars()]
 
 

@@ -32,9 +32,11 @@ from models.errors import MarrowNodeError, ModelError, ReviewInvalid, ReviewRefu
 from node.audit import AuditTrail
 from node.audited import RefusedLogins, audit_trail, result_read, results_searched
 from node.config import Settings
+from node.job_database import JobDatabase
 from node.job_queue import JobQueue
 from node.metrics import count_request
 from node.result_store import ResultStore
+from node.searches import Searches
 from node.web.access import Access, check_table
 from node.web.dicomweb import dicomweb_blueprint
 from node.web.health import health_blueprint
@@ -79,13 +81,13 @@ _HEADERS = {
 }
 
 
-def create_app(settings: Settings, queue: JobQueue) -> Flask:
+def create_app(settings: Settings, database: JobDatabase) -> Flask:
     """Make the service.
 
     Parameters
     ----------
     settings
-    queue
+    database
         Open for as long as the service runs.
 
     Raises
@@ -110,11 +112,12 @@ def create_app(settings: Settings, queue: JobQueue) -> Flask:
     forms = CSRFProtect(app)
     trail = audit_trail(settings)
     access = Access(settings.serve, RefusedLogins(trail).saw)
-    submissions = Submissions(settings, queue)
+    queue, searches = JobQueue(database), Searches(database)
+    submissions = Submissions(settings, queue, searches)
     app.register_blueprint(health_blueprint(settings, queue, trail))
     app.register_blueprint(openapi_blueprint(settings))
-    app.register_blueprint(jobs_blueprint(settings, queue, submissions, trail))
-    app.register_blueprint(pages_blueprint(settings, queue, submissions, trail))
+    app.register_blueprint(jobs_blueprint(settings, queue, searches, submissions, trail))
+    app.register_blueprint(pages_blueprint(settings, queue, searches, submissions, trail))
     results = ResultStore(settings.work_folder)
     serve = settings.serve
     app.register_blueprint(dicomweb_blueprint(results, serve.public_url, serve.viewer_origins))

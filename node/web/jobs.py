@@ -19,6 +19,7 @@ from node.audited import job_changed, job_submitted, result_read
 from node.config import Settings
 from node.job import ENDED, STATUSES, Job, JobStatus
 from node.job_queue import JobQueue
+from node.searches import Searches
 from node.stages import FILE_NAMES
 from node.web.access import request_user
 from node.web.submission import JobRequest, RerunRequest, Submissions, body_of
@@ -41,7 +42,11 @@ MEDIA_TYPES = {
 
 
 def jobs_blueprint(
-    settings: Settings, queue: JobQueue, submissions: Submissions, trail: AuditTrail
+    settings: Settings,
+    queue: JobQueue,
+    searches: Searches,
+    submissions: Submissions,
+    trail: AuditTrail,
 ) -> Blueprint:
     """Routes under ``/jobs``, ``/searches`` and ``/models``."""
     jobs = Blueprint("jobs", __name__)
@@ -115,12 +120,12 @@ def jobs_blueprint(
 
     @jobs.get("/searches/<search>")
     def search(search: str) -> Response:
-        return jsonify(queue.found(search))
+        return jsonify(searches.found(search))
 
     @jobs.get("/searches")
     def failed_searches() -> Response:
         limit, offset = _page()
-        return jsonify({"searches": queue.failed_searches(limit, offset), "offset": offset})
+        return jsonify({"searches": searches.failed(limit, offset), "offset": offset})
 
     @jobs.get("/models")
     def models() -> Response:

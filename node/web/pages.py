@@ -17,6 +17,7 @@ from node.audited import job_changed, job_submitted, result_read
 from node.config import Settings
 from node.job import ENDED, STATUSES, Job
 from node.job_queue import JobQueue
+from node.searches import Searches
 from node.stages import FILE_NAMES
 from node.web.access import request_user
 from node.web.submission import Submissions
@@ -28,7 +29,11 @@ NEWS_S = 3 * 86_400.0
 
 
 def pages_blueprint(
-    settings: Settings, queue: JobQueue, submissions: Submissions, trail: AuditTrail
+    settings: Settings,
+    queue: JobQueue,
+    searches: Searches,
+    submissions: Submissions,
+    trail: AuditTrail,
 ) -> Blueprint:
     """Routes ``/`` and ``/slides/JOB``."""
     pages = Blueprint("pages", __name__)
@@ -49,9 +54,9 @@ def pages_blueprint(
             page=page,
             more=len(found) > PAGE,
             # Slides that may have no job: they stand above the jobs that failed.
-            searches=queue.failed_searches(PAGE) if status == "failed" and page == 1 else [],
+            searches=searches.failed(PAGE) if status == "failed" and page == 1 else [],
             searches_failed=status is None
-            and bool(queue.failed_searches(1, since_s=time.time() - NEWS_S)),
+            and bool(searches.failed(1, since_s=time.time() - NEWS_S)),
             status=status,
             statuses=STATUSES,
             paused=queue.paused,

@@ -1,4 +1,4 @@
-"""What may be submitted: checked here, queued by :mod:`node.job_queue`."""
+"""What may be submitted: checked here, queued by :mod:`node.job_queue` and :mod:`node.searches`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from node.job import Job
 from node.job_queue import JobQueue
 from node.pipeline import SlideReference
 from node.rule_settings import Priority
+from node.searches import Searches
 from node.workplace import Workplace
 
 # PS3.5 §9.1
@@ -103,10 +104,11 @@ class Submissions:
     ----------
     settings
     queue
+    searches
     """
 
-    def __init__(self, settings: Settings, queue: JobQueue) -> None:
-        self._settings, self._queue = settings, queue
+    def __init__(self, settings: Settings, queue: JobQueue, searches: Searches) -> None:
+        self._settings, self._queue, self._searches = settings, queue, searches
         self._places: TTLCache[str, Workplace] = TTLCache(MODELS_KEPT, PACKAGES_KEPT_S)
         self._lock = threading.Lock()
 
@@ -146,7 +148,7 @@ class Submissions:
             "reason": reason,
             "site": asker,
         }
-        return Submitted(search=self._queue.search(search, place))
+        return Submitted(search=self._searches.begin(search, place))
 
     def submit_slide(
         self,

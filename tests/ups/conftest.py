@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import delete
 
 from node.config import Settings
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database
 from node.web.access import digest_of
 from node.web.app import create_app
 from node.web.settings import KeySettings, ServeSettings
@@ -38,8 +38,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def client(settings: Settings) -> Iterator[FlaskClient]:
-    with open_job_queue(settings) as queue:
-        yield create_app(settings, queue).test_client()
+    with open_job_database(settings) as database:
+        yield create_app(settings, database).test_client()
 
 
 @pytest.fixture(scope="module")

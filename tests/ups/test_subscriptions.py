@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 from dicom_io.dicom_json import attributes, value, values
 from dicom_io.workitem import UPS_PUSH
 from node.config import Settings
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database
 from node.web.app import create_app
 from node.workitems import FILTERED_WORKLIST, WORKLIST, Workitems
 from tests.ups.caller import OWN, STOPPED, Caller, code, events, warning
@@ -133,8 +133,8 @@ def test_every_event(caller: Caller, workitems: Workitems, settings: Settings) -
     assert value(reports[1], "ScheduledStationNameCodeSequence") == code("scope")
     assert value(reports[3], "HumanPerformerOrganization") == "Hospital"
     assert values(reports[5], "ProcedureStepProgressInformationSequence") == [step]
-    with open_job_queue(settings) as queue:
-        create_app(settings, queue)  # the service starts again
+    with open_job_database(settings) as database:
+        create_app(settings, database)  # the service starts again
     (_, restart) = workitems.reports("AE", 0)[-1]
     assert value(restart, "EventTypeID") == 4
     assert value(restart, "SCPStatus") == "RESTARTED"

@@ -13,7 +13,7 @@ from dicom_io.multipart import Multipart
 from dicom_io.native_model import from_xml, to_xml
 from dicom_io.workitem import TRANSACTION, UPS_PUSH
 from node.config import Settings
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database
 from node.web.app import create_app
 from node.workitems import Workitems
 from tests.ups.caller import DONE, JSON, LISTS, OWN, STOPPED, Caller, code, warning, workitem
@@ -366,8 +366,8 @@ def test_a_final_state_has_its_requirements(caller: Caller, state: str) -> None:
 
 def test_of_many_that_claim_one_gets_it(settings: Settings, caller: Caller) -> None:
     uid = caller.create()
-    with open_job_queue(settings) as queue:
-        app = create_app(settings, queue)
+    with open_job_database(settings) as database:
+        app = create_app(settings, database)
 
         def claim(number: int) -> int:
             own = Caller(app.test_client(), "operate")

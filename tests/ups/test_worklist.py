@@ -14,7 +14,7 @@ from dicom_io.errors import Refusal, WorkitemRefused
 from node.audit_settings import AuditSettings
 from node.claims import Claims
 from node.config import Settings
-from node.job_queue import open_job_queue
+from node.job_database import open_job_database
 from node.web.app import create_app
 from node.web.ups import _ANSWERS, _ANSWERS_TO_UPDATE
 from node.workitems import WORKLIST, Workitems
@@ -91,8 +91,8 @@ def test_a_list_in_postgresql(settings: Settings) -> None:
 
 def test_who_handled_workitems_is_audited(settings: Settings, caller: Caller) -> None:
     audit = AuditSettings(fhir_url="https://audit.example/fhir")
-    with open_job_queue(settings) as queue:
-        app = create_app(replace(settings, audit=audit), queue)
+    with open_job_database(settings) as database:
+        app = create_app(replace(settings, audit=audit), database)
     audited = Caller(app.test_client(), "admin")
     uid = audited.create()
     audited.ask("GET", f"/{uid}")
