@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from dicom_io.errors import JobNotFound
+from dicom_io.errors import DiskFull, JobNotFound
 from node.config import Settings
 from node.job import FIND
 from node.job_database import prepare_database
@@ -242,6 +242,18 @@ def test_failed_searches_are_listed_and_are_news_for_a_while(queue: JobQueue) ->
     assert listed(50, since_s=now_ms / 1000 - 150) == [names[0], names[2]]
     assert listed(1, since_s=now_ms / 1000 + 1) == []
     assert [job.job for job in queue.list(status="failed")] == [f"{8:016x}"]
+
+
+def test_a_cancellation_that_cannot_be_written_says_what_to_do(queue: JobQueue) -> None:
+    with engine_of(queue).begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TRIGGER full BEFORE UPDATE ON workflow_status"
+                " BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+        )
+    with pytest.raises(DiskFull, match="free space"):
+        queue.cancel(f"{0:016x}")
 
 
 def test_an_unknown_job_is_said_to_be_unknown(queue: JobQueue) -> None:
