@@ -1,8 +1,9 @@
 """The archive over HTTP: where requests may go, what they carry, and how often they are tried.
 
-A session knows an adapter for each configured origin and none for any other address: wherever a
+A session knows an adapter for each origin of the archive and none for any other address: wherever a
 redirect, a BulkDataURI or a mistake leads, nothing is sent that the settings do not allow.
-Credentials are in the adapters of the archive's own origins, so no other host can be sent them.
+Credentials are in the adapters of origins that the settings name, so no other host can be sent
+them, not even one that a command line, a recipe or a job names as the archive.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from dicom_io.authentication import Credentials, credentials
 from dicom_io.bounded_body import BoundedBody
 from dicom_io.deadline import TimedAdapter
 from dicom_io.errors import ConfigurationInvalid, PacsError, PacsUnreachable
+from dicom_io.origin import DEFAULT_PORTS, is_named, tell_unnamed
 from dicom_io.pacs_errors import FOREIGN_ERRORS, fault_kind, pacs_error
-from dicom_io.pacs_settings import PacsSettings
+from dicom_io.pacs_settings import PacsSettings, without_credentials
 from dicom_io.search import LEVELS
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
 MOST_REDIRECTS = 5
 # The wait before another attempt grows up to so many times the first one.
 WAIT_GROWTH = 16
@@ -125,17 +126,23 @@ class _OriginAdapter(TimedAdapter):
 def archive_session(
     urls: tuple[str, ...], settings: PacsSettings, faults: Faults
 ) -> requests.Session:
-    """A session that reaches the origins of `urls`, and further hosts without credentials."""
+    """A session that reaches the origins of `urls`, and further hosts.
+
+    Credentials go to those of `urls` that the settings name.
+    """
     session = requests.Session()
     session.adapters.clear()
-    trusted = _OriginAdapter(credentials(settings), settings, faults)
+    own = functools.cache(lambda named: _own_adapter(named, settings, faults))
     further = _OriginAdapter(None, settings)
     for origin in settings.further_hosts:
         for prefix in _prefixes(origin):
             session.mount(prefix, further)
     for url in urls:
+        named = is_named(url, settings.credentials_for)
         for prefix in _prefixes(url):
-            session.mount(prefix, trusted)
+            session.mount(prefix, own(named))
+        if not named and without_credentials(settings) != settings:
+            tell_unnamed(url, "pacs_url")
     session.auth = _nothing  # else requests would look for credentials in ~/.netrc
     session.max_redirects = MOST_REDIRECTS
     session.headers["User-Agent"] = settings.user_agent
@@ -143,6 +150,12 @@ def archive_session(
     session.headers["Accept"] = "application/dicom+json"
     session.hooks["response"] += [_plain_media_type, _bounded]
     return session
+
+
+def _own_adapter(named: bool, settings: PacsSettings, faults: Faults) -> _OriginAdapter:
+    """Transport to the archive itself, which may be one that the settings do not name."""
+    proof = credentials(settings if named else without_credentials(settings))
+    return _OriginAdapter(proof, settings, faults)
 
 
 def _nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -192,11 +205,6 @@ def _prefixes(url: str) -> set[str]:
     if port == DEFAULT_PORTS[parts.scheme]:
         spelt.add(f"{parts.scheme}://{host}/")
     return spelt
-
-
-def same_origin(url: str, other: str) -> bool:
-    """Whether two URLs lead to one scheme, host and port."""
-    return url.startswith("http") and not _prefixes(url).isdisjoint(_prefixes(other))
 
 
 def _unusable(scheme: str) -> ConfigurationInvalid:

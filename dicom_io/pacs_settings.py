@@ -82,6 +82,9 @@ class PacsSettings:
     services_of
         Follows from the others: base URL of the archive that query_url, retrieve_url and store_url
         belong to; empty for whichever is opened.
+    credentials_for
+        Follows from the others: URLs to whose scheme, host and port credentials and `headers` are
+        sent; None for whichever is opened.
     """
 
     query_url: str = ""
@@ -115,6 +118,9 @@ class PacsSettings:
     user_agent: str = "marrow-node"
     ca_bundle: Path | None = None
     services_of: str = field(default="", metadata={"derived": True})
+    credentials_for: tuple[str, ...] | None = field(
+        default=None, compare=False, metadata={"derived": True}
+    )
 
 
 def is_setting(entry: dataclasses.Field[Any]) -> bool:
@@ -123,12 +129,9 @@ def is_setting(entry: dataclasses.Field[Any]) -> bool:
 
 
 def without_credentials(settings: PacsSettings) -> PacsSettings:
-    """The settings for an archive that is not the site's own, nor has its services."""
+    """The settings for an archive that is not one of the site's own."""
     return replace(
         settings,
-        query_url="",
-        retrieve_url="",
-        store_url="",
         username=None,
         password=None,
         bearer_token=None,

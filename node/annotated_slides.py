@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from dicom_io.annotated_slide import annotated_tiles, read_annotations
+from dicom_io.pacs import open_pacs
 from dicom_io.slide import open_slide
 from models.errors import TrainingInvalid
 from models.records import UInt8
 from node.config import Settings
-from node.named_archive import open_named
 from node.pictures import as_png, pixels
 from node.work_files import write_atomically
 
@@ -25,7 +25,7 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
     Parameters
     ----------
     settings
-        For the archive; the source may name another, which is shown no credentials.
+        For the archive; the source may name another, which is shown no credentials of theirs.
     source, recipe
         :class:`models.training.recipe.Source` of the format ``dicom``, and its recipe.
     image
@@ -43,7 +43,7 @@ def annotated_images(settings: Settings, source: Any, recipe: Any, image: Any) -
     folder = recipe.out / "tiles" / name
     folder.mkdir(parents=True, exist_ok=True)
     url = source.pacs_url or settings.pacs_url
-    with open_named(url, settings) as pacs:
+    with open_pacs(url, settings.pacs) as pacs:
         slide = open_slide(
             pacs, source.study_uid, source.series_uid, settings.max_matrix_px, settings.slide
         )

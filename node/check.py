@@ -16,9 +16,9 @@ from conformance.result_set import ResultSet
 from conformance.telling import as_json, as_junit
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.folder_index import UID
+from dicom_io.pacs import open_pacs
 from node.config import Settings
 from node.console import OUT
-from node.named_archive import open_named
 
 EXIT_CODES = {"conformant": 0, "warnings": 1, "errors": 3}
 STYLES = {"error": "red", "warning": "yellow"}
@@ -81,7 +81,7 @@ def _given(settings: Settings, what: tuple[str, ...], scratch: Path) -> Given:
 
 def _study(settings: Settings, url: str, uid: str, scratch: Path) -> Given:
     scratch.mkdir()
-    with open_named(url, settings) as pacs:
+    with open_pacs(url, settings.pacs) as pacs:
         return read_study(pacs, uid, scratch)
 
 

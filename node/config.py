@@ -232,7 +232,29 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
             f"Setting {where} in {source} is not usable: {first['msg']}. Correct it; "
             "'marrow-node config' lists every setting with its default."
         ) from error
-    return replace(settings, pacs=replace(settings.pacs, services_of=_site_archive(settings)))
+    return replace(
+        settings,
+        pacs=replace(
+            settings.pacs,
+            services_of=_site_archive(settings),
+            credentials_for=_archives(settings),
+        ),
+        ehr=replace(settings.ehr, credentials_for=_ehrs(settings)),
+    )
+
+
+def _archives(settings: Settings) -> tuple[str, ...]:
+    """Every DICOMweb archive that the settings name, in whichever place."""
+    pacs = settings.pacs
+    urls = (settings.pacs_url, settings.results_url, settings.dimse.ask_url)
+    services = (pacs.query_url, pacs.retrieve_url, pacs.store_url)
+    by_rule = (rule.results_url for rule in settings.rules)
+    return tuple(filter(None, (*urls, *services, *by_rule)))
+
+
+def _ehrs(settings: Settings) -> tuple[str, ...]:
+    by_rule = (rule.ehr_url for rule in settings.rules)
+    return tuple(filter(None, (settings.ehr_url, *by_rule)))
 
 
 def _site_archive(settings: Settings) -> str:

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from dicom_io.errors import ConfigurationInvalid
+from dicom_io.origin import is_named, tell_unnamed
 from node.ehr_folder import FolderEhr
 from node.ehr_mllp import MllpEhr
-from node.ehr_records import Delivered, EhrSettings, Resource
+from node.ehr_records import Delivered, EhrSettings, Resource, without_credentials
 from node.ehr_server import FhirServer
 
 __all__ = ["Delivered", "Ehr", "EhrSettings", "open_ehr"]
@@ -34,7 +35,7 @@ class Ehr(Protocol):
 
 
 def open_ehr(url: str, settings: EhrSettings) -> Ehr | MllpEhr:
-    """Open an EHR.
+    """Open an EHR; one that the settings do not name is shown no credentials.
 
     Parameters
     ----------
@@ -55,10 +56,20 @@ def open_ehr(url: str, settings: EhrSettings) -> Ehr | MllpEhr:
     if parts.scheme == "file":
         return FolderEhr(Path(url2pathname(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
-        return FhirServer(url.rstrip("/"), settings)
+        return FhirServer(url.rstrip("/"), _shown_to(url, settings))
     if parts.scheme in ("mllp", "mllps"):
-        return MllpEhr(url, settings)
+        return MllpEhr(url, _shown_to(url, settings))
     raise ConfigurationInvalid(
         f"The EHR address {url!r} is none of https://…/fhir, mllp://host:port, file:///folder: "
         "set ehr_url or --ehr."
     )
+
+
+def _shown_to(url: str, settings: EhrSettings) -> EhrSettings:
+    """The settings, without credentials where they do not name the EHR."""
+    if is_named(url, settings.credentials_for):
+        return settings
+    shown = without_credentials(settings)
+    if shown != settings:
+        tell_unnamed(url, "ehr_url")
+    return shown

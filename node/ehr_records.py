@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,6 +69,9 @@ class EhrSettings:
     patient_required
         True refuses to deliver a report whose Patient the server does not know; else the report
         carries the patient's identifier alone. Never is a Patient created.
+    credentials_for
+        Follows from ehr_url and those of rules: URLs to whose scheme, host and port credentials
+        are sent; None for whichever is opened.
     """
 
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
@@ -88,6 +91,24 @@ class EhrSettings:
     ca_bundle: Path | None = None
     patient_system: str = ""
     patient_required: bool = False
+    credentials_for: tuple[str, ...] | None = field(
+        default=None, compare=False, metadata={"derived": True}
+    )
+
+
+def without_credentials(settings: EhrSettings) -> EhrSettings:
+    """The settings for an EHR that is not one of the site's own."""
+    return replace(
+        settings,
+        username=None,
+        password=None,
+        bearer_token=None,
+        client_id=None,
+        client_key=None,
+        client_secret=None,
+        certificate=None,
+        certificate_key=None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ def probe(settings: Settings, store: bool, as_json: bool, url: str) -> None:
 
     Only reads, and tells UIDs but nothing of patients. With --store it writes a study of the
     patient MARROW-NODE^PROBE to find out how annotations and reports fare; DICOMweb cannot delete,
-    so the study may stay, and its UID is printed.
+    so the study may stay, and its UID is printed. The settings' credentials are shown to the hosts
+    of the settings alone: set pacs_url first where the archive asks for them.
 
     \b
     Exit codes:
