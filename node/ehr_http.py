@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from dicom_io.bounded_body import BoundedBody
 from dicom_io.errors import (
     EhrAnswerInvalid,
     EhrError,
@@ -17,10 +18,14 @@ from dicom_io.errors import (
     EhrUnauthorized,
     EhrUnreachable,
 )
+from dicom_io.multipart import AnswerTooLarge
+from dicom_io.pacs_http import MOST_ERROR_BYTES
 from node.ehr_authentication import client_certificate, ehr_scheme
 from node.ehr_records import EhrSettings, Resource
 
 FHIR_JSON = "application/fhir+json"
+# A report with its PDF, and all its Observations, are a hundredth of it.
+MOST_ANSWER_BYTES = 64 * 2**20
 # Refusals of a transaction after which its resources are tried one by one.
 _NOT_AS_TRANSACTION = (400, 404, 405, 409, 412, 413, 422, 501)
 
@@ -46,6 +51,7 @@ class FhirHttp:
         self._timeout_s = settings.timeout_s
         self._session = requests.Session()
         self._session.headers.update({"Accept": FHIR_JSON, "Content-Type": FHIR_JSON})
+        self._session.hooks["response"].append(_bounded)
         self._scheme = ehr_scheme(base_url, settings)
         self._session.cert = client_certificate(settings)
         # Given with each request: requests prefers REQUESTS_CA_BUNDLE to what a session says.
@@ -72,7 +78,7 @@ class FhirHttp:
         if_match
             Entity tag of the version that an update replaces (R4 3.1.0.5).
         """
-        kind = path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0] or "transaction"
+        kind = _kind(path)
         headers = {"Prefer": "return=representation"}
         if if_none_exist is not None:
             headers["If-None-Exist"] = if_none_exist
@@ -119,11 +125,30 @@ class FhirHttp:
                 f"The EHR {self.host} did not answer within {self._timeout_s:g} s: "
                 "try later or raise ehr.timeout_s."
             ) from error
+        except AnswerTooLarge as error:
+            raise EhrAnswerInvalid(
+                f"The EHR {self.host} answered a {_kind(path)} with more than "
+                f"{MOST_ANSWER_BYTES // 2**20} MB, which no report has: ehr_url must be the base "
+                "of its FHIR interface."
+            ) from error
         except requests.RequestException as error:
             raise EhrUnreachable(
                 f"The EHR {self.host} cannot be reached ({type(error).__name__}): "
                 "check that it runs, and ehr_url."
             ) from error
+
+
+def _kind(path: str) -> str:
+    """What a request is about, without what it asks for: that may be a patient's."""
+    return path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0] or "transaction"
+
+
+def _bounded(response: requests.Response, **_: Any) -> None:
+    """Bound what is read into memory; of errors, the beginning is enough."""
+    if response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
+        response.raw = BoundedBody(response.raw, MOST_ERROR_BYTES, fails=False)
+    else:
+        response.raw = BoundedBody(response.raw, MOST_ANSWER_BYTES, fails=True)
 
 
 def _authorization(value: str | None) -> dict[str, str]:
@@ -164,7 +189,7 @@ def _diagnosis(response: requests.Response) -> str:
             ).strip()
             for issue in issues
         ]
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return ""
     return f" ({'; '.join(named[:3])})" if named else ""
 
@@ -180,7 +205,7 @@ def _fhir_in(response: requests.Response, host: str, kind: str) -> Resource:
         return {"resourceType": kind, "id": resource_id}
     try:
         resource = response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second where it is nested without end
         raise EhrAnswerInvalid(
             f"The EHR {host} answered a {kind} with {response.headers.get('Content-Type')} that is "
             "not JSON: ehr_url must be the base of its FHIR interface."

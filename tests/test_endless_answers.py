@@ -12,11 +12,24 @@ import pytest
 
 from dicom_io import pacs as pacs_module
 from dicom_io import pacs_http
-from dicom_io.errors import PacsAnswerInvalid, PacsBusy, PacsError, PacsRefused
+from dicom_io.errors import (
+    EhrAnswerInvalid,
+    EhrError,
+    EhrRefused,
+    EhrUnauthorized,
+    EhrUnreachable,
+    PacsAnswerInvalid,
+    PacsBusy,
+    PacsError,
+    PacsRefused,
+)
 from dicom_io.frames import read_tiles
 from dicom_io.pacs import InstanceReference, Pacs, open_pacs
 from dicom_io.read_budget import BESIDE_PIXELS_BYTES
 from dicom_io.slide import open_slide
+from node import ehr_http
+from node.ehr_http import FHIR_JSON, FhirHttp
+from node.ehr_records import EhrSettings
 from tests.conftest import QUICK
 from tests.faulty_proxy import Fault, Proxy
 from tests.loopback_host import Host
@@ -66,6 +79,10 @@ def endless_archive(status: int, headers: dict[str, str], begin: bytes) -> Itera
                     self.wfile.write(PIECE)
                     sent += len(PIECE)
             archive.sent.append(sent)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
 
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
@@ -150,6 +167,41 @@ def test_an_error_that_does_not_end_is_told_by_its_status(
             assert type(caught.value) is error
             assert caught.value.status == status
     assert max(archive.sent) < MB + UNDERWAY_BYTES
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_answer_of_an_ehr_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(ehr_http, "MOST_ANSWER_BYTES", MB)
+    with endless_archive(200, {"Content-Type": FHIR_JSON}, b"[") as ehr:
+        http = FhirHttp(ehr.url, EhrSettings())
+        with pytest.raises(EhrAnswerInvalid) as caught:
+            http.ask(method, "Patient?identifier=a|b", {} if method == "POST" else None)
+        assert not caught.value.transient
+    assert "127.0.0.1 answered a Patient with more than 1 MB" in str(caught.value)
+    assert len(ehr.sent) == 1
+    assert ehr.sent[0] < MB + UNDERWAY_BYTES
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, EhrUnauthorized), (503, EhrUnreachable)])
+def test_an_error_of_an_ehr_that_does_not_end_is_told_by_its_status(
+    status: int, error: type[EhrError]
+) -> None:
+    with (
+        endless_archive(status, {"Content-Type": FHIR_JSON}, b'{"issue":') as ehr,
+        pytest.raises(error, match=f"answered {status}"),
+    ):
+        FhirHttp(ehr.url, EhrSettings()).ask("GET", "Patient?identifier=a|b")
+    assert ehr.sent[0] < MB + UNDERWAY_BYTES
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_of_an_ehr_that_is_nested_without_end(host: Host, status: int) -> None:
+    host.answer = lambda path: (status, {}, b"[" * 500_000)
+    error = EhrAnswerInvalid if status == 200 else EhrRefused
+    with pytest.raises(error):
+        FhirHttp(host.url, EhrSettings()).ask("GET", "Patient?identifier=a|b")
 
 
 def test_an_error_that_is_nested_without_end_has_no_dataset(host: Host) -> None:
