@@ -66,7 +66,8 @@ class ReceiveSettings:
     address, port
         Where to listen; an empty address is every interface.
     folder
-        Received slides lie in its sub-folder archive, unfinished ones in incoming.
+        Received slides lie in its sub-folder archive, unfinished ones in incoming; jobs.keep_days
+        after their results were delivered slides are deleted, but where pacs_url names the archive.
     allowed_addresses
         Networks that may send; this machine only until a site names its own.
     allowed_ae_titles

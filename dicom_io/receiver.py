@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -73,6 +73,9 @@ class Receiver:
         where that has ended meanwhile.
     ended
         Told of every association that has ended.
+    began
+        Told of every series, by study and series UID, of which the archive has nothing yet, or
+        nothing any more: before its first instance arrives.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Receiver:
         commitments: Commitments,
         arrived: Callable[[Arrival, int | None], None],
         ended: Callable[[int], None],
+        began: Callable[[str, str], None] = lambda study_uid, series_uid: None,
     ) -> None:
         check_ae_title(settings.ae_title)
         self._settings = settings
@@ -91,12 +95,11 @@ class Receiver:
                 "receive", settings.certificate, settings.key, settings.ca_bundle
             )
         self._commitments = commitments
-        self._arrived, self._ended = arrived, ended
+        self._arrived, self._ended, self._began = arrived, ended, began
         self._incoming_folder = settings.folder.absolute() / "incoming"
         self._incoming: list[IncomingFile] = []
         self._left: WeakSet[Association] = WeakSet()
         self._lock = threading.Lock()
-        self._publishing = threading.Lock()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -206,10 +209,12 @@ class Receiver:
         if said != (arrival.sop_class_uid, arrival.sop_uid):
             return _status(CLASS_MISMATCH, "UIDs of command and data set differ")
         target = instance_path(self._settings.archive, arrival)
-        with self._publishing:
+        with _published_by_nobody_else(self._settings.folder):
             if target.exists() and not filecmp.cmp(file.path, target, shallow=False):
                 LOG.warning("Instance %s came again, changed; the first is kept.", arrival.sop_uid)
                 return _status(DUPLICATE, "here with other content, which is kept")
+            if not target.parent.exists():
+                self._began(arrival.study_uid, arrival.series_uid)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.path.replace(target)
         for folder in target.relative_to(self._settings.archive).parents:
@@ -245,6 +250,48 @@ def series_in(archive: Path) -> Iterator[tuple[str, str, list[Path]]]:
     """(study UID, series UID, files) of every series that was received."""
     for folder in archive.glob("studies/*/series/*/instances"):
         yield folder.parts[-4], folder.parts[-2], sorted(folder.iterdir())
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file of a series is an image of a slide, and nothing that was made of one."""
+    try:
+        return read_arrival(path).sop_class_uid == VLWholeSlideMicroscopyImageStorage
+    except PacsRefused:
+        return False
+
+
+def remove_slide(folder: Path, study_uid: str, series_uid: str, before_s: float) -> None:
+    """Delete the images of a received series, unless any of its files has come since a time.
+
+    No receiver publishes an instance meanwhile: what is told to be stored is not deleted here.
+
+    Parameters
+    ----------
+    folder
+        Of the receiver.
+    study_uid, series_uid
+    before_s
+        Unix time.
+    """
+    study = folder.absolute() / "archive" / "studies" / study_uid
+    instances = study / "series" / series_uid / "instances"
+    with _published_by_nobody_else(folder):
+        files = list(instances.glob("*"))
+        if any(file.stat().st_mtime >= before_s for file in files):
+            return
+        for file in filter(is_image, files):
+            file.unlink()
+        for empty in (instances, instances.parent, study / "series", study):
+            with suppress(OSError):  # results lie there
+                empty.rmdir()
+
+
+@contextmanager
+def _published_by_nobody_else(folder: Path) -> Iterator[None]:
+    """Keep all threads and processes but this one from changing what was received."""
+    with (folder / "publishing.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _status(code: int, comment: str) -> Dataset:

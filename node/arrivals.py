@@ -54,6 +54,11 @@ class Arrivals:
             if association is not None:
                 series.associations.add(association)
 
+    def began(self, study_uid: str, series_uid: str) -> None:
+        """Forget a series of which nothing is here: what comes of it now is not here already."""
+        with self._lock:
+            self._series.pop((study_uid, series_uid), None)
+
     def ended(self, association: int) -> None:
         """Note that a sender has gone."""
         with self._lock:

@@ -76,7 +76,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "node.probe",
         "Find out what the archive at URL can do, and print the settings that fit it.",
     ),
-    "purge": ("node.serve", "Forget old jobs, results and work files; reviewed results are kept."),
+    "purge": (
+        "node.serve",
+        "Forget old jobs, results, work files and received slides; reviewed results are kept.",
+    ),
     "receive": (
         "node.receive",
         "Receive slides by DICOM C-STORE, and analyse each when it is complete.",

@@ -131,8 +131,8 @@ class JobSettings:
         Seconds that a worker has to finish its slide when it is told to end; what is not finished
         then goes on from its last step when a worker is started again.
     keep_days
-        Days after which workers forget jobs, and the work files of results that nobody reviewed;
-        0 keeps all.
+        Days after which workers forget jobs, the work files of results that nobody reviewed, and
+        slides that came by C-STORE and whose results were delivered; 0 keeps all.
     """
 
     look_s: float = 2.0

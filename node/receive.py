@@ -6,8 +6,9 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,11 +19,14 @@ from dicom_io.errors import PacsRefused
 from dicom_io.receiver import Receiver, series_in
 from models.errors import MarrowNodeError
 from node.arrivals import Arrivals, Series
+from node.attempts import Attempts
 from node.config import Settings
 from node.job import ENDED, Job
 from node.job_queue import JobQueue
 from node.jobs import Worker, open_worker
 from node.pipeline import SlideReference
+from node.received_slides import kept_still
+from node.retention import DAY_S, purge
 from node.rules import submit_by_rules
 from node.workplace import Workplace
 
@@ -40,16 +44,19 @@ def receive(settings: Settings, analyse: bool) -> None:
     """Receive slides by DICOM C-STORE, and analyse each when it is complete.
 
     Slides go to the folder archive of the settings in [receive] and are analysed from there;
-    results go to results_url, or to pacs_url, or into the same folder where neither is set. Ends on
+    results go to results_url, or to pacs_url, or into the same folder where neither is set. Slides
+    are deleted jobs.keep_days after their results were delivered; see 'marrow-node purge'. Ends on
     SIGTERM or SIGINT; a job that is not done goes on at the next start.
     """
-    settings = received_settings(settings)
+    site, settings = settings, received_settings(settings)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     arrivals = Arrivals(settings.receive.settle_s, settings.receive.quiet_s)
     commitments = Commitments(settings.work_folder / "commitments")
-    receiver = Receiver(settings.receive, commitments, arrivals.arrived, arrivals.ended)
+    receiver = Receiver(
+        settings.receive, commitments, arrivals.arrived, arrivals.ended, arrivals.began
+    )
     with ExitStack() as stack:
         worker, place = None, None
         if analyse:
@@ -65,10 +72,33 @@ def receive(settings: Settings, analyse: bool) -> None:
         if worker is None or place is None:
             stopped.wait()
         else:
-            for arrival in not_analysed(settings.receive.archive, worker.jobs.list()):
-                arrivals.arrived(arrival)
-            _analyse_until(stopped, arrivals, worker, place)
+            with kept_still(settings):
+                for arrival in not_analysed(settings.receive.archive, worker.jobs.list()):
+                    arrivals.arrived(arrival)
+            with _forgetting(site, worker.jobs):
+                _analyse_until(stopped, arrivals, worker, place)
     click.echo("marrow-node: receiver stopped", err=True)
+
+
+@contextmanager
+def _forgetting(settings: Settings, jobs: JobQueue) -> Iterator[None]:
+    """Forget once a day what is old, as workers do, and keep no slide waiting for it."""
+    done, attempts = threading.Event(), Attempts()
+
+    def daily() -> None:
+        while not done.is_set():
+            attempts.make(partial(purge, settings, jobs, settings.jobs.keep_days))
+            done.wait(DAY_S)
+
+    thread = threading.Thread(target=daily, name="retention", daemon=True)
+    if settings.jobs.keep_days:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def received_settings(settings: Settings) -> Settings:

@@ -1,7 +1,8 @@
-"""What the work folder forgets: results, and the files and jobs behind them, when they are old.
+"""What a node forgets when it is old: results, the files and jobs behind them, received slides.
 
-The archive and the EHR have them by then. A result that somebody has reviewed is kept, because a
-later run of the same analysis must know of it; so is everything that a job at work may need.
+The archive and the EHR have the results by then. A result that somebody has reviewed is kept,
+because a later run of the same analysis must know of it; so is everything that a job at work may
+need.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from node.config import Settings
 from node.job_queue import JobQueue
+from node.received_slides import kept_still, old_received_slides, remove_received_slides
 from node.revisions import revisions
 from node.shared_storage import SharedStorage
 from node.work_files import disk_errors, shared_storage, write_atomically
@@ -35,12 +37,22 @@ class Purged:
     results, files, jobs
         Numbers of them.
     bytes_freed
+        Of files.
+    slides
+        Received by C-STORE, whose results were delivered.
+    slide_bytes
+        Of slides.
+    slides_without_job
+        As old and kept, as nothing tells that they were analysed.
     """
 
     results: int
     files: int
     jobs: int
     bytes_freed: int
+    slides: int
+    slide_bytes: int
+    slides_without_job: int
 
 
 def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = False) -> Purged:
@@ -57,12 +69,18 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
     Raises
     ------
     DiskFull
-        The work folder or the job database cannot be used. What is left goes next time.
+        The work folder, the job database or the folder of received slides cannot be used. What is
+        left goes next time.
     SharedStorageUnreachable
         The same of the storage that hosts share.
     """
-    before_s = time.time() - days * DAY_S
+    with kept_still(settings):
+        return _purged(settings, queue, time.time() - days * DAY_S, dry_run)
+
+
+def _purged(settings: Settings, queue: JobQueue, before_s: float, dry_run: bool) -> Purged:
     work, shared = settings.work_folder, shared_storage(settings)
+    slides = old_received_slides(settings, queue, before_s)
     with disk_errors(work):
         results, kept = _old_and_kept_results(settings, before_s)
         needed = {digest for path in kept for digest in _DIGEST.findall(path.read_bytes())}
@@ -73,7 +91,15 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
         ]
         progress = [path for path in (work / "progress").glob("*") if _is_older(path, before_s)]
         jobs = queue.ended_before(before_s)
-        purged = Purged(len(results), len(files), len(jobs), sum(_size(path) for path in files))
+        purged = Purged(
+            results=len(results),
+            files=len(files),
+            jobs=len(jobs),
+            bytes_freed=sum(_size(path) for path in files),
+            slides=len(slides.analysed),
+            slide_bytes=sum(slides.analysed.values()),
+            slides_without_job=len(slides.unknown),
+        )
         if dry_run:
             return purged
         # All that is needed is known before anything goes.
@@ -88,13 +114,17 @@ def purge(settings: Settings, queue: JobQueue, days: float, *, dry_run: bool = F
             path.unlink(missing_ok=True)
         for path in progress:
             path.unlink(missing_ok=True)
+    # Before the jobs: nothing else tells that a slide was analysed.
+    remove_received_slides(settings, queue, slides, before_s)
     queue.forget(jobs)
     log.info(
-        "Forgot %d results, %d files (%.1f MB) and %d tries of jobs.",
+        "Forgot %d results, %d files (%.1f MB), %d tries of jobs and %d received slides (%.1f MB).",
         purged.results,
         purged.files,
         purged.bytes_freed / 1e6,
         purged.jobs,
+        purged.slides,
+        purged.slide_bytes / 1e6,
     )
     return purged
 

@@ -152,9 +152,12 @@ def work(settings: Settings) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_obj
 def purge(settings: Settings, days: float | None, dry_run: bool, as_json: bool) -> None:
-    """Forget old jobs, results and work files; reviewed results are kept.
+    """Forget old jobs, results, work files and received slides; reviewed results are kept.
 
-    Workers do it once a day by themselves (jobs.keep_days).
+    Of slides that came by C-STORE those go whose results were delivered so long ago. One that no
+    job has analysed stays, and so do results that lie in the same folder, and all slides where
+    pacs_url names that folder. Workers and the receiver do it once a day by themselves
+    (jobs.keep_days).
     """
     age_days = settings.jobs.keep_days if days is None else days
     if not age_days and days is None:
@@ -166,8 +169,14 @@ def purge(settings: Settings, days: float | None, dry_run: bool, as_json: bool) 
         return
     click.echo(
         f"{'would forget' if dry_run else 'forgot'} {purged.results} results, {purged.files} files"
-        f" ({purged.bytes_freed / 1e6:.1f} MB) and {purged.jobs} tries of jobs"
+        f" ({purged.bytes_freed / 1e6:.1f} MB), {purged.jobs} tries of jobs and {purged.slides}"
+        f" received slides ({purged.slide_bytes / 1e6:.1f} MB)"
     )
+    if purged.slides_without_job:
+        click.echo(
+            f"kept {purged.slides_without_job} old received slides in {settings.receive.archive} of"
+            " which no job is known: delete by hand what is not to be analysed"
+        )
 
 
 @click.command()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ from dicom_io.dimse_settings import ReceiveSettings
 from dicom_io.errors import ConfigurationInvalid
 from dicom_io.incoming import IncomingFile
 from dicom_io.pacs import PacsSettings, open_pacs
-from dicom_io.receiver import Receiver
+from dicom_io.receiver import Receiver, remove_slide
 from dicom_io.slide import open_slide
 from tests.servers import free_port, running_orthanc
 from tests.slides import ENCODERS, write_slide
@@ -249,6 +249,7 @@ def receive_process(
     *arguments: str,
     ehr_url: str = "",
     model: Mapping[str, object] = MappingProxyType({}),
+    jobs: Mapping[str, object] = MappingProxyType({}),
     largest_file_bytes: int | None = None,
 ) -> subprocess.Popen[str]:
     """``marrow-node receive`` that listens."""
@@ -256,6 +257,7 @@ def receive_process(
         "": {"work_folder": str(folder / "work"), "ehr_url": ehr_url},
         "[receive]": {"folder": str(folder / "received"), "port": port, "settle_s": 1.0},
         "[model]": model,
+        "[jobs]": jobs,
     }
     lines = [
         line
@@ -384,3 +386,53 @@ def test_what_came_before_a_kill_is_analysed_after_it(tmp_path: Path) -> None:
     assert process.wait(60) == 0
     assert process.stderr.readline() == "marrow-node: receiver stopped\n"
     assert list((tmp_path / "ehr").rglob("*.json"))
+
+
+def test_a_series_begins_anew_where_nothing_of_it_is_left(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slide", parts=2)
+    began: list[tuple[str, str]] = []
+    settings = ReceiveSettings(folder=tmp_path / "received", port=free_port(), timeout_s=5)
+    receiver = Receiver(
+        settings,
+        Commitments(tmp_path / "commitments"),
+        lambda arrival, association: None,
+        lambda association: None,
+        lambda *series: began.append(series),
+    )
+    received = SimpleNamespace(settings=settings)
+    instances = [dcmread(path) for path in slide.paths]
+    assert len(instances) > 1
+    with receiver.listening():
+        for times in (1, 2):
+            for _ in range(2):
+                assert set(status_of(received, *instances)) == {0}  # type: ignore[arg-type]
+                assert began == [(slide.study_uid, slide.series_uid)] * times
+            remove_slide(settings.folder, slide.study_uid, slide.series_uid, time.time() + 60)
+            assert not list(settings.archive.glob("studies/*"))
+
+
+@needs_dcmtk
+def test_what_is_old_goes_while_a_receiver_runs(tmp_path: Path) -> None:
+    """It came, and was analysed, a moment ago: kept for less than a second, at the next start."""
+    smear, port = small_smear(tmp_path), free_port()
+    settings: dict[str, Any] = {
+        "ehr_url": smear.ehr_url,
+        "model": {"name": "tiny", "folders": [str(tmp_path / "packages")]},
+    }
+    process = receive_process(tmp_path, port, **settings)
+    paths = list((tmp_path / "pacs").rglob("*.dcm"))
+    subprocess.run(storescu(port, *paths), check=True, timeout=60)
+    assert process.stderr is not None
+    assert "completed" in [process.stderr.readline() for _ in range(2)][1]
+    process.terminate()
+    assert process.wait(60) == 0
+    archive = tmp_path / "received" / "archive"
+
+    def modalities() -> set[str]:
+        return {dcmread(path).Modality for path in archive.rglob("*") if path.is_file()}
+
+    assert modalities() == {"ANN", "SEG", "SM", "SR"}
+    process = receive_process(tmp_path, port, **settings, jobs={"keep_days": 1e-6})
+    assert until(lambda: modalities() == {"ANN", "SEG", "SR"})
+    process.terminate()
+    assert process.wait(60) == 0
