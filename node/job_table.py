@@ -113,6 +113,13 @@ class JobTable:
         with self._engine.connect() as connection:
             return [Row(*each) for each in connection.execute(found)]
 
+    def put_aside(self, names: Collection[str]) -> int:
+        """How many workflows of some kinds DBOS ran no more: their workers died in them."""
+        aside = _ROWS.c.status == literal_column("'MAX_RECOVERY_ATTEMPTS_EXCEEDED'")
+        query = select(func.count()).where(_FAILED, aside, _ROWS.c.name.in_(names))
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar_one()
+
     def unended(self, ids: Collection[str]) -> set[str]:
         """Which workflows of some wait, are delayed or run."""
         unended = _ROWS.c.status.in_(["ENQUEUED", "PENDING", "DELAYED"])

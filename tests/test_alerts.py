@@ -13,6 +13,7 @@ from tests.servers import program
 
 RULES = Path(__file__).parent.parent / "docker" / "prometheus" / "alerts.yml"
 JOBS = 'marrow_node_given_up_total{what="job"}'
+PUT_ASIDE = "marrow_node_jobs_put_aside"
 PASSING = 'marrow_node_failures_total{error="PacsBusy",transient="true"}'
 SEARCHES = 'marrow_node_given_up_total{what="search"}'
 CALLS = 'marrow_node_given_up_total{what="call"}'
@@ -29,6 +30,8 @@ ONES = (
     [
         pytest.param(JOBS, "0x69 1x20", ONES[0], id="a job"),
         pytest.param(JOBS, "3x90", "", id="no job lately"),
+        pytest.param(PUT_ASIDE, "0x69 1x20", ONES[0], id="a job in which workers died"),
+        pytest.param(PUT_ASIDE, "3x69 1x20", "", id="such jobs that were forgotten"),
         pytest.param(PASSING, "0x69 1x20", "", id="one that may pass"),
         pytest.param(PASSING, "0x59 0+1x30", ONES[1], id="many that may pass"),
         pytest.param(SEARCHES, "0x69 1x20", ONES[2], id="a search"),

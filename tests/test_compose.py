@@ -184,7 +184,7 @@ class Queue:
     paused = False
 from prometheus_client.parser import text_string_to_metric_families
 settings = Settings(work_folder=Path(sys.argv[1]))
-text = metrics.exposition(_gauges(Queue(), audit_trail(settings), lambda: 1)).decode()
+text = metrics.exposition(_gauges(Queue(), audit_trail(settings), lambda: 1, lambda: 0)).decode()
 families = text_string_to_metric_families(text)
 samples = [sample for family in families for sample in family.samples]
 print(json.dumps([[sample.name, list(sample.labels)] for sample in samples]))

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from dicom_io.errors import DiskFull, JobNotFound
 from node.config import Settings
-from node.job import FIND
+from node.job import ANALYSE, ARRIVE, FIND, REVIEW
 from node.job_database import prepare_database
 from node.job_news import JobNews
 from node.job_queue import JobQueue, open_job_queue
@@ -259,3 +259,19 @@ def test_a_cancellation_that_cannot_be_written_says_what_to_do(queue: JobQueue) 
 def test_an_unknown_job_is_said_to_be_unknown(queue: JobQueue) -> None:
     with pytest.raises(JobNotFound):
         queue.get("0123456789abcdef")
+
+
+def test_jobs_in_which_workers_died_are_counted(same_queue: JobQueue) -> None:
+    """Not those that failed in another way, nor a search."""
+    table = same_queue._table
+    assert table is not None
+    jobs = (ANALYSE, ARRIVE, REVIEW)
+    assert table.put_aside(jobs) == 0
+    for number in (21, 22):
+        same_queue.enqueue(f"{number:016x}-1", arguments(number))
+        state_of(same_queue, f"{number:016x}-1", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+    try:
+        assert table.put_aside(jobs) == 2
+        assert table.put_aside((FIND,)) == 0
+    finally:
+        same_queue.forget([f"{number:016x}-1" for number in (21, 22)])

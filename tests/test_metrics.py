@@ -5,16 +5,24 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from flask import Flask
 
 from models.errors import MarrowNodeError
 from node import metrics
+from node.audit import AuditTrail
+from node.config import Settings
 from node.gpu_use import GpuUse, gpu_use
+from node.job_database import prepare_database
+from node.job_queue import JobQueue, open_job_queue
 from node.metrics import exposition
+from node.web.health import health_blueprint
+from tests.test_job_table import arguments, changed
 
 
 def test_gpus_are_told_one_by_one() -> None:
@@ -177,3 +185,38 @@ def test_a_method_that_a_caller_has_made_up_is_no_time_series_of_its_own(tmp_pat
     assert "XAA" not in told.stdout
     (line,) = (each for each in told.stdout.splitlines() if 'method="other"' in each)
     assert line.endswith(" 5.0")
+
+
+def test_a_job_in_which_workers_died_is_told(tmp_path: Path) -> None:
+    """No code of the node's runs when DBOS puts it aside."""
+    settings = replace(Settings(), work_folder=tmp_path)
+    prepare_database(settings)
+    with open_job_queue(settings) as queue, health_of(settings, queue) as told:
+        assert told("marrow_node_jobs_put_aside") == 0
+        queue.enqueue(f"{1:016x}-1", arguments(1))
+        assert told("marrow_node_jobs_put_aside") == 0
+        changed(queue, f"{1:016x}-1", status="MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+        assert told("marrow_node_jobs_put_aside") == 1
+        assert queue.get(f"{1:016x}").status == "failed"
+
+
+def test_before_the_first_worker_there_is_no_job(tmp_path: Path) -> None:
+    settings = replace(Settings(), work_folder=tmp_path)
+    with open_job_queue(settings) as queue, health_of(settings, queue) as told:
+        assert told("marrow_node_jobs_put_aside") == 0
+    assert not list(tmp_path.glob("jobs.sqlite"))
+
+
+@contextmanager
+def health_of(settings: Settings, queue: JobQueue) -> Iterator[Callable[[str], float]]:
+    """Asks for the value of a metric without labels."""
+    app, trail = Flask("health"), AuditTrail(settings.audit, settings.work_folder / "audit")
+    app.register_blueprint(health_blueprint(settings, queue, trail))
+    client = app.test_client()
+
+    def told(name: str) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        (line,) = (each for each in lines if each.startswith(f"{name} "))
+        return float(line.split()[1])
+
+    yield told
