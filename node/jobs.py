@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from dbos import DBOS, DBOSPortableJSONSerializer
 
-from dicom_io.errors import JobCancelled, SlideProcessDied
+from dicom_io.errors import JobCancelled, SlideProcessDied, WorkFileMissing
 from models.errors import MarrowNodeError
 from node import review_stages, stages
 from node.at_work import AtWork
@@ -412,11 +412,16 @@ def _tried_later(
     arguments: Mapping[str, Any],
     error: MarrowNodeError,
 ) -> bool:
-    """Queue the next try where there is one: commands, for whom somebody waits, have none."""
+    """Queue the next try where there is one.
+
+    Commands, for whom somebody waits, have none, unless it was another host's worker that took
+    their review: the host that has the result may take it next.
+    """
     died = isinstance(error, SlideProcessDied)
     failures = int(arguments.get("failures", 0)) + (not died)
     deaths = int(arguments.get("deaths", 0)) + died
-    if not error.transient or not arguments.get("priority"):
+    elsewhere = "review" in arguments and isinstance(error, WorkFileMissing)
+    if not error.transient or not (arguments.get("priority") or elsewhere):
         return False
     if failures > settings.jobs.retries or (died and deaths >= settings.budget.deaths):
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,16 @@ from click.testing import CliRunner
 from pydicom import dcmread
 
 from node.cli import main
+from node.config import load_settings
+from node.job_queue import open_job_queue
+from node.jobs import open_worker
+from node.pipeline import SlideReference
+from node.review_command import decided
+from node.running import run_job
+from tests.postgresql import MISSING_POSTGRESQL, postgresql_missing, running_postgresql
 from tests.reviews import RETYPE_ONE
 from tests.smears import Smear, small_smear
+from tests.test_receiver import until
 
 
 @pytest.fixture
@@ -67,6 +76,39 @@ def test_the_command_confirms_and_refuses(analysed: tuple[Smear, str]) -> None:
         assert ended.returncode == code, ended.stderr
         assert said in ended.stderr
     assert len(list((smear.work / "results").glob("*.json"))) == 2
+
+
+@pytest.mark.skipif(postgresql_missing(), reason=MISSING_POSTGRESQL)
+def test_a_review_that_another_host_took_comes_back(tmp_path: Path) -> None:
+    """Both hosts have their own folders and share a database; a command has no other tries."""
+    smear = small_smear(tmp_path)
+    with running_postgresql() as url:
+        config = smear.settings(database_url=url, pacs_url=smear.pacs_url, ehr_url=smear.ehr_url)
+        here = load_settings(config)
+        here = replace(here, jobs=replace(here.jobs, host="here", retry_wait_s=0.2))
+        there = replace(here, work_folder=tmp_path / "there", jobs=replace(here.jobs, host="there"))
+        slide = SlideReference(smear.slide.study_uid, smear.slide.series_uid, "test")
+        analysed = run_job(here, slide)
+        assert analysed.status == "completed", analysed
+        decision = decided(
+            confirm=True,
+            withdraw=None,
+            annotation_uid=None,
+            corrections=None,
+            revision=1,
+            name="Lee^Anna",
+            organization="Haematology",
+            reason="",
+        )
+        with open_job_queue(here) as queue:
+            review = queue.review(analysed.job, decision).job
+            with open_worker(there) as worker:
+                assert until(lambda: queue.get(review).tries > 1, 60), queue.get(review)
+                worker.drain(10)
+            assert queue.get(review).status == "queued"
+            with open_worker(here) as worker:
+                ended = worker.wait(review, lambda progress: None)
+        assert (ended.status, ended.result and ended.result["revision"]) == ("completed", 2)
 
 
 @pytest.mark.parametrize(
