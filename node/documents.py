@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,9 @@ PDF_MEDIA_TYPE = "application/pdf"
 FHIR_JSON = "application/fhir+json"
 # Of each picture in the PDF, so that the whole file stays below a megabyte of base64.
 PDF_PICTURE_BYTES = 300_000
+# A thread that has decoded a tile waits so long at most for one that computes. Python's 5 ms leave
+# an eighth of two cores idle while tiles are read, these a tenth.
+SWITCH_S = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class Before:
 
 
 def load_ahead() -> None:
-    """Load what the first documents of a process would wait for.
+    """Make this process, and those forked from it, ready for slides.
+
+    What the first documents would wait for is loaded, and decoders give way to each other soon.
 
     The standard's tables, FHIR's classes, and what draws: some 400 000 objects that stay. The
     garbage collector does not look at them again, which takes it a tenth of a second every time,
@@ -68,6 +74,7 @@ def load_ahead() -> None:
     register_fonts()
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_S)
 
 
 def write_documents(
