@@ -56,7 +56,7 @@ class ModelSettings:
     threads
         CPU threads of the runtime; 0 for one per core.
     batch_tiles
-        Tiles per run of the network; more only helps a GPU.
+        Tiles that are decoded, and run through the network, together; more only helps a GPU.
     tile_seed
         Tiles are counted in a seeded random order, as convergence of the count asks; a package that
         stops when it has converged also reads them so.
@@ -67,7 +67,7 @@ class ModelSettings:
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = "auto"
     precision: Literal["fp32", "fp16"] = "fp32"
     threads: int = 0
-    batch_tiles: int = 2
+    batch_tiles: int = 4
     tile_seed: int = 2021
 
 
