@@ -263,7 +263,7 @@ def test_an_unknown_job_is_said_to_be_unknown(queue: JobQueue) -> None:
 
 def test_jobs_in_which_workers_died_are_counted(same_queue: JobQueue) -> None:
     """Not those that failed in another way, nor a search."""
-    table = same_queue._table
+    table = same_queue._database.table
     assert table is not None
     jobs = (ANALYSE, ARRIVE, REVIEW)
     assert table.put_aside(jobs) == 0
