@@ -243,6 +243,17 @@ def test_two_receivers_share_neither_folder_nor_port(
         receiving(port=port, folder=tmp_path / "elsewhere")
 
 
+_STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """A test that fails leaves no receiver behind."""
+    yield
+    while _STARTED:
+        _STARTED.pop().kill()
+
+
 def receive_process(
     folder: Path,
     port: int,
@@ -267,6 +278,7 @@ def receive_process(
     (folder / "node.toml").write_text("\n".join(lines))
     command = [sys.executable, "-m", "node", "--config", str(folder / "node.toml"), "receive"]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    _STARTED.append(process)
     if largest_file_bytes is not None:
         # A file system that takes no more of a file stands for a full one.
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file_bytes,) * 2)
