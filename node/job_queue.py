@@ -332,6 +332,14 @@ class JobQueue:
             counted[state_of(row)] += 1
         return counted
 
+    def put_aside(self) -> int:
+        """How many tries are run no more, as every worker that took them died."""
+        table = self._database.table
+        if table is None:
+            return 0
+        with database_errors(self._settings):
+            return table.put_aside(_QUEUES)
+
     def oldest_active_ms(self) -> int | None:
         """When the job that waits or runs longest was submitted (Unix time, milliseconds)."""
         return min((row.created_ms for row in self._workflows.unended()), default=None)

@@ -181,10 +181,11 @@ from node.config import Settings
 class Queue:
     def counts(self): return {"waiting": 0, "queued": 0, "running": 0}
     def oldest_active_ms(self): return None
+    def put_aside(self): return 0
     paused = False
 from prometheus_client.parser import text_string_to_metric_families
 settings = Settings(work_folder=Path(sys.argv[1]))
-text = metrics.exposition(_gauges(Queue(), audit_trail(settings), lambda: 1, lambda: 0)).decode()
+text = metrics.exposition(_gauges(Queue(), audit_trail(settings), lambda: 1)).decode()
 families = text_string_to_metric_families(text)
 samples = [sample for family in families for sample in family.samples]
 print(json.dumps([[sample.name, list(sample.labels)] for sample in samples]))

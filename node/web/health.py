@@ -13,10 +13,7 @@ from models.package import find_package
 from node.audit import AuditTrail
 from node.config import Settings
 from node.gpu_use import gpu_use
-from node.job import ANALYSE, ARRIVE, REVIEW
-from node.job_database import database_errors, job_engine, sqlite_file
 from node.job_queue import JobQueue
-from node.job_table import JobTable
 from node.lease import Roll
 from node.metrics import exposition
 from node.work_lock import live_workers, lock_folder
@@ -28,7 +25,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> Blueprint:
     """Routes ``/healthz``, ``/readyz`` and ``/metrics``."""
     health = Blueprint("health", __name__)
-    workers, put_aside = _workers(settings), _put_aside(settings)
+    workers = _workers(settings)
 
     @health.get("/healthz")
     def alive() -> Response:
@@ -44,7 +41,7 @@ def health_blueprint(settings: Settings, queue: JobQueue, trail: AuditTrail) -> 
 
     @health.get("/metrics")
     def metrics() -> Response:
-        text = exposition(_gauges(queue, trail, workers, put_aside), gpu_use())
+        text = exposition(_gauges(queue, trail, workers), gpu_use())
         return Response(text, content_type=METRICS_TYPE)
 
     return health
@@ -92,21 +89,8 @@ def _workers(settings: Settings) -> Callable[[], int]:
     return lambda: len(live_workers(lock_folder(settings)))
 
 
-def _put_aside(settings: Settings) -> Callable[[], int]:
-    """Counts the jobs that no worker was left to count: each died in them, again and again."""
-    table = JobTable(job_engine(settings))
-
-    def count() -> int:
-        if not settings.database_url and not sqlite_file(settings).exists():
-            return 0
-        with database_errors(settings):
-            return table.put_aside((ANALYSE, ARRIVE, REVIEW))
-
-    return count
-
-
 def _gauges(
-    queue: JobQueue, trail: AuditTrail, workers: Callable[[], int], put_aside: Callable[[], int]
+    queue: JobQueue, trail: AuditTrail, workers: Callable[[], int]
 ) -> dict[str, tuple[str, float]]:
     counts = queue.counts()
     oldest_ms = queue.oldest_active_ms()
@@ -117,7 +101,7 @@ def _gauges(
         "marrow_node_jobs_running": ("Jobs that a worker is at.", counts["running"]),
         "marrow_node_jobs_put_aside": (
             "Tries of jobs that are run no more, as every worker that took them died.",
-            put_aside(),
+            queue.put_aside(),
         ),
         "marrow_node_queue_age_seconds": ("Age of the oldest job that has not ended.", age_s),
         "marrow_node_audit_waiting": (
