@@ -27,7 +27,6 @@ from rich.table import Table
 
 from dicom_io.demonstration import compose_demonstration_slide
 from node.demo import SEED
-from node.documents import SWITCH_S
 from tests.bench.annotating import annotate
 from tests.bench.growth import PARTS, open_and_read
 from tests.bench.opening import open_large_slides
@@ -82,7 +81,6 @@ def main(rounds: int, out: Path, only: tuple[str, ...]) -> None:
     if orthanc_missing():
         raise click.ClickException(MISSING_ORTHANC)
     wanted = only or PARTS_MEASURED
-    sys.setswitchinterval(SWITCH_S)  # as the processes of slides have it, for every reader
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"machine": _machine(), "rounds": rounds}
     with tempfile.TemporaryDirectory() as name:
