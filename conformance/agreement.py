@@ -21,7 +21,7 @@ from dicom_io.codes import (
     ME_RATIO,
     cell_type_key,
 )
-from dicom_io.report import ReportContent, decode_report
+from dicom_io.report_content import ReportContent, decode_report
 from dicom_io.source_header import text_of
 from models.cell_types import CELL_TYPES
 

@@ -26,7 +26,7 @@ from conformance.reading import (
     text,
 )
 from dicom_io.errors import InputError
-from dicom_io.report import decode_report
+from dicom_io.report_content import decode_report
 
 # PS3.3 A.35.1.3.1, A.35.2.3.1, A.35.3.3.1 and A.35.13.3.1.
 _TEXTUAL = frozenset(

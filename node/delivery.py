@@ -34,7 +34,7 @@ from dicom_io.errors import (
 )
 from dicom_io.pacs import Pacs, open_pacs
 from dicom_io.pacs_errors import FOREIGN_ERRORS
-from dicom_io.report import report_items
+from dicom_io.report_content import report_items
 from dicom_io.segmentation import decode_segmentation
 from dicom_io.source_header import text_of
 from node.config import Settings

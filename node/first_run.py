@@ -19,7 +19,8 @@ from pydicom.dataset import Dataset
 
 from dicom_io.analysis import Analysis
 from dicom_io.dimse import DimseArchive
-from dicom_io.report import report_place, report_times
+from dicom_io.report import report_place
+from dicom_io.report_content import report_times
 from node.config import Settings
 from node.delivery import open_destination
 

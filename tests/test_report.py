@@ -32,7 +32,8 @@ from dicom_io.codes import (
     cell_type_key,
 )
 from dicom_io.errors import InputError
-from dicom_io.report import decode_report, encode_report, report_times
+from dicom_io.report import encode_report
+from dicom_io.report_content import decode_report, report_times
 from dicom_io.segmentation import encode_segmentation, region_area_mm2
 from dicom_io.slide import Slide
 from models.cell_types import CELL_TYPES, REFERENCE_SOURCE

@@ -16,7 +16,7 @@ from conformance.check import check
 from conformance.result_set import ResultSet
 from dicom_io.annotation import annotated_types
 from dicom_io.pacs import open_pacs
-from dicom_io.report import decode_report
+from dicom_io.report_content import decode_report
 from node.config import load_settings
 from tests.fhir_fixture import FhirServer
 from tests.reviews import RETYPE_ONE, Node, Result, edited_annotation

@@ -12,7 +12,7 @@ import requests
 from pydicom import dcmread
 
 from dicom_io.annotation import decode_annotation
-from dicom_io.report import decode_report
+from dicom_io.report_content import decode_report
 from tests.fhir_fixture import FhirServer
 from tests.mllp_server import mllp_server
 from tests.result_folders import results_app
