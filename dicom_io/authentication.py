@@ -15,13 +15,12 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.requests_client import OAuth2Session
 from authlib.oauth2.rfc6749 import OAuth2Token
 
 from dicom_io.bounded_body import BoundedBody
-from dicom_io.deadline import TimedAdapter
+from dicom_io.deadline import TimedAdapter, whole_timeout
 from dicom_io.errors import ConfigurationInvalid, PacsUnauthorized
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error
 from dicom_io.pacs_settings import PacsSettings, hidden, secret
@@ -85,16 +84,11 @@ class Renewed:
 def bound_answers(session: requests.Session) -> None:
     """Let no token endpoint send for ever, or more than a token: all threads wait for the one.
 
-    Its requests need a :func:`whole_timeout`.
+    Its requests need a :func:`dicom_io.deadline.whole_timeout`.
     """
     for scheme in ("http://", "https://"):
         session.mount(scheme, TimedAdapter())
     session.hooks["response"].append(_bounded)
-
-
-def whole_timeout(seconds: float) -> Any:
-    """A urllib3.Timeout for connection and answer together, which requests takes too."""
-    return urllib3.Timeout(connect=seconds, read=seconds, total=seconds)
 
 
 def _bounded(response: requests.Response, **_: Any) -> None:

@@ -78,6 +78,19 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 _POOLS = {"http": _Pool, "https": _SecurePool}
 
 
+def whole_timeout(seconds: float) -> Any:
+    """A urllib3.Timeout for connection and answer together, which requests takes too."""
+    return urllib3.Timeout(connect=seconds, read=seconds, total=seconds)
+
+
+def timed_out(error: requests.RequestException) -> bool:
+    """Whether time ended a request; of a body, requests tells it as a lost connection."""
+    inner = error.args[0] if error.args else None
+    return isinstance(error, requests.Timeout) or isinstance(
+        inner, urllib3.exceptions.ReadTimeoutError
+    )
+
+
 class TimedAdapter(HTTPAdapter):
     """Transport of requests whose answers end with their deadline."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,10 +44,13 @@ def call_back(url: str, told: Mapping[str, Any], settings: ServeSettings) -> Non
     check_callback(url, settings)
     host = urlsplit(url).netloc
     try:
-        answer = requests.post(url, json=dict(told), timeout=TIMEOUT_S, allow_redirects=False)
+        with requests.post(
+            url, json=dict(told), timeout=TIMEOUT_S, allow_redirects=False, stream=True
+        ) as answer:
+            status = answer.status_code  # nothing else is read of what it says
     except requests.RequestException as error:
         raise CallbackFailed(
             f"The callback to {host} got no answer ({type(error).__name__}): check that it runs."
         ) from error
-    if not answer.ok or answer.is_redirect:
-        raise CallbackFailed(f"The callback to {host} was answered {answer.status_code}.")
+    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        raise CallbackFailed(f"The callback to {host} was answered {status}.")

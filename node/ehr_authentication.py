@@ -25,8 +25,8 @@ from dicom_io.authentication import (
     Scheme,
     basic,
     bound_answers,
-    whole_timeout,
 )
+from dicom_io.deadline import whole_timeout
 from dicom_io.errors import ConfigurationInvalid, EhrUnauthorized, EhrUnreachable
 from dicom_io.pacs_settings import secret
 from node.ehr_records import EhrSettings

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from dicom_io.bounded_body import BoundedBody
+from dicom_io.deadline import TimedAdapter, timed_out, whole_timeout
 from dicom_io.errors import (
     EhrAnswerInvalid,
     EhrError,
@@ -50,6 +51,8 @@ class FhirHttp:
         self.host = urlsplit(base_url).hostname or base_url
         self._timeout_s = settings.timeout_s
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, TimedAdapter())
         self._session.headers.update({"Accept": FHIR_JSON, "Content-Type": FHIR_JSON})
         self._session.hooks["response"].append(_bounded)
         self._scheme = ehr_scheme(base_url, settings)
@@ -111,7 +114,7 @@ class FhirHttp:
                 f"{self.base_url}/{path}" if path else self.base_url,
                 data=json.dumps(body).encode() if body is not None else None,
                 headers=headers,
-                timeout=self._timeout_s,
+                timeout=whole_timeout(self._timeout_s),
                 verify=self._verify,
                 allow_redirects=False,
             )
@@ -120,11 +123,6 @@ class FhirHttp:
                 f"The EHR {self.host} could not prove who it is: give the certificate of its "
                 "authority in the settings (ehr.ca_bundle)."
             ) from error
-        except requests.Timeout as error:
-            raise EhrUnreachable(
-                f"The EHR {self.host} did not answer within {self._timeout_s:g} s: "
-                "try later or raise ehr.timeout_s."
-            ) from error
         except AnswerTooLarge as error:
             raise EhrAnswerInvalid(
                 f"The EHR {self.host} answered a {_kind(path)} with more than "
@@ -132,6 +130,11 @@ class FhirHttp:
                 "of its FHIR interface."
             ) from error
         except requests.RequestException as error:
+            if timed_out(error):
+                raise EhrUnreachable(
+                    f"The EHR {self.host} did not answer within {self._timeout_s:g} s: "
+                    "try later or raise ehr.timeout_s."
+                ) from error
             raise EhrUnreachable(
                 f"The EHR {self.host} cannot be reached ({type(error).__name__}): "
                 "check that it runs, and ehr_url."

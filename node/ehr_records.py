@@ -39,7 +39,7 @@ class EhrSettings:
     Attributes
     ----------
     timeout_s
-        Seconds to connect, and seconds without a byte, after which a request counts as lost.
+        Seconds after which a request counts as lost whose answer is not there to its last byte.
     retries
         Attempts after the first one, for transient failures only.
     retry_wait_s

@@ -347,6 +347,7 @@ def test_an_unknown_patient_may_be_refused_but_is_never_made(
         (Fault(status=429), EhrUnreachable),
         (Fault(path="^/$", status=500), EhrUnreachable),
         (Fault(delay_s=1.5), EhrUnreachable),
+        (Fault(trickle_s=5), EhrUnreachable),
     ],
 )
 def test_a_server_that_fails(
