@@ -20,7 +20,7 @@ from authlib.integrations.requests_client import OAuth2Session
 from authlib.oauth2.rfc6749 import OAuth2Token
 
 from dicom_io.bounded_body import BoundedBody
-from dicom_io.deadline import TimedAdapter, whole_timeout
+from dicom_io.deadline import keep_deadlines, whole_timeout
 from dicom_io.errors import ConfigurationInvalid, PacsUnauthorized
 from dicom_io.pacs_errors import FOREIGN_ERRORS, pacs_error
 from dicom_io.pacs_settings import PacsSettings, hidden, secret
@@ -86,8 +86,7 @@ def bound_answers(session: requests.Session) -> None:
 
     Its requests need a :func:`dicom_io.deadline.whole_timeout`.
     """
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, TimedAdapter())
+    keep_deadlines(session)
     session.hooks["response"].append(_bounded)
 
 

@@ -83,12 +83,16 @@ def whole_timeout(seconds: float) -> Any:
     return urllib3.Timeout(connect=seconds, read=seconds, total=seconds)
 
 
-def timed_out(error: requests.RequestException) -> bool:
-    """Whether time ended a request; of a body, requests tells it as a lost connection."""
-    inner = error.args[0] if error.args else None
-    return isinstance(error, requests.Timeout) or isinstance(
-        inner, urllib3.exceptions.ReadTimeoutError
-    )
+def body_timeout(error: Exception) -> urllib3.exceptions.ReadTimeoutError | None:
+    """What requests wrapped into its ConnectionError as the time for a body had passed, if so."""
+    inner = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
+    return inner if isinstance(inner, urllib3.exceptions.ReadTimeoutError) else None
+
+
+def keep_deadlines(session: requests.Session) -> None:
+    """Let the answers to a session's requests end with their :func:`whole_timeout`."""
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, TimedAdapter())
 
 
 class TimedAdapter(HTTPAdapter):

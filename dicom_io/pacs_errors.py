@@ -19,6 +19,7 @@ import urllib3
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from dicom_io.deadline import body_timeout
 from dicom_io.errors import (
     PacsAnswerInvalid,
     PacsBusy,
@@ -156,7 +157,7 @@ def pacs_error(name: str, what: str, error: Exception) -> PacsError:
     """Say in one sentence what happened when `what` was asked of the archive `name`."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _with_status(_by_status(name, what, error.response), error.response)
-    cause = _cause(error)
+    cause = body_timeout(error) or error
     for foreign, ours, sentence in SENTENCES:
         if isinstance(cause, foreign):
             words = {"kind": type(cause).__name__, "elsewhere": _origin_in(str(cause))}
@@ -185,16 +186,6 @@ KINDS: dict[type[PacsError], str] = {
     PacsUnreachable: "connection lost",
     PacsRefused: "refused",
 }
-
-
-def _cause(error: Exception) -> Exception:
-    """What requests wrapped into its ConnectionError while it read a body."""
-    inner = error.args[0] if error.args else None
-    if type(error) is requests.ConnectionError and isinstance(
-        inner, urllib3.exceptions.ReadTimeoutError
-    ):
-        return inner
-    return error
 
 
 def _origin_in(message: str) -> str:

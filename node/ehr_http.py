@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from dicom_io.bounded_body import BoundedBody
-from dicom_io.deadline import TimedAdapter, timed_out, whole_timeout
+from dicom_io.deadline import body_timeout, keep_deadlines, whole_timeout
 from dicom_io.errors import (
     EhrAnswerInvalid,
     EhrError,
@@ -51,8 +51,7 @@ class FhirHttp:
         self.host = urlsplit(base_url).hostname or base_url
         self._timeout_s = settings.timeout_s
         self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, TimedAdapter())
+        keep_deadlines(self._session)
         self._session.headers.update({"Accept": FHIR_JSON, "Content-Type": FHIR_JSON})
         self._session.hooks["response"].append(_bounded)
         self._scheme = ehr_scheme(base_url, settings)
@@ -130,7 +129,7 @@ class FhirHttp:
                 "of its FHIR interface."
             ) from error
         except requests.RequestException as error:
-            if timed_out(error):
+            if isinstance(error, requests.Timeout) or body_timeout(error):
                 raise EhrUnreachable(
                     f"The EHR {self.host} did not answer within {self._timeout_s:g} s: "
                     "try later or raise ehr.timeout_s."
