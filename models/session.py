@@ -33,10 +33,17 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _REQUIRED = {"cuda": CUDA_PROVIDER, "tensorrt": TENSORRT_PROVIDER}
-# Fixed algorithms in full precision: the same slide must give the same coordinates twice.
-_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+# Fixed algorithms in the precision that is asked for: the same slide must give the same coordinates
+# twice. Without TF32 the runtime leaves all tensor cores out, those for 16 bits too.
+_CUDA_OPTIONS: Mapping[Precision, Mapping[str, str]] = {
+    "fp32": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"},
+    "fp16": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "1"},
+}
+
+_Providers = list[str | tuple[str, dict[str, str]]]
 
 _MOST_GPUS = 16
+_ERRORS = 3  # severity from which the runtime logs; what it warns of is no site's to mend
 
 # A network of one Relu, to see which provider works.
 _PROBE = bytes.fromhex(
@@ -63,11 +70,27 @@ _OUT_OF_MEMORY = re.compile(
 
 
 @dataclass(slots=True)
-class _BatchLimit:
-    """Images that are run at a time, on each of several devices."""
+class _BatchSize:
+    """Images that are run at a time, on each of several devices.
 
-    images: int
+    Attributes
+    ----------
+    limit
+        What a device's memory holds.
+    """
+
+    limit: int
+    _largest: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def of(self, images: int) -> int:
+        """Return the size that so few images are filled up to: the largest that was run.
+
+        A GPU plans its convolutions anew for another number of images than before.
+        """
+        with self._lock:
+            self._largest = max(self._largest, images)
+            return max(images, min(self._largest, self.limit))
 
     def lower(self, failed: int) -> int:
         """Take half of what failed, unless less is the limit already, and return the limit.
@@ -75,8 +98,8 @@ class _BatchLimit:
         A device may fail long after another one that was given fewer.
         """
         with self._lock:
-            self.images = min(self.images, failed // 2)
-            return self.images
+            self.limit = min(self.limit, failed // 2)
+            return self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +126,7 @@ class Session:
     runtime: str
     _runs: Sequence[Callable[[UInt8], list[NDArray[Any]]]]
     _outputs: tuple[str, ...]
-    _limit: _BatchLimit
+    _size: _BatchSize
     _idle: SimpleQueue[Callable[[UInt8], list[NDArray[Any]]]] = field(
         default_factory=SimpleQueue, init=False, repr=False
     )
@@ -138,21 +161,24 @@ class Session:
         Notes
         -----
         The CPU runs one image at a time: it is no slower, needs less memory, and the result
-        cannot depend on which images share a batch. A GPU whose memory does not suffice is given
-        half as many, from then on.
+        cannot depend on which images share a batch. A GPU is given as many each time, the last one
+        repeated where there are fewer, and half as many from when its memory did not suffice.
         """
         parts: list[list[NDArray[Any]]] = []
         at = 0
         while at < len(image):
-            part = image[at : at + self._limit.images]
+            part = image[at : at + self._size.limit]
+            size = self._size.of(len(part))
+            missing = np.repeat(part[-1:], size - len(part), axis=0)
             try:
-                parts.append(self._checked(part))
+                answers = self._checked(np.concatenate([part, missing]) if len(missing) else part)
             except InferenceFailed as error:
-                if len(part) == 1 or not _OUT_OF_MEMORY.search(str(error.__cause__)):
+                if size == 1 or not _OUT_OF_MEMORY.search(str(error.__cause__)):
                     raise
-                limit = self._limit.lower(len(part))
+                limit = self._size.lower(size)
                 _log.warning("%s From now on %d at a time.", error, limit)
                 continue
+            parts.append([array[: len(part)] for array in answers])
             at += len(part)
         return {
             name: np.concatenate([part[k] for part in parts])
@@ -221,13 +247,11 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
+    options.log_severity_level = _ERRORS
     try:
         sessions = [
-            with_engines(
-                kept(gpu),
-                partial(onnxruntime.InferenceSession, content, options, providers=providers),
-            )
-            for gpu, providers in enumerate(_providers(device, kept))
+            with_engines(kept(gpu), partial(_loaded, content, options, providers, device))
+            for gpu, providers in enumerate(_providers(device, precision, kept))
         ]
     except _RUNTIME_ERRORS as error:
         raise InferenceFailed(
@@ -245,7 +269,7 @@ def open_session(
         runtime=f"onnxruntime {onnxruntime.__version__}",
         _runs=[partial(_run, session, outputs, kept(gpu)) for gpu, session in enumerate(sessions)],
         _outputs=outputs,
-        _limit=_BatchLimit(1 if provider == CPU_PROVIDER else sys.maxsize),
+        _size=_BatchSize(1 if provider == CPU_PROVIDER else sys.maxsize),
     )
     _log.info(
         "model %s %s: %s runs on %s (%d) in %s with %s",
@@ -268,7 +292,9 @@ def provider_for(device: Device) -> str:
     InferenceFailed
         ``cuda`` is asked for and does not work here.
     """
-    probe = onnxruntime.InferenceSession(_PROBE, providers=_providers(device)[0])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS
+    probe = _loaded(_PROBE, options, _providers(device, "fp32")[0], device)
     return _active(probe, device)
 
 
@@ -283,6 +309,22 @@ def precision_for(device: Device, precision: Precision) -> Precision:
     if precision == "fp16" and provider_for(device) == CPU_PROVIDER:
         return "fp32"
     return precision
+
+
+def _loaded(content: bytes, options: Any, providers: _Providers, device: Device) -> Any:
+    """Load a network; on the CPU where any device will do and a GPU's provider raises.
+
+    The runtime would fall back by itself, and say so on standard output.
+    """
+    try:
+        return onnxruntime.InferenceSession(
+            content, options, providers=providers, enable_fallback=0
+        )
+    except _RUNTIME_ERRORS as error:
+        if device != "auto" or providers == [CPU_PROVIDER]:
+            raise
+        _log.warning("ONNX Runtime cannot use the GPU (%s): the CPU is used.", _first_line(error))
+        return onnxruntime.InferenceSession(content, options, providers=[CPU_PROVIDER])
 
 
 def _run(
@@ -331,20 +373,18 @@ def _together(sessions: Sequence[Any], device: Device) -> tuple[str, list[Any]]:
     return active[0], [session for session, provider in pairs if provider == active[0]]
 
 
-_Providers = list[str | tuple[str, dict[str, str]]]
-
-
 def _providers(
-    device: Device, engines: Callable[[int], Path | None] = lambda gpu: None
+    device: Device, precision: Precision, engines: Callable[[int], Path | None] = lambda gpu: None
 ) -> list[_Providers]:
     """Execution providers of each session that is opened: one for the CPU, one for each GPU."""
     available = onnxruntime.get_available_providers()
     if device == "cpu" or CUDA_PROVIDER not in available:
         return [[CPU_PROVIDER]]
+    onnxruntime.set_default_logger_severity(_ERRORS)
     onnxruntime.preload_dlls()  # CUDA libraries that came as Python packages
     chosen = []
     for gpu in range(_gpus()):
-        options = {**_CUDA_OPTIONS, "device_id": str(gpu)}
+        options = {**_CUDA_OPTIONS[precision], "device_id": str(gpu)}
         providers: _Providers = [(CUDA_PROVIDER, options), CPU_PROVIDER]
         if device == "tensorrt" and TENSORRT_PROVIDER in available:
             providers.insert(0, (TENSORRT_PROVIDER, tensorrt_options(gpu, engines(gpu))))
@@ -361,7 +401,7 @@ def _gpus() -> int:
     for gpu in range(1, _MOST_GPUS):
         provider: _Providers = [(CUDA_PROVIDER, {"device_id": str(gpu)})]
         try:
-            probe = onnxruntime.InferenceSession(_PROBE, providers=provider)
+            probe = onnxruntime.InferenceSession(_PROBE, providers=provider, enable_fallback=0)
         except _RUNTIME_ERRORS:
             return gpu
         if probe.get_providers()[0] != CUDA_PROVIDER:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from models.package import ModelPackage, Stage, stages_of
-from models.session import Session, open_session
-from node.config import Settings
+from models.session import CPU_PROVIDER, Session, open_session
+from node.config import ModelSettings, Settings
 from node.engines import own_engines
+
+CPU_BATCH_TILES, GPU_BATCH_TILES = 4, 16
+
+
+def batch_tiles(settings: ModelSettings, detector: Session) -> int:
+    """Tiles that are read and run together: as set, else what suits the device."""
+    suits = CPU_BATCH_TILES if detector.provider == CPU_PROVIDER else GPU_BATCH_TILES
+    return settings.batch_tiles or suits
 
 
 def open_sessions(

@@ -45,7 +45,7 @@ from node.ehr_mllp import MllpEhr
 from node.ehr_records import report_in, would_undo_review
 from node.fhir import report_identifier
 from node.first_run import is_what_the_archive_has, with_first_times
-from node.networks import open_sessions
+from node.networks import batch_tiles, open_sessions
 from node.outputs import DICOM_MEDIA_TYPE, Artifact, encode_documents, from_bytes
 from node.pictures import OVERVIEW_PX, Field, drawn_in_turn
 from node.revisions import keep_first, newest_revision, revisions
@@ -169,7 +169,7 @@ def detect(place: Workplace, opened: Json, localised: Json) -> Json:
             box_px[order],
             manifest.detector.um_per_px,
             within=regions,
-            batch_size=place.settings.model.batch_tiles,
+            batch_size=batch_tiles(place.settings.model, sessions["detector"]),
             settings=place.settings.read,
         )
         pixels = hashlib.sha256()
@@ -212,7 +212,8 @@ def _answers(
         digest = hashlib.sha256(batch.rgb.data).digest()
         return batch, digest, detect_and_classify(batch, sessions, place.package)
 
-    at_work = sessions["detector"].parallel
+    # One more than the devices: it digests pixels and thins out cells while they compute.
+    at_work = sessions["detector"].parallel + 1
     with closing(tiles), ThreadPoolExecutor(at_work) as workers:
         yield from mapped_ahead(workers, answer, tiles, at_work + 1)
 

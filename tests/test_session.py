@@ -27,7 +27,7 @@ from models.session import (
     CUDA_PROVIDER,
     TENSORRT_PROVIDER,
     Session,
-    _BatchLimit,
+    _BatchSize,
     _gpus,
     _together,
     open_session,
@@ -192,7 +192,7 @@ def test_an_output_that_is_not_finite_is_an_inference_failure(folder: Path) -> N
 def gpu_session(runs: Sequence[Callable[[UInt8], list[np.ndarray]]], images: int) -> Session:
     """A session as on so many GPUs, each of which takes so many images at a time."""
     return Session(
-        "localiser", "x.onnx", "CUDA", "fp32", "test", runs, ("probability",), _BatchLimit(images)
+        "localiser", "x.onnx", "CUDA", "fp32", "test", runs, ("probability",), _BatchSize(images)
     )
 
 
@@ -206,7 +206,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFi
         return [image[:, 0, 0, :1].astype(np.float32)]
 
     session = Session(
-        "localiser", "x.onnx", "CUDA", "fp32", "test", [run], ("probability",), _BatchLimit(99)
+        "localiser", "x.onnx", "CUDA", "fp32", "test", [run], ("probability",), _BatchSize(99)
     )
     image = np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
     with caplog.at_level(logging.WARNING):
@@ -215,6 +215,32 @@ def test_a_batch_that_memory_does_not_hold_is_halved(caplog: pytest.LogCaptureFi
     assert "From now on 1 at a time" in caplog.text
     asked.clear()
     session(image[:3])
+    assert asked == [1, 1, 1]
+
+
+def test_a_gpu_is_given_as_many_images_each_time() -> None:
+    asked: list[int] = []
+
+    def run(image: UInt8) -> list[np.ndarray]:
+        asked.append(len(image))
+        return [image[:, 0, 0, :1].astype(np.float32)]
+
+    session = gpu_session([run], 99)
+    image = np.arange(8, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    for images in (3, 8, 5, 1):
+        answers = session(image[:images])["probability"]
+        assert answers.ravel().tolist() == list(range(images))
+    assert asked == [3, 8, 8, 8]
+
+
+def test_a_cpu_is_given_one_image_each_time() -> None:
+    asked: list[int] = []
+
+    def run(image: UInt8) -> list[np.ndarray]:
+        asked.append(len(image))
+        return [image[:, 0, 0, :1].astype(np.float32)]
+
+    gpu_session([run], 1)(np.zeros((3, 2, 2, 3), np.uint8))
     assert asked == [1, 1, 1]
 
 
@@ -238,7 +264,7 @@ def test_a_failure_that_comes_late_does_not_raise_the_limit_again() -> None:
         late = thread.submit(session, images)
         assert begun.wait(10)
         session(images[:7])
-        assert asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+        assert asked == [8, 4, 2, 1, 1, 1, 1, 1, 1, 1]
         asked.clear()
         goes_on.set()
         assert len(late.result()["probability"]) == 8
@@ -274,18 +300,21 @@ class OnTwoGpus:
 
     def __init__(self) -> None:
         self.told: list[dict[str, str]] = []
-        self._open = onnxruntime.InferenceSession
+        self.cpu = onnxruntime.InferenceSession
 
     def get_available_providers(self) -> list[str]:
         return [TENSORRT_PROVIDER, CUDA_PROVIDER, CPU_PROVIDER]
 
-    def open(self, content: bytes, *options: Any, providers: Sequence[Any]) -> Any:
+    def open(
+        self, content: bytes, *options: Any, providers: Sequence[Any], enable_fallback: int
+    ) -> Any:
+        assert not enable_fallback  # of the runtime's own, which prints
         name, told = providers[0]
         if int(told["device_id"]) > 1:
             raise RuntimeError("there are two")
         if name == TENSORRT_PROVIDER:
             self.told.append(told)
-        session = self._open(content, *options, providers=[CPU_PROVIDER])
+        session = self.cpu(content, *options, providers=[CPU_PROVIDER])
         session.get_providers = lambda: [name, CPU_PROVIDER]
         return session
 
@@ -299,6 +328,31 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnTwoGpus]:
     _gpus.cache_clear()
     yield runtime
     _gpus.cache_clear()
+
+
+def test_where_a_gpu_cannot_be_used_any_device_is_the_cpu(
+    folder: Path,
+    two_gpus: OnTwoGpus,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    works = onnxruntime.InferenceSession
+
+    def broken(content: bytes, *options: Any, providers: Sequence[Any], **named: Any) -> Any:
+        if CPU_PROVIDER in providers[:1]:
+            return two_gpus.cpu(content, *options, providers=providers)
+        if len(content) < 100:  # the network that tells whether there is a GPU
+            return works(content, *options, providers=providers, **named)
+        raise RuntimeError("CUDA failure 35: driver version is insufficient")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
+    package = load_package(folder)
+    assert open_session(package, "detector", "auto", 1).provider == CPU_PROVIDER
+    assert "CUDA failure 35" in caplog.text
+    with pytest.raises(InferenceFailed, match="CUDA failure 35"):
+        open_session(package, "detector", "cuda", 1)
+    assert capfd.readouterr().out == ""
 
 
 def test_tensorrt_keeps_the_engines_of_each_network(
@@ -331,7 +385,7 @@ def test_memory_that_does_not_hold_one_image_is_a_failure() -> None:
         raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
 
     session = Session(
-        "localiser", "x.onnx", "CUDA", "fp32", "test", [run], ("probability",), _BatchLimit(4)
+        "localiser", "x.onnx", "CUDA", "fp32", "test", [run], ("probability",), _BatchSize(4)
     )
     with pytest.raises(InferenceFailed, match="Failed to allocate"):
         session(np.zeros((4, 8, 8, 3), np.uint8))

@@ -19,7 +19,12 @@ from models.training.data import PATCH_PX, TYPES, PatchMaker, load_field, target
 from models.training.export import export, largest_differences
 from models.training.layers import conv
 from models.training.parity import PARITY
-from models.training.smear_detector import CellFinder, ExportedDetector, crops_around
+from models.training.smear_detector import (
+    CellFinder,
+    ExportedDetector,
+    crops_around,
+    filled_up,
+)
 from models.training.type_branch import TypeBranch, load_imagenet
 
 FIELDS = sorted((ASSETS / "fields").glob("*.jpg"))[:12]
@@ -86,6 +91,21 @@ def test_crops_lie_around_their_centres_and_repeat_the_border() -> None:
     torch.testing.assert_close(crops[0], expected)
     torch.testing.assert_close(crops[1][:, :32, :32], (image[1, 95:127, :1] / 255).permute(2, 0, 1)
                                .expand(3, 32, 32))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("images", "peaks", "looked_at"),
+    [
+        *((1, 1, 1), (1, 77, 77), (1, 128, 128)),
+        *((2, 1, 128), (2, 128, 128), (2, 129, 256), (2, 256, 256), (4, 256, 256), (4, 257, 512)),
+    ],
+)
+def test_peaks_of_several_images_are_filled_up(images: int, peaks: int, looked_at: int) -> None:
+    worth = torch.arange(peaks) * 2
+    filled = filled_up(worth, images)
+    assert len(filled) == looked_at
+    assert torch.equal(filled[:peaks], worth)
+    assert (filled[peaks:] == worth[-1]).all()
 
 
 def test_only_peaks_worth_it_get_a_type() -> None:

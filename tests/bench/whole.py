@@ -24,6 +24,7 @@ from models.records import Regions, Tiles
 from models.session import open_session
 from node.config import ModelSettings, Settings
 from node.documents import load_ahead
+from node.networks import batch_tiles
 from node.pipeline import SlideReference, analyse
 from node.progress import Progress
 from node.summary import peak_rss_mb
@@ -113,7 +114,7 @@ def _parts_alone(
                 box_px,
                 manifest.detector.um_per_px,
                 within=regions,
-                batch_size=settings.model.batch_tiles,
+                batch_size=batch_tiles(settings.model, session),
                 settings=settings.read,
             )
 
