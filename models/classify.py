@@ -6,16 +6,15 @@ Choi et al. (2017) name cells that somebody else found; here, a detector did.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import ndimage
 
 from models.detect import detect, labelled
 from models.errors import InferenceFailed
 from models.manifest import ClassifierStage
 from models.package import ModelPackage, Stage
-from models.records import Detections, Float32, Tiles, UInt8
+from models.records import Detections, Float32, Float64, Int64, Tiles, UInt8
 
 _BATCH = 64
 
@@ -107,10 +106,54 @@ def crops_of(tiles: Tiles, found: Detections, stage: ClassifierStage, um_per_px:
     centre = (found.box_tile_px[:, :2] + found.box_tile_px[:, 2:]).astype(np.float64) / 2
     crops = np.empty((len(centre), stage.crop_px, stage.crop_px, 3), np.uint8)
     for row, (tile, (x, y)) in enumerate(zip(found.tile.tolist(), centre.tolist(), strict=True)):
-        # Pixel centres lie at 0.5: index = coordinate - 0.5.
-        places = np.meshgrid(y + offset - 0.5, x + offset - 0.5, indexing="ij")
-        for channel in range(3):
-            crops[row, ..., channel] = ndimage.map_coordinates(
-                tiles.rgb[tile, ..., channel], places, order=1, mode="reflect"
-            )
+        crops[row] = _interpolated(tiles.rgb[tile], x + offset, y + offset)
     return crops
+
+
+def _interpolated(rgb: UInt8, x: Float64, y: Float64) -> UInt8:
+    """Colours (H, W, 3) where columns `x` (W,) and rows `y` (H,) cross, bilinearly.
+
+    Rows first, then columns: a quarter of the time in which ``scipy.ndimage.map_coordinates``
+    (order 1, mode "reflect") gives the same values, as it places every pixel by itself.
+    """
+    rows, columns = _Neighbours.of(y, rgb.shape[0]), _Neighbours.of(x, rgb.shape[1])
+    around = rgb[rows.reach, columns.reach].astype(np.float64)
+    colours = columns.between(rows.between(around, 0), 1)
+    colours += 0.5
+    return colours.astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbours:
+    """Pixels on both sides of each coordinate along one axis, and how far the second one weighs.
+
+    Attributes
+    ----------
+    reach
+        Of all of them; `first` and `second` count from its start.
+    """
+
+    reach: slice
+    first: Int64
+    second: Int64
+    share: Float64
+
+    @classmethod
+    def of(cls, coordinate: Float64, size: int) -> _Neighbours:
+        place = coordinate - 0.5  # pixel centres lie at 0.5
+        below = np.floor(place)
+        pair = np.stack([below, below + 1]).astype(np.int64) % (2 * size)
+        pair = np.where(pair < size, pair, 2 * size - 1 - pair)  # the border is reflected
+        start = int(pair.min())
+        return cls(
+            slice(start, int(pair.max()) + 1), pair[0] - start, pair[1] - start, place - below
+        )
+
+    def between(self, colours: Float64, axis: int) -> Float64:
+        """Interpolate along one axis of (h, w, 3)."""
+        before = np.take(colours, self.first, axis)
+        after = np.take(colours, self.second, axis)
+        after -= before
+        after *= np.expand_dims(self.share, tuple(range(1, 3 - axis)))
+        after += before
+        return after

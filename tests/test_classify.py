@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from models.classify import classify, crops_of
 from models.detect import detect
@@ -97,3 +98,31 @@ def test_a_package_without_one_says_so(tmp_path: Path) -> None:
     assert stages_of(plain.manifest) == ("localiser", "detector")
     with pytest.raises(ManifestInvalid, match="has no second stage"):
         open_session(plain, "classifier", "cpu", 1)
+
+
+@pytest.mark.parametrize("um_per_px", [0.16, 0.25, 0.4])
+def test_crops_are_interpolated_as_scipy_does_it(um_per_px: float) -> None:
+    draw = np.random.default_rng(4)
+    rgb = draw.integers(0, 256, (1, 200, 260, 3), np.uint8)
+    tiles = Tiles(rgb, np.zeros((1, 2)), np.ones(2), np.ones((1, 200, 260), np.bool_))
+    centre = draw.uniform((-10, -10), (270, 210), (40, 2))  # beyond the border too
+    box = np.hstack([centre - 20, centre + 20]).astype(np.float32)
+    rows = len(box)
+    found = Detections(
+        np.zeros(rows, np.int32),
+        box,
+        np.ones(rows, np.float32),
+        np.ones((rows, len(CLASSES)), np.float32),
+        np.zeros(rows, np.int32),
+        CLASSES,
+    )
+    stage = ClassifierStage("c.onnx", "0" * 64, um_per_px, 96)
+    offset = (np.arange(96) + 0.5 - 48) * um_per_px / 0.25 - 0.5
+    middle = (box[:, :2] + box[:, 2:]).astype(np.float64) / 2
+    for crop, (x, y) in zip(crops_of(tiles, found, stage, 0.25), middle, strict=True):
+        places = np.meshgrid(y + offset, x + offset, indexing="ij")
+        for channel in range(3):
+            expected = ndimage.map_coordinates(
+                rgb[0, ..., channel], places, order=1, mode="reflect"
+            )
+            np.testing.assert_array_equal(crop[..., channel], expected)
