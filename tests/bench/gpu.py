@@ -307,7 +307,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         f"`make bench-gpu`. Slides are composed, {SLIDE_PX[0]} × {SLIDE_PX[1]} px with"
         f" {SLIDE_CELLS} cells; tiles lie around cells.",
         f"Agreement: cells of the CPU (32 bits) found with IoU ≥ {SAME_PLACE_IOU} and the same"
-        " type, of all that it found.",
+        " type, of all that it found. The driver tells how busy the GPU was in up to a second:"
+        " of networks alone, which are through in less, it tells too little.",
         "",
     ]
     for part, heads in _COLUMNS.items():
