@@ -256,7 +256,7 @@ def open_session(
     except _RUNTIME_ERRORS as error:
         raise InferenceFailed(
             f"Model package {package.manifest.name}: ONNX Runtime cannot load {file}"
-            f" ({_first_line(error)}); install the package again."
+            f" ({_first_line(error)}); install the package again, or try device 'cpu'."
         ) from error
     provider, sessions = _together(sessions, device)
     _check_graph(package, stage, file, sessions[0])
@@ -294,7 +294,10 @@ def provider_for(device: Device) -> str:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS
-    probe = _loaded(_PROBE, options, _providers(device, "fp32")[0], device)
+    try:
+        probe = _loaded(_PROBE, options, _providers(device, "fp32")[0], device)
+    except _RUNTIME_ERRORS as error:
+        raise _unusable(device, _first_line(error)) from error
     return _active(probe, device)
 
 
@@ -350,11 +353,15 @@ def _active(session: Any, device: Device) -> str:
     """Return the provider that a session really got; the runtime falls back without an error."""
     provider = str(session.get_providers()[0])
     if provider != _REQUIRED.get(device, provider):
-        raise InferenceFailed(
-            f"Model device '{device}' is not usable here, ONNX Runtime fell back to {provider};"
-            " install the extra 'gpu' and its drivers or set the device to 'cpu' or 'auto'."
-        )
+        raise _unusable(device, f"ONNX Runtime fell back to {provider}")
     return provider
+
+
+def _unusable(device: Device, why: str) -> InferenceFailed:
+    return InferenceFailed(
+        f"Model device '{device}' is not usable here, {why};"
+        " install the extra 'gpu' and its drivers or set the device to 'cpu' or 'auto'."
+    )
 
 
 def _together(sessions: Sequence[Any], device: Device) -> tuple[str, list[Any]]:

@@ -56,7 +56,7 @@ class ModelSettings:
     threads
         CPU threads of the runtime; 0 for one per core.
     batch_tiles
-        Tiles that are decoded, and run through the network, together; 0 for 4 on a CPU, which more
+        Tiles that are decoded, and run through the network, together; 0 for 8 on a CPU, which more
         do not help, and 16 on a GPU.
     tile_seed
         Tiles are counted in a seeded random order, as convergence of the count asks; a package that
@@ -68,7 +68,7 @@ class ModelSettings:
     device: Literal["auto", "cuda", "tensorrt", "cpu"] = "auto"
     precision: Literal["fp32", "fp16"] = "fp32"
     threads: int = 0
-    batch_tiles: int = 0
+    batch_tiles: Annotated[int, Field(ge=0)] = 0
     tile_seed: int = 2021
 
 

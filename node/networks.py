@@ -7,7 +7,7 @@ from models.session import CPU_PROVIDER, Session, open_session
 from node.config import ModelSettings, Settings
 from node.engines import own_engines
 
-CPU_BATCH_TILES, GPU_BATCH_TILES = 4, 16
+CPU_BATCH_TILES, GPU_BATCH_TILES = 8, 16
 
 
 def batch_tiles(settings: ModelSettings, detector: Session) -> int:

@@ -355,6 +355,20 @@ def test_where_a_gpu_cannot_be_used_any_device_is_the_cpu(
     assert capfd.readouterr().out == ""
 
 
+def test_a_gpu_whose_provider_raises_is_refused(
+    two_gpus: OnTwoGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(content: bytes, *options: Any, providers: Sequence[Any], **named: Any) -> Any:
+        if CPU_PROVIDER in providers[:1]:
+            return two_gpus.cpu(content, *options, providers=providers)
+        raise RuntimeError("CUDA failure 35: driver version is insufficient")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
+    with pytest.raises(InferenceFailed, match="'cuda' is not usable here, CUDA failure 35"):
+        provider_for("cuda")
+    assert provider_for("auto") == CPU_PROVIDER
+
+
 def test_tensorrt_keeps_the_engines_of_each_network(
     folder: Path, tmp_path: Path, two_gpus: OnTwoGpus
 ) -> None:
