@@ -24,15 +24,16 @@ class RecycledMemory:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape, self._bytes = shape, int(np.prod(shape))
-        self._free: list[bytearray] = []
+        self._free: list[memoryview] = []
 
     def array(self) -> UInt8:
         """An array of unknown content."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = bytearray(self._bytes)
-        # Views of views refer to this array and never to the bytes, which are no array.
+            # Not a bytearray: zeros would be written, for milliseconds, with the interpreter held.
+            memory = np.empty(self._bytes, np.uint8).data
+        # Views of views refer to this array and never to the memory view, which is no array.
         owner = np.frombuffer(memory, np.uint8)
         weakref.finalize(owner, self._free.append, memory).atexit = False
         return owner.reshape(self._shape)
