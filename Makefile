@@ -51,8 +51,8 @@ lint: $(VENV)/.developer
 bench: $(VENV)/.developer  ## time reading, whole analyses and growth beside other readers and the limit
 	$(BIN)/python -m tests.bench --out bench
 
-bench-gpu: $(VENV)/.developer  ## tiles a second on the GPU, how busy it is, agreement with the CPU
-	$(BIN)/python -m tests.bench.gpu
+bench-gpu: $(VENV)/.developer  ## tiles and slides a second on the GPU, how busy it is, agreement with the CPU
+	$(BIN)/python -m tests.bench.gpu --out bench
 
 conformance: $(VENV)/.developer  ## write anew: tables of the standard, conformance statement, what each validator catches
 	$(BIN)/python -m conformance

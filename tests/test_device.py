@@ -108,3 +108,11 @@ def test_what_forks_has_opened_no_session_before(tmp_path: Path, command: list[s
         limit.cancel()
     assert did[0] == "fork"
     assert "session" in did
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this runtime has CUDA")
+def test_the_benchmark_of_gpus_says_why_it_measures_nothing() -> None:
+    command = [sys.executable, "-m", "tests.bench.gpu"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stderr.startswith("skipped: Model device 'cuda' is not usable here")
+    assert ended.stdout == ""

@@ -20,7 +20,7 @@ from PIL import Image
 
 from models.composing import ASSETS
 from models.errors import DigestMismatch, InferenceFailed, ManifestInvalid
-from models.package import described_network, find_package, load_package
+from models.package import described_network, find_package, load_package, network_of
 from models.records import UInt8
 from models.session import (
     CPU_PROVIDER,
@@ -113,6 +113,20 @@ def test_a_session_does_not_depend_on_the_batch(folder: Path) -> None:
     for i in range(3):
         for name, array in session(image[i : i + 1]).items():
             assert array.tobytes() == together[name][i : i + 1].tobytes()
+
+
+def test_cells_of_images_together_are_those_of_each_alone() -> None:
+    """As a GPU is given them: the crops of several images are filled up, those of one are not."""
+    network = network_of(find_package("demo-smear", ()), "detector", "fp32")
+    runtime = onnxruntime.InferenceSession(network, providers=[CPU_PROVIDER])
+    fields = sorted((ASSETS / "fields").glob("*.jpg"))[:3]
+    image = np.stack([np.asarray(Image.open(field).convert("RGB"))[:224, :224] for field in fields])
+    together = runtime.run(None, {"image": image})
+    assert (together[1] > 0.5).sum() >= 3  # cells
+    for number in range(len(image)):
+        alone = runtime.run(None, {"image": image[number : number + 1]})
+        for one, all_ in zip(alone, together, strict=True):
+            np.testing.assert_allclose(all_[number : number + 1], one, atol=1e-4)
 
 
 def test_what_the_runtime_refuses_is_an_inference_failure(folder: Path) -> None:

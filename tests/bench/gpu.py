@@ -285,7 +285,12 @@ def _busy_percent(
 
 def _machine() -> dict[str, Any]:
     try:
-        command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        command = [
+            "nvidia-smi",
+            "--id=0",
+            "--query-gpu=name,driver_version",
+            "--format=csv,noheader",
+        ]
         gpu = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:
         gpu = "none"
