@@ -120,9 +120,9 @@ def test_cells_of_images_together_are_those_of_each_alone() -> None:
     network = network_of(find_package("demo-smear", ()), "detector", "fp32")
     runtime = onnxruntime.InferenceSession(network, providers=[CPU_PROVIDER])
     fields = sorted((ASSETS / "fields").glob("*.jpg"))[:3]
-    image = np.stack([np.asarray(Image.open(field).convert("RGB"))[:224, :224] for field in fields])
+    image = np.stack([np.asarray(Image.open(field).convert("RGB"))[:352, :352] for field in fields])
     together = runtime.run(None, {"image": image})
-    assert (together[1] > 0.5).sum() >= 3  # cells
+    assert (together[1] > 0.5).any()  # a cell
     for number in range(len(image)):
         alone = runtime.run(None, {"image": image[number : number + 1]})
         for one, all_ in zip(alone, together, strict=True):
