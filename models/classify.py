@@ -125,12 +125,16 @@ def _interpolated(rgb: UInt8, x: Float64, y: Float64) -> UInt8:
 
 @dataclass(frozen=True, slots=True)
 class _Neighbours:
-    """Pixels on both sides of each coordinate along one axis, and how far the second one weighs.
+    """Pixels on both sides of coordinates along one axis.
 
     Attributes
     ----------
     reach
-        Of all of them; `first` and `second` count from its start.
+        From the first of all these pixels to the last.
+    first, second : (N,) int64
+        Of each coordinate, counted from the start of `reach`.
+    share : (N,) float64
+        Weight of the second, 0 to 1; the first has the rest.
     """
 
     reach: slice
@@ -150,7 +154,7 @@ class _Neighbours:
         )
 
     def between(self, colours: Float64, axis: int) -> Float64:
-        """Interpolate along one axis of (h, w, 3)."""
+        """Interpolate `colours` (h, w, 3), cut to `reach`, along one axis: N values there."""
         before = np.take(colours, self.first, axis)
         after = np.take(colours, self.second, axis)
         after -= before

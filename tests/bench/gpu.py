@@ -39,6 +39,8 @@ from node.gpu_use import gpu_use
 
 SEED = 2026
 SLIDE_PX, SLIDE_CELLS = (24_000, 16_000), 6_000
+SLIDES = 3  # of each process
+AT_ONCE = 4  # processes that share the GPU
 TILES_SLIDE_PX, TILES_SLIDE_CELLS = (8_192, 8_192), 1_000
 BATCHES = (4, 16, 64)
 SAME_PLACE_IOU = 0.9
@@ -60,16 +62,8 @@ class Found:
 @click.command()
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--only", type=click.Choice(["slides", "tiles"]), help="One of the two parts.")
-@click.option("--slides", default=4, show_default=True, help="Whole analyses of each kind.")
-@click.option("--at-once", default=4, show_default=True, help="Processes that share the GPU.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for gpu.json and gpu.md.")
-def main(
-    device: Device,
-    only: Literal["slides", "tiles"] | None,
-    slides: int,
-    at_once: int,
-    out: Path | None,
-) -> None:
+def main(device: Device, only: Literal["slides", "tiles"] | None, out: Path | None) -> None:
     """Measure; prints a line of JSON for each figure, as soon as it is taken."""
     try:
         provider = provider_for(device)
@@ -87,7 +81,7 @@ def main(
     tell({"part": "machine", "provider": provider, **_machine()})
     with tempfile.TemporaryDirectory() as name:
         if only != "tiles":
-            for row in _whole_slides(Path(name) / "slides", device, slides, at_once):
+            for row in _whole_slides(Path(name) / "slides", device):
                 tell(row)
         if only != "slides":
             for row in _tile_by_tile(Path(name) / "tiles", device):
@@ -195,24 +189,23 @@ def _agreement(found: Found, truth: Found) -> dict[str, Any]:
     }
 
 
-def _whole_slides(
-    folder: Path, device: Device, slides: int, at_once: int
-) -> Iterator[dict[str, Any]]:
+def _whole_slides(folder: Path, device: Device) -> Iterator[dict[str, Any]]:
     """One process after another, then several that share the GPU; folders as archive and EHR."""
     slide = compose_demonstration_slide(folder / "pacs", SEED, SLIDE_PX, SLIDE_CELLS)
     package = find_package(WHOLE, ())
     kinds: list[tuple[Device, Precision, int]] = [("cpu", "fp32", 1)]
     for precision in _precisions(package, device):
-        kinds += [(device, precision, number) for number in (1, at_once)]
+        kinds += [(device, precision, number) for number in (1, AT_ONCE)]
     kinds = list(dict.fromkeys(kinds))  # where the device is the CPU itself
     truth: Found | None = None
     for kind_device, precision, processes in kinds:
-        each = 1 if kind_device == "cpu" else slides
+        each = 1 if kind_device == "cpu" else SLIDES
         places = [folder / f"{kind_device}-{precision}-{processes}-{n}" for n in range(processes)]
         with _gpu_watched() as samples:
             _analyse_at_once(folder, slide, places, kind_device, precision, each)
         rows = [row for place in places for row in json.loads((place / "slides.json").read_text())]
         found = _cells_in(places[0])
+        agreement = {"cells": len(found.label)} if truth is None else _agreement(found, truth)
         truth = truth or found
         began, ended = min(row["began"] for row in rows), max(row["ended"] for row in rows)
         span_s = ended - began
@@ -229,7 +222,7 @@ def _whole_slides(
             "tiles_per_s": round(sum(row["tiles"] for row in rows) / span_s, 1),
             "gpu_busy_percent": _busy_percent(samples, began, ended),
             "stages_s": rows[-1]["stages_s"],
-            **_agreement(found, truth),
+            **agreement,
         }
 
 

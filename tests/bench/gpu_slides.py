@@ -11,50 +11,38 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 
 from models.package import Precision
 from models.records import Cells
+from models.session import Device
 from node.config import ModelSettings, Settings
 from node.documents import load_ahead
-from node.pipeline import SlideReference, analyse
+from node.pipeline import SlideReference
 from node.workplace import Workplace
+from tests.bench.whole import analyse_timed
 
 
 def analyse_once(settings: Settings, slide: SlideReference) -> tuple[dict[str, Any], Cells]:
-    """Seconds of each stage, tiles and cells; ``began`` and ``ended`` on the system's clock."""
-    seconds: dict[str, float] = {}
-    kept: dict[str, dict[str, Any]] = {}
-
-    def timed(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        begun = time.monotonic()
-        kept[name] = stage()
-        seconds[name] = round(time.monotonic() - begun, 3)
-        return kept[name]
-
+    """Seconds of each stage and tiles; ``began`` and ``ended`` on the system's clock."""
     place = Workplace.open(settings, lambda progress: None)
     began = time.monotonic()
-    result = analyse(place, slide, timed)
+    _, kept, seconds = analyse_timed(place, slide)
     row = {
         "began": began,
         "ended": time.monotonic(),
         "tiles": kept["detect"]["tiles"],
-        "cells": result["cells"],
         "provider": kept["detect"]["provider"],
-        "precision": kept["detect"]["precision"],
-        "stages_s": seconds,
+        "stages_s": {name: round(spent, 3) for name, spent in seconds.items()},
     }
     return row, place.work.get_record(kept["detect"]["cells"])
 
 
-def settings_for(
-    device: Literal["cuda", "cpu"], precision: Precision, archive: Path, out: Path
-) -> Settings:
+def settings_for(device: Device, precision: Precision, archive: Path, out: Path) -> Settings:
     """Archive, EHR and work folder on the disk."""
     (out / "ehr").mkdir(parents=True)
     model = ModelSettings(device=device, precision=precision)
@@ -77,10 +65,8 @@ def main() -> None:
     for number in range(int(slides)):
         own = folder / str(number)
         shutil.copytree(pacs, own / "pacs")
-        row, cells = analyse_once(
-            settings_for(device, precision, own / "pacs", own),  # type: ignore[arg-type]
-            slide,
-        )
+        settings = settings_for(cast(Device, device), cast(Precision, precision), own / "pacs", own)
+        row, cells = analyse_once(settings, slide)
         rows.append(row)
     np.savez(folder / "cells.npz", box_px=cells.box_px, label=cells.label)
     (folder / "slides.json").write_text(json.dumps(rows))

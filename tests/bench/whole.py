@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -42,15 +42,7 @@ def measure(settings: Settings, slide: SlideReference, server_pid: int) -> dict[
         Seconds of the stages and in all; to the first cells; of the reading and of the network
         alone; of processors (node and server); bytes; peak memory.
     """
-    seconds: dict[str, float] = {}
-    kept: dict[str, dict[str, Any]] = {}
     first_cells_s: list[float] = []
-
-    def timed(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        begun = time.monotonic()
-        kept[name] = stage()
-        seconds[name] = time.monotonic() - begun
-        return kept[name]
 
     def watch(progress: Progress) -> None:
         if progress.stage == "detect" and progress.cells and not first_cells_s:
@@ -60,7 +52,7 @@ def measure(settings: Settings, slide: SlideReference, server_pid: int) -> dict[
     load_ahead()  # as the process that those of slides are forked from
     cpu_before = time.process_time() + process_cpu_s(server_pid)
     started = time.monotonic()
-    result = analyse(place, slide, timed)
+    result, kept, seconds = analyse_timed(place, slide)
     wall_s = time.monotonic() - started
     cpu_s = time.process_time() + process_cpu_s(server_pid) - cpu_before
     peak_mb = peak_rss_mb()
@@ -81,6 +73,22 @@ def measure(settings: Settings, slide: SlideReference, server_pid: int) -> dict[
         "bytes_slide": result["bytes_slide"],
         "peak_rss_mb": peak_mb,
     }
+
+
+def analyse_timed(
+    place: Workplace, slide: SlideReference
+) -> tuple[Mapping[str, Any], dict[str, dict[str, Any]], dict[str, float]]:
+    """Analyse in this process: the result, what each stage returned, and its seconds."""
+    kept: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        begun = time.monotonic()
+        kept[name] = stage()
+        seconds[name] = time.monotonic() - begun
+        return kept[name]
+
+    return analyse(place, slide, timed), kept, seconds
 
 
 def process_cpu_s(pid: int) -> float:
